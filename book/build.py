@@ -1,0 +1,118 @@
+"""Builds the web book to _build/html, with every warning an error: ``python -m book.build [--fresh]``.
+
+Jupyter Book turns _config.yml into Sphinx settings; this script takes them and calls Sphinx itself, because
+the stock command cannot leave out the extensions that put other hosts' scripts on every page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from jupyter_book.config import get_final_config
+from sphinx.application import Sphinx
+from sphinx.util.console import color_terminal, nocolor
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "_build" / "html"
+
+# sphinx_thebe declares a global twice on every page; the others load from other hosts, or would.
+UNWANTED = {"sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx"}
+
+FIRST_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<meta http-equiv="refresh" content="0; url={page}">
+</head>
+<body><main><h1>{title}</h1><p><a href="{page}">Open the book</a></p></main></body>
+</html>
+"""
+
+
+def sphinx_settings(root: Path = ROOT) -> dict[str, Any]:
+    """The settings of _config.yml in Sphinx's terms, less the unwanted extensions."""
+    settings, _ = get_final_config(
+        user_yaml=root / "_config.yml",
+        cli_config={"latex_individualpages": False},
+        sourcedir=root,
+        raise_on_invalid=True,
+    )
+    settings["extensions"] = [name for name in settings["extensions"] if name not in UNWANTED]
+    for key in ("latex_doc_overrides", "comments_config"):
+        settings.pop(key, None)
+    return settings
+
+
+def build(root: Path = ROOT, *, fresh: bool = False) -> bool:
+    """Builds the book; returns whether it came out without an error or a warning.
+
+    Args:
+        root: the folder of _config.yml and _toc.yml.
+        fresh: build from nothing, instead of only the pages whose sources changed.
+    """
+    # A relative path in the settings is relative to the root, which holds no conf.py to say so.
+    sys.path.insert(0, str(root))
+    output, doctrees = root / "_build" / "html", root / "_build" / "doctrees"
+    if fresh:
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(doctrees, ignore_errors=True)
+    if not color_terminal():
+        nocolor()
+    clean = False
+    try:
+        app = _run_sphinx(root, output, doctrees)
+        clean = app.statuscode == 0
+    finally:
+        # Sphinx warns about a page only when it reads it: without this, a second try would pass.
+        if not clean:
+            shutil.rmtree(doctrees, ignore_errors=True)
+    if not clean:
+        return False
+    start = app.config.root_doc + ".html"
+    (output / "index.html").write_text(FIRST_PAGE.format(title=app.config.html_title, page=start), "utf-8")
+    return True
+
+
+def _run_sphinx(root: Path, output: Path, doctrees: Path) -> Sphinx:
+    """One silent run of Sphinx, but for its warnings."""
+    with patch_docutils(str(root)), docutils_namespace():
+        app = Sphinx(
+            srcdir=root,
+            confdir=None,
+            outdir=output,
+            doctreedir=doctrees,
+            buildername="html",
+            confoverrides=sphinx_settings(root),
+            status=None,
+            warning=sys.stderr,
+            warningiserror=True,
+            keep_going=True,
+        )
+        app.build()
+    return app
+
+
+def main() -> int:
+    """Writes the generated pages, builds, and says where to open the book."""
+    parser = argparse.ArgumentParser(description="Build the web book to _build/html.")
+    parser.add_argument("--fresh", action="store_true", help="build from nothing")
+    arguments = parser.parse_args()
+    from book.generate import main as generate
+
+    generate()
+    if not build(fresh=arguments.fresh):
+        print("\nThe book has warnings, and they count as errors: see above.", file=sys.stderr)
+        return 1
+    print(f"\nThe book is built. Open  {(HTML / 'index.html').as_uri()}")
+    print("or serve it:  make serve  (then open http://localhost:8000)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Rules on the content of a chapter: its parts and their order, its length, its quiz and exercises."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+from book.chapter_form import Cell, Notebook, code_cells, first_line, shown, source, tags
+
+PARTS = (
+    "part-objectives",
+    "part-threat-model",
+    "part-hook",
+    "part-mathematics",
+    "part-scratch",
+    "part-equality",
+    "part-experiment",
+    "part-finding",
+    "part-wrong",
+    "part-repair",
+    "part-summary",
+    "part-quiz",
+    "part-exercises",
+    "part-references",
+)
+WORDS, CODE_CELLS, SCRATCH_LINES, QUESTIONS = (1500, 3000), (12, 25), 15, (3, 5)
+GRADES = ("●", "●●", "●●●")
+_WANTED = {
+    "part-objectives": (r"(?i)objectives", r"(?i)prerequisites", r"(?i)reading time", r"(?i)running time"),
+    "part-threat-model": (r"(?i)threat model", r"(?i)\bnorm\b", r"(?i)budget|ε|epsilon", r"(?i)knowledge", r"(?i)quer"),
+    "part-mathematics": (r"\$\$\s*\(eq-\d\d-", r"\{prf:(?:definition|theorem|proposition|lemma)\}"),
+    "part-summary": (r"(?i)\bcost\b", r"(?i)guarantee", r"\|[ :-]*-{2,}|list-table"),
+    "part-references": (r"\{cite", r"\{term\}", r"\{py:(?:func|class|mod|obj|meth)\}"),
+}
+
+
+def markdown_cells(notebook: Notebook) -> list[Cell]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+
+
+def parts(notebook: Notebook) -> Iterator[str]:
+    """All parts of the anatomy are there, in order, and hold what they must."""
+    cells = notebook["cells"]
+    starts = {part: [i for i, cell in enumerate(cells) if part in tags(cell)] for part in PARTS}
+    for part in (part for part, found in starts.items() if not found):
+        yield f"no cell is tagged {part!r}"
+    present = [part for part in PARTS if starts[part]]
+    for before, after in itertools.pairwise(present):
+        if starts[before][0] >= starts[after][0]:
+            yield f"{before!r} must come before {after!r}"
+    for place, part in enumerate(present):
+        end = starts[present[place + 1]][0] if place + 1 < len(present) else len(cells)
+        text = "\n".join(source(cell) for cell in cells[starts[part][0] : max(end, starts[part][0] + 1)])
+        yield from (
+            f"{part!r} holds nothing like /{want}/" for want in _WANTED.get(part, ()) if not re.search(want, text)
+        )
+    for part in ("part-hook", "part-finding"):
+        for place in starts[part][:1]:
+            if cells[place]["cell_type"] != "code" or not shown(cells[place], "image/png"):
+                yield f"the cell tagged {part!r} shows no figure"
+
+
+def length(notebook: Notebook) -> Iterator[str]:
+    """1,500 to 3,000 words of prose, 12 to 25 code cells besides the solutions, one title."""
+    words, cells = word_count(notebook), sum("solution" not in tags(cell) for cell in code_cells(notebook))
+    if not WORDS[0] <= words <= WORDS[1]:
+        yield f"{words} words, want {WORDS[0]} to {WORDS[1]}"
+    if not CODE_CELLS[0] <= cells <= CODE_CELLS[1]:
+        yield f"{cells} code cells besides solutions, want {CODE_CELLS[0]} to {CODE_CELLS[1]}"
+    titles = re.findall(r"^# .+", "\n".join(source(cell) for cell in markdown_cells(notebook)), re.MULTILINE)
+    if len(titles) != 1:
+        yield f"want one title, got {titles}"
+
+
+def word_count(notebook: Notebook) -> int:
+    """Words of the prose: without quiz, solutions, mathematics and the lines of directives."""
+    text = "\n".join(source(c) for c in markdown_cells(notebook) if not {"quiz", "solution"} & set(tags(c)))
+    for noise in (r"\$\$.*?\$\$", r"\$[^$]*\$", r"^(?:```|:::|:\w+:).*$", r"\{[\w:]+\}", r"[|`*#>\-]+"):
+        text = re.sub(noise, " ", text, flags=re.DOTALL if "$$" in noise else re.MULTILINE)
+    return len(re.findall(r"[^\W\d_][\w'’.-]*", text))
+
+
+def from_scratch(notebook: Notebook) -> Iterator[str]:
+    """The leading method is written from scratch in short cells, then asserted equal to the library's."""
+    scratch = [cell for cell in code_cells(notebook) if "from-scratch" in tags(cell)]
+    equality = [cell for cell in code_cells(notebook) if "equality" in tags(cell)]
+    if not scratch or not equality:
+        yield f"{len(scratch)} cells tagged 'from-scratch', {len(equality)} tagged 'equality': want some of each"
+    for cell in scratch:
+        lines = [line for line in source(cell).splitlines() if line.strip()]
+        if len(lines) > SCRATCH_LINES:
+            yield f"a cell from scratch has {len(lines)} lines, want at most {SCRATCH_LINES}: {first_line(cell)!r}"
+        if re.search(r"robustlab[.\w]*\.attacks|\b(?:fgsm|bim|pgd)\((?!self)", source(cell).replace("def ", "")):
+            yield f"a cell from scratch calls the library: {first_line(cell)!r}"
+    for cell in equality:
+        if not re.search(r"^\s*assert\b|assert_close\(", source(cell), re.MULTILINE):
+            yield f"a cell tagged 'equality' asserts nothing: {first_line(cell)!r}"
+
+
+class _Quiz(HTMLParser):
+    """Collects what a question's markup holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.inputs: list[dict[str, str | None]] = []
+        self.feedback: list[dict[str, str | None]] = []
+        self.texts: dict[str, str] = {}
+        self._inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag == "fieldset":
+            self.ids.append(found.get("id") or "")
+        elif tag == "input":
+            self.inputs.append(found)
+        elif tag == "p" and found.get("class") == "feedback":
+            self.feedback.append(found)
+            self._inside = found.get("data-for") or ""
+        elif tag == "legend":
+            self._inside = "legend"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.texts[self._inside] = self.texts.get(self._inside, "") + data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("p", "legend"):
+            self._inside = ""
+
+
+def quiz(notebook: Notebook) -> Iterator[str]:
+    """Three to five questions; each choice has feedback, one is right; ids follow from the chapter."""
+    cells = [source(cell) for cell in markdown_cells(notebook) if "<fieldset" in source(cell)]
+    if not QUESTIONS[0] <= len(cells) <= QUESTIONS[1]:
+        yield f"{len(cells)} quiz questions, want {QUESTIONS[0]} to {QUESTIONS[1]}"
+    number = chapter_number(notebook)
+    for place, text in enumerate(cells, start=1):
+        want, found = f"quiz-{number}-{place}", _Quiz()
+        found.feed(text)
+        choices = [entry.get("value") for entry in found.inputs]
+        if found.ids != [want] or {entry.get("name") for entry in found.inputs} != {want}:
+            yield f"question {place}: the fieldset's id and the names of its choices must be {want!r}"
+        if "\n\n" in text.strip():
+            yield f"question {place}: a blank line ends the markup"
+        if len(choices) < 3 or len(set(choices)) != len(choices):
+            yield f"question {place}: want at least three different choices, got {choices}"
+        if [entry.get("data-for") for entry in found.feedback] != choices:
+            yield f"question {place}: want feedback for each choice, in order"
+        if any("hidden" not in entry for entry in found.feedback):
+            yield f"question {place}: feedback is not hidden"
+        if [entry.get("data-correct") for entry in found.feedback].count("true") != 1:
+            yield f"question {place}: want exactly one correct choice"
+        if any(len(found.texts.get(name or "", "").split()) < 4 for name in ["legend", *choices]):
+            yield f"question {place}: the question or a feedback is too short"
+
+
+def exercises(notebook: Notebook) -> Iterator[str]:
+    """Exercises of all three grades, each followed by a hidden solution with a cell that runs."""
+    grades, open_exercise, code_inside = set(), "", 0
+    for cell in notebook["cells"]:
+        text = source(cell)
+        if cell["cell_type"] == "code":
+            code_inside += "solution" in tags(cell)
+            continue
+        for title, label in re.findall(r"\{exercise-start\}[ ]*(.*)\n:label:[ ]*(\S+)", text):
+            grade = re.search(r"\((●+)\)$", title.strip())
+            grades.add(grade[1] if grade else "none")
+            if open_exercise:
+                yield f"exercise {open_exercise!r} has no solution after it"
+            open_exercise = label
+        for label, options in re.findall(r"\{solution-start\}[ ]*(\S+)\n((?::.*\n)*)", text):
+            if label != open_exercise:
+                yield f"a solution answers {label!r}, but the exercise before it is {open_exercise!r}"
+            if ":class: dropdown" not in options or "solution" not in tags(cell):
+                yield f"the solution of {label!r} is not hidden, or not tagged 'solution'"
+            code_inside = 0
+        if "{solution-end}" in text:
+            if not code_inside:
+                yield f"the solution of {open_exercise!r} has no code that runs"
+            open_exercise = ""
+    if open_exercise:
+        yield f"exercise {open_exercise!r} has no solution after it"
+    if grades != set(GRADES):
+        yield f"want exercises of the grades {', '.join(GRADES)}, got {sorted(grades)}"
+
+
+def chapter_number(notebook: Notebook) -> str:
+    """The two digits that the chapter's equations, figures and questions carry."""
+    found = re.search(r"\(eq-(\d\d)-", "\n".join(source(cell) for cell in markdown_cells(notebook)))
+    return found[1] if found else "??"
+
+
+RULES = (parts, length, from_scratch, quiz, exercises)

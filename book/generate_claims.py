@@ -1,0 +1,107 @@
+"""The page "The papers beside our numbers", from the claims that the chapters' stored outputs carry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from book.myst import list_table, one_line, page
+from book.notebooks import Chapter
+from robustlab.claims import FAILS, HOLDS, ClaimRecord
+
+Found = tuple[Chapter, ClaimRecord]
+
+INTRODUCTION = """
+Each row is one claim. Most come from a paper; some are facts that a chapter relies on. A cell of the
+chapter computed the number under *ours* and compared the outcome with the outcome that the chapter
+declares. If the two differ, the chapter fails its test and this book is not built. So *holds* below means
+that it held when the chapter last ran, and that the test suite checks it again on each run.
+
+Our models and data are far smaller than those of the papers. Read the two numbers as a comparison of
+directions, not as a contest.
+"""
+
+NOTHING_FAILS = """
+No chapter declares a claim that does not reproduce here. That says something about the claims we chose,
+too: they are those that can be tested at this scale.
+"""
+
+FAILURES = """
+These claims were tested and did not come out as the paper reports. Each chapter says so where the claim
+stands. A claim that fails on a small model is no proof against the paper: the reason beside it is our best
+explanation.
+"""
+
+
+def number_text(value: Any) -> str:
+    """A number of a claim as text: three significant digits, parts named, a dash where there is none."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{one_line(str(name))}: {number_text(part)}" for name, part in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(number_text(part) for part in value)
+    if isinstance(value, Real):
+        return _real_text(float(value))
+    return one_line(str(value))
+
+
+def _real_text(value: float) -> str:
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}".replace("-", "−")
+    return f"{value:.3g}".replace("-", "−")
+
+
+def claims_page(chapters: Sequence[Chapter], titles: Mapping[str, str] | None = None) -> str:
+    """The page as MyST Markdown.
+
+    Args:
+        chapters: the chapters, in the book's order.
+        titles: the name to print for a method's catalogue key; a key that is not there is printed as it is.
+    """
+    found = [(chapter, claim) for chapter in chapters for claim in chapter.claims]
+    failing = [(chapter, claim) for chapter, claim in found if not claim.reproduces]
+    blocks = [INTRODUCTION, _count_text(len(found), len(failing))]
+    if found:
+        blocks.append(_table(found, titles or {}))
+    blocks.append("## What does not reproduce here")
+    blocks.append(_failures(failing) if failing else NOTHING_FAILS)
+    return page("The papers beside our numbers", *blocks)
+
+
+def _count_text(total: int, failing: int) -> str:
+    if not total:
+        return "No chapter states a claim yet."
+    noun = "claim" if total == 1 else "claims"
+    return f"**{total} {noun}**: {total - failing} hold, {failing} do not reproduce here."
+
+
+def _table(found: Sequence[Found], titles: Mapping[str, str]) -> str:
+    rows = [
+        (
+            chapter.link,
+            titles.get(claim.method, f"`{claim.method}`"),
+            claim.text,
+            number_text(claim.paper),
+            number_text(claim.ours),
+            HOLDS if claim.reproduces else f"**{FAILS}**",
+        )
+        for chapter, claim in found
+    ]
+    header = ("Chapter", "Method", "Claim", "Paper", "Ours", "Verdict")
+    return list_table(header, rows, widths=(18, 14, 32, 12, 14, 10))
+
+
+def _failures(failing: Sequence[Found]) -> str:
+    items = [
+        f"- **{claim.text}** ({chapter.link}) {one_line(claim.reason or '')}".rstrip() for chapter, claim in failing
+    ]
+    return "\n".join([FAILURES.strip("\n"), "", *items])

@@ -1,0 +1,54 @@
+"""What the cells of a notebook show: the part that nbval compares, and what must never be stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+# Strict nbval ignores pictures, and the widget view, whose identifiers are random.
+_NOT_COMPARED = ("image/png", "image/jpeg", "application/vnd.jupyter.widget-view+json")
+
+# Sliders and pictures may hold these letters by chance, so only text is searched.
+_FORBIDDEN = {
+    "a path of the machine": re.compile(r"/(?:home|root|Users|work|tmp|usr|opt|var)/|[A-Z]:\\\\|site-packages"),
+    "a progress bar": re.compile(r"\r(?!\n)|\d+%\||\b(?:it/s|s/it)\b|[█▏▎▍▌▋▊▉]"),
+    "a warning": re.compile(r"\b\w*Warning\b"),
+    "an object's address": re.compile(r"\bat 0x[0-9a-f]{6,}"),
+    "colored terminal text": re.compile(r"\x1b\["),
+}
+
+
+def joined(source: str | list[str]) -> str:
+    """A cell's text, which notebooks store as one string or as a list of lines."""
+    return source if isinstance(source, str) else "".join(source)
+
+
+def compared_text(cell: dict[str, Any]) -> str:
+    """Everything that a code cell shows as text, in order, as strict nbval compares it."""
+    return "\n".join(text for _, text in _texts(cell))
+
+
+def complaints(cell: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a cell's stored outputs, one line each."""
+    for output in cell.get("outputs", ()):
+        if output["output_type"] == "error":
+            yield f"an error is stored: {output['ename']}: {output['evalue']}"
+        if output.get("name") == "stderr":
+            yield f"stderr is stored: {joined(output['text'])[:200]!r}"
+        if "image/svg+xml" in output.get("data", {}):
+            yield "an SVG is stored: nbval compares it byte by byte, so store a PNG"
+    for _, text in _texts(cell):
+        for what, pattern in _FORBIDDEN.items():
+            found = pattern.search(text)
+            if found:
+                yield f"{what} is stored: {text[max(0, found.start() - 40) : found.end() + 40]!r}"
+
+
+def _texts(cell: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for output in cell.get("outputs", ()):
+        if output["output_type"] == "stream":
+            yield output["name"], joined(output["text"])
+        for mime, content in output.get("data", {}).items():
+            if mime not in _NOT_COMPARED:
+                yield mime, content if isinstance(content, str) else joined(content)

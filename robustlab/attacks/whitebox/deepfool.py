@@ -1,0 +1,132 @@
+"""DeepFool.
+
+Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to fool deep neural networks" (2016),
+algorithm 2 (ℓ2) and section 3.3 (other norms), on the minimal-distortion formulation (1) of the survey. Around the
+iterate every logit is linear, so the boundary to class k is a hyperplane. With f_k = z_k − z_y and w_k = ∇f_k:
+
+    l = argmin_k |f_k| / ‖w_k‖_q            the nearest hyperplane
+    δ ← δ + |f_l| / ‖w_l‖_q · v_p(w_l)      a step onto it; v_p is the steepest unit step of ℓp, q is dual to p
+
+until x + (1 + η)·δ is misclassified.
+
+Different here: elements that the box keeps from moving are left out of w_k, so that a pixel at 0 or 1 does not swallow
+the step; the step aims 1e-4·max(1, largest |logit|) beyond the hyperplane, so that rounding cannot undo the result;
+each sample stops on its own. The targeted form, not in the paper, always steps onto the hyperplane between the target
+and the class that leads at present.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacks.whitebox.pgd import Model
+from robustlab.norms import Norm, get_norm
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Call, Victim
+
+
+def deepfool(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "l2",
+    steps: int = 50,
+    overshoot: float = 0.02,
+    candidates: int = 10,
+    target: int | Tensor | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+) -> AttackResult:
+    """DeepFool: step to the nearest linearized decision boundary, again and again.
+
+        minimize ‖δ‖_p  subject to ŷ_θ(x + δ) ≠ y, x + δ ∈ box
+
+    Args:
+        victim: a Victim, or a model with logits (N, K).
+        x: (N, ...), in the box.
+        y: (N,) labels; None takes the model's prediction.
+        norm: ``"l2"`` or ``"linf"``.
+        steps: at most so many iterations.
+        overshoot: η ≥ 0; the point tried is x + (1 + η)·δ.
+        candidates: number of classes considered, the label's included: those with the largest logits at x.
+        target: a label, or (N,); see the module's remark.
+        seed, ids: accepted for uniformity; the method is deterministic.
+        progress: show a bar in a terminal.
+
+    Returns:
+        AttackResult; where it fails, x. Cost: a query and ``candidates`` gradients (targeted: 2) an iteration.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work.
+
+    Source:
+        Moosavi-Dezfooli et al. (2016), algorithm 2.
+    """
+    checks.one_of("norm", norm, ("l2", "linf"))
+    checks.at_least("steps", steps, 1, integer=True)
+    checks.at_least("overshoot", overshoot, 0.0)
+    checks.at_least("candidates", candidates, 2, integer=True)
+    ball = get_norm(norm)
+    victim = Victim.of(victim)
+    with victim.call(x, y, target=target, ids=ids) as call:
+        best, rows = call.x.clone(), call.active
+        if not rows.numel():
+            return call.result(best)
+        others = _candidates(call, candidates)
+        delta = torch.zeros_like(call.x[rows])
+        for _ in bar(range(steps + 1), show=progress, label="deepfool"):
+            paying = call.can_pay(rows)
+            rows, delta = rows[paying], delta[paying]
+            if not rows.numel():
+                break
+            points = (call.x[rows] + (1 + overshoot) * delta).clamp_(call.low, call.high)
+            answer, classes, jacobian = call.jacobian(points, rows, partial(_classes, call, rows, others))
+            done = call.secure(answer.logits, rows)
+            best[rows[done]] = points[done]
+            move, stuck = _to_nearest(ball, answer.logits, classes, jacobian, points, call)
+            going = ~done & ~stuck
+            rows, delta = rows[going], (delta + move)[going]
+        return call.result(best, revert=True)
+
+
+def _candidates(call: Call, count: int) -> Tensor:
+    """(N, C) classes whose boundary is considered: y first, then the largest other logits at x."""
+    assert call.clean is not None
+    ranked = call.clean.scatter(1, call.y[:, None], torch.inf).argsort(dim=1, descending=True)
+    return ranked[:, : min(count, call.clean.shape[1])]
+
+
+def _classes(call: Call, rows: Tensor, others: Tensor, logits: Tensor) -> Tensor:
+    """(n, C): the class to leave, then those to reach. Targeted: the class that leads now, then the target."""
+    if call.target is None:
+        return others[rows]
+    target = call.target[rows, None]
+    return torch.cat([logits.scatter(1, target, -torch.inf).argmax(dim=1, keepdim=True), target], dim=1)
+
+
+def _to_nearest(
+    ball: Norm, logits: Tensor, classes: Tensor, jacobian: Tensor, points: Tensor, call: Call
+) -> tuple[Tensor, Tensor]:
+    """The step onto the nearest of the linearized boundaries, and which samples have none."""
+    scores = logits.gather(1, classes)
+    gap = scores[:, :1] - scores[:, 1:] + 1e-4 * logits.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
+    slopes = jacobian[:, 1:] - jacobian[:, :1]
+    blocked = ((points <= call.low) & (slopes.transpose(0, 1) < 0)) | (
+        (points >= call.high) & (slopes.transpose(0, 1) > 0)
+    )
+    slopes = slopes.masked_fill(blocked.transpose(0, 1), 0.0)
+    n, c = gap.shape
+    length = ball.dual.length(slopes.flatten(0, 1)).reshape(n, c)
+    distance = torch.where(length > 0, gap.clamp_min(0) / length, torch.inf)
+    distance, nearest = distance.min(dim=1)
+    stuck = ~distance.isfinite()
+    slope = slopes[torch.arange(n, device=slopes.device), nearest]
+    size = distance.masked_fill(stuck, 0.0).reshape((-1,) + (1,) * (slope.dim() - 1))
+    return size * ball.steepest(slope), stuck

@@ -1,0 +1,212 @@
+"""Projected gradient descent.
+
+Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards deep learning models resistant to adversarial attacks" (2018),
+section 2.1, on the budget-based formulation (3) of the survey. With the attacker's loss g, step size α and the
+steepest unit step v(·) of the norm:
+
+    δ_0 ~ uniform in the ball        δ_{k+1} = P( δ_k + α · v(−∇_x g(x + δ_k)) )
+
+where P projects onto {‖δ‖_p ≤ ε} ∩ {x + δ ∈ box}, exactly.
+
+Different here: the best iterate is kept for each sample, and a sample stops at its first success. ℓ1 steps are sparse
+in the manner of Tramèr and Boneh, "Adversarial training and robustness for multiple perturbations" (2019): the step's
+length is spread over the most promising 1 % of the elements that can still move in the box, and over as few as possible
+in the second half of the run, which makes the attack exact on affine models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.losses import LossFunction, attacker_loss
+from robustlab.noise import Noise
+from robustlab.norms import Norm, get_norm
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Call, Victim
+
+Model = Victim | nn.Module | Callable[[Tensor], Tensor]
+
+
+def pgd(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor,
+    steps: int = 40,
+    step_size: float | Tensor | None = None,
+    loss: str | LossFunction = "ce",
+    target: int | Tensor | None = None,
+    restarts: int = 1,
+    init: Tensor | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+    trace: bool = False,
+) -> AttackResult:
+    """Projected gradient descent from random starts.
+
+        minimize_δ g(δ | x, y, θ)  subject to ‖δ‖_p ≤ ε, x + δ ∈ box
+
+    Args:
+        victim: a Victim, or a model with logits (N, K).
+        x: (N, ...), in the box.
+        y: (N,) labels; None takes the model's prediction.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        eps: radius ε > 0 in units of x; a number or (N,).
+        steps: number K ≥ 1 of gradient steps in each restart.
+        step_size: α > 0, a number or (N,); None means 2.5·ε/K.
+        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.losses`).
+        target: a label, or (N,), for a targeted attack.
+        restarts: number of starts; a sample that is done skips the rest.
+        init: perturbation δ_0 of the first start, shape of x, projected onto the ball and the box; None draws it.
+        seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
+        progress: show a bar in a terminal.
+        trace: keep the loss g of every point tried as ``result.trace["loss"]``, (points, N): K + 1 points a start, fewer
+            if all samples are done sooner; NaN for a sample that is done.
+
+    Returns:
+        AttackResult; a sample that was not fooled gets its point of smallest g. Cost without success, for each start:
+        K + 1 queries and K gradients, and 2 queries for the clean and the final check.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work.
+
+    Source:
+        Madry et al. (2018), section 2.1.
+    """
+    checks.one_of("norm", norm, ("l1", "l2", "linf"))
+    checks.at_least("steps", steps, 1, integer=True)
+    checks.at_least("restarts", restarts, 1, integer=True)
+    ball, g = get_norm(norm), attacker_loss(loss)
+    victim = Victim.of(victim)
+    checks.images(x, victim.bounds)
+    eps = checks.per_sample("eps", eps, x)
+    alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
+    if init is not None and (not isinstance(init, Tensor) or init.shape != x.shape):
+        raise ValueError(f"init: want a tensor of the shape of x {tuple(x.shape)}, got {getattr(init, 'shape', init)}")
+    with victim.call(x, y, target=target, ids=ids, loss=g) as call:
+        search = _Search(call, ball, g, eps, alpha, trace)
+        noise, rows = call.noise(seed), call.active
+        for restart in bar(range(restarts), show=progress and restarts > 1, label="pgd restarts"):
+            if not rows.numel():
+                break
+            clean = call.x[rows]
+            if init is not None and restart == 0:
+                delta = init.detach()[rows].to(clean)
+            else:
+                delta = ball.uniform(noise.take(rows), restart, clean, eps[rows])
+            delta = ball.project_box(delta, eps[rows], call.low - clean, call.high - clean)
+            rows = search.run(rows, delta, steps, progress and restarts == 1)
+        return call.result(search.best, trace={"loss": torch.stack(search.losses)} if search.losses else None)
+
+
+class _Search:
+    """The ascent of one call: the best point of every sample so far, and the loop that improves it."""
+
+    def __init__(self, call: Call, ball: Norm, g: LossFunction, eps: Tensor, alpha: Tensor, trace: bool) -> None:
+        self.call, self.ball, self.g, self.eps, self.alpha, self.trace = call, ball, g, eps, alpha, trace
+        self.best = call.x.clone()
+        self.best_loss = call.x.new_full(call.x.shape[:1], torch.inf)
+        self.losses: list[Tensor] = []
+
+    def run(self, rows: Tensor, delta: Tensor, steps: int, progress: bool) -> Tensor:
+        """One start from ``delta``, which belongs to ``rows``; returns the rows that are still not fooled."""
+        call, undone = self.call, []
+        clean, low, high, eps, alpha = self._views(rows)
+        points = (clean + delta).clamp_(call.low, call.high)
+        for k in bar(range(steps + 1), show=progress, label="pgd"):
+            if not bool((paying := call.can_pay(rows)).all()):
+                undone.append(rows[~paying])
+                rows, delta, points = rows[paying], delta[paying], points[paying]
+                clean, low, high, eps, alpha = self._views(rows)
+            if not rows.numel():
+                break
+            if k < steps:
+                answer = call.gradient(points, rows, self.g)
+                loss, grad = answer.loss, answer.grad
+            else:
+                answer = call.ask(points, rows)
+                loss = self.g(answer.logits, call.y[rows], None if call.target is None else call.target[rows])
+            self._keep(rows, points, loss, answer.met)
+            if k == steps:
+                rows = rows[~answer.met]
+                break
+            if bool(answer.met.any()):
+                going = ~answer.met
+                rows, delta, grad = rows[going], delta[going], grad[going]
+                clean, low, high, eps, alpha = self._views(rows)
+                if not rows.numel():
+                    break
+            delta = _step(self.ball, delta, grad, alpha, eps, low, high, sparse_until_end=2 * k >= steps)
+            points = (clean + delta).clamp_(call.low, call.high)
+        return torch.cat([rows, *undone])
+
+    def _views(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        clean = self.call.x[rows]
+        return clean, self.call.low - clean, self.call.high - clean, self.eps[rows], self.alpha[rows]
+
+    def _keep(self, rows: Tensor, points: Tensor, loss: Tensor, met: Tensor) -> None:
+        better = met | (loss < self.best_loss[rows])
+        chosen = rows[better]
+        self.best[chosen] = points[better]
+        self.best_loss[chosen] = loss[better]
+        if self.trace:
+            row = self.best_loss.new_full(self.best_loss.shape, torch.nan)
+            row[rows] = loss
+            self.losses.append(row)
+
+
+def _step(
+    ball: Norm, delta: Tensor, grad: Tensor, alpha: Tensor, eps: Tensor, low: Tensor, high: Tensor,
+    sparse_until_end: bool,
+) -> Tensor:  # fmt: skip
+    """δ ← P(δ + α·v(−grad))."""
+    shape = (-1,) + (1,) * (delta.dim() - 1)
+    if ball.name == "l1":
+        cap = alpha if sparse_until_end else alpha / max(1, round(0.01 * delta[0].numel()))
+        cap = cap.reshape(shape)
+        move = ball.linear_max(-grad, alpha, torch.maximum(low - delta, -cap), torch.minimum(high - delta, cap))
+    else:
+        move = ball.steepest(grad) * -alpha.reshape(shape)
+    return ball.project_box(delta + move, eps, low, high)
+
+
+def pgd_maximize(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor,
+    steps: int = 10,
+    step_size: float | Tensor | None = None,
+    loss: str | LossFunction = "ce",
+    seed: int = 0,
+    ids: Tensor | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """The inner maximizer of adversarial training: K steps from a random start, last iterate, nothing checked.
+
+    The model is used in the mode it is in; parameters may require gradients, which are not computed. Arguments as in
+    :func:`pgd`. Returns x_adv, the shape of x, detached. Source: Madry et al. (2018), equation (2.1).
+    """
+    ball, g = get_norm(norm), attacker_loss(loss)
+    x = x.detach()
+    radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(x.shape[0])
+    alpha = 2.5 * radius / steps if step_size is None else torch.as_tensor(step_size).to(radius).expand(x.shape[0])
+    low, high = bounds[0] - x, bounds[1] - x
+    noise = Noise(seed, torch.arange(x.shape[0], device=x.device) if ids is None else ids.to(x.device))
+    delta = ball.project_box(ball.uniform(noise, 0, x, radius), radius, low, high)
+    for k in range(steps):
+        points = (x + delta).clamp_(*bounds).requires_grad_(True)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(g(model(points), y).sum(), points)
+        delta = _step(ball, delta, grad, alpha, radius, low, high, sparse_until_end=2 * k >= steps)
+    return (x + delta).clamp_(*bounds)

@@ -1,0 +1,83 @@
+"""Checks of arguments: one clear error that names the argument, the value seen and the value wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+
+def positive(name: str, value: float | Tensor) -> None:
+    """Raises unless ``value`` is a number (or a tensor of numbers) that is finite and above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"{name}: want a number, got {value!r}")
+    number = torch.as_tensor(value, dtype=torch.float64)
+    if not bool((number.isfinite() & (number > 0)).all()):
+        raise ValueError(f"{name}: want finite and above 0, got {value}")
+
+
+def at_least(name: str, value: float, low: float, *, integer: bool = False) -> None:
+    """Raises unless ``value`` is a finite number (an integer if asked) of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, (int,) if integer else (int, float)):
+        raise TypeError(f"{name}: want {'an integer' if integer else 'a number'}, got {value!r}")
+    if not math.isfinite(value) or value < low:
+        raise ValueError(f"{name}: want at least {low}, got {value}")
+
+
+def one_of(name: str, value: object, wanted: Collection[object]) -> None:
+    """Raises ValueError unless ``value`` is one of ``wanted``."""
+    if value not in wanted:
+        raise ValueError(f"{name}: want one of {sorted(map(str, wanted))}, got {value!r}")
+
+
+def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """A positive number, or one a sample, as a float tensor (N,) beside ``like`` (N, ...)."""
+    given = value if isinstance(value, (int, float, Tensor)) and not isinstance(value, bool) else None
+    if given is None:
+        raise TypeError(f"{name}: want a number or a tensor of one a sample, got {value!r}")
+    tensor = torch.as_tensor(given, dtype=like.dtype, device=like.device).detach()
+    if tensor.dim() and tensor.shape != like.shape[:1]:
+        raise ValueError(f"{name}: want a number or shape ({like.shape[0]},), got shape {tuple(tensor.shape)}")
+    positive(name, tensor)
+    return tensor.expand(like.shape[0])
+
+
+def images(x: Tensor, bounds: tuple[float, float]) -> None:
+    """Raises unless ``x`` is a floating (N, ...) tensor inside the box, without NaN."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: want a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x: want a floating dtype, got {x.dtype}; for images say x.float() / 255")
+    if x.dim() < 2:
+        raise ValueError(f"x: want shape (N, ...), a batch of samples, got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        return
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
+    if not (bounds[0] <= low and high <= bounds[1]):  # also false for NaN
+        raise ValueError(f"x: want values in [{bounds[0]}, {bounds[1]}], got values in [{low}, {high}]")
+
+
+def labels(name: str, value: int | Tensor, x: Tensor) -> Tensor:
+    """Labels as int64 (N,) on the device of ``x``; a single integer stands for all."""
+    if isinstance(value, bool) or not isinstance(value, (int, Tensor)):
+        raise TypeError(f"{name}: want an integer or an integer tensor, got {value!r}")
+    label = torch.as_tensor(value, device=x.device)
+    if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+        raise TypeError(f"{name}: want integers, got {label.dtype}")
+    if label.dim() == 0 and name == "target":
+        label = label.expand(x.shape[0])
+    if label.shape != x.shape[:1]:
+        raise ValueError(f"{name}: want shape ({x.shape[0]},), got shape {tuple(label.shape)}")
+    return label.to(torch.int64)
+
+
+def in_classes(name: str, label: Tensor, classes: int) -> None:
+    """Raises ValueError unless all labels are in 0 … classes − 1."""
+    wrong = (label < 0) | (label >= classes)
+    if bool(wrong.any()):
+        rows = wrong.nonzero().flatten().tolist()
+        raise ValueError(
+            f"{name}: want labels in 0 … {classes - 1}, got {label[wrong][:5].tolist()} in rows {rows[:5]}"
+        )

@@ -1,0 +1,43 @@
+"""Data sets: two that ship with robustlab, torchvision's beside them, and two-dimensional toys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustlab.data.augment import random_shift
+from robustlab.data.dataset import Dataset
+from robustlab.data.embedded import SOURCES, Source, load_embedded
+from robustlab.data.external import EXTERNAL, load_external
+from robustlab.data.toy import gaussians, two_moons
+
+__all__ = ["SOURCES", "Dataset", "Source", "gaussians", "load", "names", "random_shift", "two_moons"]
+
+
+def names() -> tuple[str, ...]:
+    """The names that :func:`load` knows: the embedded sets first, then those of torchvision."""
+    return (*SOURCES, *EXTERNAL)
+
+
+def load(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
+    """Load a data set as float32 tensors in [0, 1].
+
+    Args:
+        name: ``"mnist5k"`` (4,000 training and 1,000 test images, 1x28x28) or ``"fashion"`` (10,000 and
+            2,000) ship with robustlab and need neither network nor torchvision. ``"mnist_full"``,
+            ``"fashion_full"`` and ``"cifar10"`` are read through torchvision.
+        root: for torchvision's sets, the folder that holds them, or will.
+        download: for torchvision's sets, whether a set that is not in `root` is downloaded into it.
+
+    Raises:
+        ValueError: if `name` is unknown, a shipped file was changed, `root` is missing where it is needed, or
+            `root` or `download` is given where it means nothing.
+        FileNotFoundError: if a torchvision set is not in `root` and `download` is False.
+        ImportError: if a torchvision set is asked for and torchvision is not installed.
+    """
+    if name in SOURCES:
+        if root is not None or download:
+            raise ValueError(f"root, download: want neither for {name!r}, which ships here, got {root!r}, {download}")
+        return load_embedded(name)
+    if name in EXTERNAL:
+        return load_external(name, root=root, download=download)
+    raise ValueError(f"name: want one of {', '.join(names())}, got {name!r}")

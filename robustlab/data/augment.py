@@ -1,0 +1,40 @@
+"""Augmentations for training: functions of a batch, the samples' ids and a seed, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.noise import Noise
+
+
+def random_shift(pixels: int = 2) -> Callable[..., Tensor]:
+    """An augmentation that moves each image by up to `pixels` in each direction, filling with zeros.
+
+    Args:
+        pixels: the largest shift along height and width, at least 1; both shifts are uniform integers.
+
+    Returns:
+        ``augment(x, *, ids, seed)`` for images (N, C, H, W), as :func:`robustlab.fitting.fit` calls it.
+
+    Raises:
+        ValueError: if `pixels` is less than 1; on use, if x is not (N, C, H, W).
+    """
+    checks.at_least("pixels", pixels, 1, integer=True)
+
+    def augment(x: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+        if x.dim() != 4:
+            raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+        _, _, height, width = x.shape
+        shifts = Noise(seed, ids, x.device).integers(0, (2,), 2 * pixels + 1)
+        padded = F.pad(x, [pixels] * 4).permute(0, 2, 3, 1)
+        rows = shifts[:, 0, None] + torch.arange(height, device=x.device)
+        columns = shifts[:, 1, None] + torch.arange(width, device=x.device)
+        sample = torch.arange(len(x), device=x.device)[:, None, None]
+        return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+    return augment

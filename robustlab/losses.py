@@ -1,0 +1,117 @@
+"""The attacker's losses g of survey section 2.2, one number a sample, and the pieces that they share.
+
+An attacker MINIMIZES g. With logits z, label y, target t and confidence κ:
+
+    name        untargeted                             targeted
+    "ce"        −CE(z, y)                               CE(z, t)
+    "margin"    max{z_y − max_{k≠y} z_k + κ, 0}         max{max_{k≠t} z_k − z_t + κ, 0}
+    "logprob"   the same with log softmax(z)            the same
+    "prob"      the same with softmax(z)                the same
+    "dlr"       (z_y − max_{k≠y} z_k) / (z_(1) − z_(3)) (z_y − z_t) / (z_(1) − (z_(3) + z_(4))/2)
+
+where z_(1) ≥ z_(2) ≥ … are the sorted logits. The label is masked with −∞ in every maximum, so that adding a constant
+to all logits changes nothing.
+
+Source: Chen and Liu (2022), section 2.2; Carlini and Wagner (2017b), section V; Croce and Hein (2020), "Reliable
+evaluation of adversarial robustness", equations (6) and (7), for DLR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossFunction = Callable[..., Tensor]
+"""``loss(logits, y, target=None, kappa=0.0) -> (N,)``, to be minimized by the attacker."""
+
+
+class AttackerLoss(NamedTuple):
+    """A loss, its name and the number of classes that it needs without and with a target."""
+
+    name: str
+    function: LossFunction
+    min_classes: int = 2
+    min_classes_targeted: int = 2
+
+    def __call__(self, logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+        return self.function(logits, y, target, kappa)
+
+
+def best_other(logits: Tensor, label: Tensor) -> Tensor:
+    """max_{k ≠ label} z_k, (N,)."""
+    return logits.scatter(1, label.unsqueeze(1), -torch.inf).amax(dim=1)
+
+
+def margin(logits: Tensor, label: Tensor) -> Tensor:
+    """z_label − max_{k ≠ label} z_k, (N,): positive exactly where the label wins."""
+    return logits.gather(1, label.unsqueeze(1)).squeeze(1) - best_other(logits, label)
+
+
+def goal_margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """How clearly the attacker's goal is met, (N,): −margin(y), or margin(target). Positive = met."""
+    return -margin(logits, y) if target is None else margin(logits, target)
+
+
+def ce(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+    """Cross-entropy: −CE(z, y), or CE(z, t). ``kappa`` plays no part."""
+    if target is None:
+        return -F.cross_entropy(logits, y, reduction="none")
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def truncated_margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+    """The truncated class margin loss: max{κ − goal margin, 0}."""
+    return (kappa - goal_margin(logits, y, target)).clamp_min(0)
+
+
+def log_probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+    """The margin loss on log f_θ, which is what a soft-label black box shows."""
+    return truncated_margin(F.log_softmax(logits, dim=1), y, target, kappa)
+
+
+def probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+    """The margin loss on the softmax output f_θ."""
+    return truncated_margin(F.softmax(logits, dim=1), y, target, kappa)
+
+
+def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+    """Difference of logits ratio: blind to the scale of the logits as well as to their shift."""
+    top = logits.topk(3 if target is None else 4, dim=1).values
+    if target is None:
+        numerator, scale = margin(logits, y), top[:, 0] - top[:, 2]
+    else:
+        numerator = (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
+        scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return numerator / scale.clamp_min(torch.finfo(logits.dtype).eps)
+
+
+ATTACKER_LOSSES: dict[str, AttackerLoss] = {
+    loss.name: loss
+    for loss in (
+        AttackerLoss("ce", ce),
+        AttackerLoss("margin", truncated_margin),
+        AttackerLoss("logprob", log_probability_margin),
+        AttackerLoss("prob", probability_margin),
+        AttackerLoss("dlr", dlr, min_classes=3, min_classes_targeted=4),
+    )
+}
+
+
+def attacker_loss(loss: str | LossFunction) -> AttackerLoss:
+    """The loss of that name, or a function of your own with the same arguments."""
+    if isinstance(loss, AttackerLoss):
+        return loss
+    if callable(loss):
+        return AttackerLoss(getattr(loss, "__name__", "custom"), loss)
+    if loss not in ATTACKER_LOSSES:
+        raise ValueError(f"loss: want one of {sorted(ATTACKER_LOSSES)} or a function, got {loss!r}")
+    return ATTACKER_LOSSES[loss]
+
+
+def classification_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """loss(f_θ(x), y) of survey Table 1: cross-entropy, (N,). A trainer minimizes its mean."""
+    return F.cross_entropy(logits, y, reduction="none")

@@ -1,0 +1,133 @@
+"""The one source of randomness inside methods: a counter-based generator.
+
+A number depends on four keys only, ``(seed, sample id, draw, element)``, and is computed by hashing them. So
+
+* the global random state is neither read nor moved,
+* what is drawn for a sample does not depend on which other samples are in its batch,
+* a draw can be repeated, skipped or made in any order.
+
+The hash is the SplitMix64 finalizer, applied once per key; each key is spread by a golden-ratio multiple first, and
+moved by an offset of its role.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), for the idea of counter-based
+generators; Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014), for the mixing function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+_MASK64 = (1 << 64) - 1
+
+# One offset a role (binary digits of π), so that no id, seed, draw or element can stand in for another.
+_ID, _SEED, _DRAW, _ELEMENT = 0x243F6A8885A308D3, 0x13198A2E03707344, -0x5BF6C7DDD660CE30, 0x082EFA98EC4E6C89
+
+Draw = int | Sequence[int]
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift (torch's shift is arithmetic)."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finalizer: a bijection of 64-bit integers in which every input bit moves every output bit."""
+    z = (z ^ _shift(z, 30)) * _MIX1
+    z = (z ^ _shift(z, 27)) * _MIX2
+    return z ^ _shift(z, 31)
+
+
+def _signed(value: int) -> int:
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def derive_seed(*keys: int) -> int:
+    """A seed in [0, 2⁶³) from several integers, for trainers: ``derive_seed(seed, epoch, step)``."""
+    state = torch.zeros(1, dtype=torch.int64)
+    for key in keys:
+        state = _mix(state + _DRAW + _mix(torch.tensor([_signed(int(key))]) * _GOLDEN + _SEED))
+    return int(state.item()) & ((1 << 63) - 1)
+
+
+class Noise:
+    """Random numbers for the samples ``ids``: row i of every draw belongs to ``ids[i]`` alone.
+
+    Args:
+        seed: any integer.
+        ids: (N,) int64, the samples' identities; equal ids draw equal numbers.
+        device: where numbers are made; default is that of ``ids``.
+
+    Every draw takes ``draw``, an integer or a tuple of integers that names it, for example ``(restart, step)``, and
+    ``shape``, the shape for one sample, and returns (N, *shape).
+    """
+
+    def __init__(self, seed: int, ids: Tensor, device: torch.device | str | None = None) -> None:
+        if ids.dim() != 1 or ids.is_floating_point():
+            raise ValueError(f"ids: want a vector of integers, got shape {tuple(ids.shape)} of {ids.dtype}")
+        self.seed = int(seed)
+        ids = ids.to(device=device or ids.device, dtype=torch.int64)
+        self._state = _mix(_mix(ids * _GOLDEN + _ID) + _signed(self.seed * _GOLDEN + _SEED))
+
+    def __len__(self) -> int:
+        return self._state.shape[0]
+
+    def take(self, rows: Tensor) -> Noise:
+        """The same generator for some of the samples (an index or a mask)."""
+        part = object.__new__(Noise)
+        part.seed, part._state = self.seed, self._state[rows]
+        return part
+
+    def bits(self, draw: Draw, shape: Sequence[int]) -> Tensor:
+        """63 random bits an element, as non-negative int64."""
+        state = self._state
+        for key in (draw,) if isinstance(draw, int) else draw:
+            state = _mix(state + _signed(int(key) * _GOLDEN + _DRAW))
+        count = math.prod(shape)
+        counter = torch.arange(count, device=state.device, dtype=torch.int64) * _GOLDEN + _ELEMENT
+        return _shift(_mix(state[:, None] + counter), 1).reshape(len(self), *shape)
+
+    def uniform(
+        self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32, low: float = 0.0, high: float = 1.0
+    ) -> Tensor:
+        """Uniform on the open interval (low, high)."""
+        unit = self._unit(draw, shape)
+        return (low + (high - low) * unit).to(dtype) if (low, high) != (0.0, 1.0) else _round_open(unit, dtype)
+
+    def normal(self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal, by the inverse distribution function."""
+        return torch.special.ndtri(self._unit(draw, shape)).to(dtype)
+
+    def exponential(self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Exponential with mean 1."""
+        return (-torch.log(self._unit(draw, shape))).to(dtype)
+
+    def sign(self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """−1 or +1, equally likely."""
+        return ((self.bits(draw, shape) >> 62) * 2 - 1).to(dtype)
+
+    def integers(self, draw: Draw, shape: Sequence[int], high: int) -> Tensor:
+        """Uniform on 0 … high − 1 (int64; the modulo bias is below high / 2⁶³)."""
+        if high < 1:
+            raise ValueError(f"high: want at least 1, got {high}")
+        return self.bits(draw, shape) % high
+
+    def permutation(self, draw: Draw, n: int) -> Tensor:
+        """A random order of 0 … n − 1 for each sample, (N, n)."""
+        return self.bits(draw, (n,)).argsort(dim=1)
+
+    def _unit(self, draw: Draw, shape: Sequence[int]) -> Tensor:
+        """Uniform on (0, 1) in float64: 52 bits, and half a step away from both ends."""
+        return ((self.bits(draw, shape) >> 11).to(torch.float64) + 0.5) * 2.0**-52
+
+
+def _round_open(unit: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to ``dtype`` without reaching 1."""
+    return unit.to(dtype).clamp_(max=1 - torch.finfo(dtype).eps / 2)

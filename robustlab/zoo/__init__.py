@@ -1,0 +1,7 @@
+"""Shipped checkpoints, each with the recipe that reproduces it: ``python -m robustlab.zoo list``."""
+
+from robustlab.zoo.recipes import Recipe, recipe
+from robustlab.zoo.shipped import info, load, names
+from robustlab.zoo.training import Measurement, check, measure, train
+
+__all__ = ["Measurement", "Recipe", "check", "info", "load", "measure", "names", "recipe", "train"]

@@ -1,0 +1,73 @@
+"""``python -m robustlab.zoo list | train NAME | check [NAME]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from robustlab.zoo.recipes import recipe
+from robustlab.zoo.shipped import info, names
+from robustlab.zoo.training import check, measure, save, ship, train
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 1 if a check fails."""
+    parser = argparse.ArgumentParser(prog="python -m robustlab.zoo", description="The shipped checkpoints.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="list the checkpoints with their recorded accuracies")
+    training = commands.add_parser("train", help="train a checkpoint by its recipe")
+    training.add_argument("name", choices=names(), metavar="NAME")
+    training.add_argument("--out", type=Path, help="file to write (default: NAME.safetensors in this folder)")
+    training.add_argument("--device", help="such as cuda (default: cpu)")
+    training.add_argument("--progress", action="store_true", help="show a bar, in a terminal")
+    training.add_argument("--ship", action="store_true", help="replace the shipped file and its record")
+    checking = commands.add_parser("check", help="measure the recorded accuracies again")
+    checking.add_argument("name", nargs="?", choices=names(), metavar="NAME", help="default: all of them")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "list":
+        return _list()
+    if arguments.command == "check":
+        return _check([arguments.name] if arguments.name else list(names()))
+    if arguments.ship and arguments.out:
+        parser.error("--ship and --out exclude each other")
+    if arguments.ship:
+        measured = ship(arguments.name, device=arguments.device, progress=arguments.progress)
+        where = "shipped"
+    else:
+        model = train(arguments.name, device=arguments.device, progress=arguments.progress)
+        path = arguments.out or Path(f"{arguments.name}.safetensors")
+        save(model, path)
+        measured, where = measure(model, arguments.name), str(path)
+    attack = recipe(arguments.name).attack
+    print(
+        f"{arguments.name}: accuracy {measured.accuracy:.3f}, under PGD-{attack['steps']} at "
+        f"{attack['norm']} {attack['eps']} {measured.robust_accuracy:.3f} ({where})"
+    )
+    return 0
+
+
+def _list() -> int:
+    print(f"{'name':<16}{'data':<9}{'weights':>8}{'accuracy':>10}{'under PGD-40':>14}   model")
+    for name in names():
+        facts = info(name)
+        robust = f"{facts['robust_accuracy']:.3f} @ {facts['attack']['eps']:g}"
+        print(
+            f"{name:<16}{facts['dataset']:<9}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>14}   "
+            f"{facts['title']}"
+        )
+    return 0
+
+
+def _check(wanted: list[str]) -> int:
+    failed = False
+    for name in wanted:
+        before, now, agree = check(name)
+        failed |= not agree
+        shown = ", ".join(f"{key} {now[key]:.3f} (recorded {before[key]:.3f})" for key in before)
+        print(f"{name}: {shown}: {'ok' if agree else 'DIFFERS'}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

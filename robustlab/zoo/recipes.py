@@ -1,0 +1,155 @@
+"""The recipes of the shipped checkpoints: plain data, from which ``python -m robustlab.zoo train NAME`` makes each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ADVERSARIAL = "robustlab.defenses.training.adversarial_training.adversarial_training"
+NORMALIZATION = {
+    "mnist5k": {"mean": 0.1307, "std": 0.3081},
+    "fashion": {"mean": 0.2860, "std": 0.3530},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint is made, and what is measured on it.
+
+    Attributes:
+        name: of the checkpoint.
+        title: one line for people.
+        dataset: a name for :func:`robustlab.data.load`.
+        builder: a name for :func:`robustlab.models.build`.
+        builder_kwargs: its arguments.
+        objective: dotted name of a function that makes the training objective; None is plain cross-entropy.
+        objective_kwargs: its arguments.
+        fit_kwargs: arguments of :func:`robustlab.fitting.fit`.
+        shift: largest random shift in pixels as augmentation; 0 is none.
+        seed: of the initial weights and of the training.
+        attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    builder: str
+    builder_kwargs: Mapping[str, Any]
+    fit_kwargs: Mapping[str, Any]
+    attack: Mapping[str, Any]
+    objective: str | None = None
+    objective_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    shift: int = 0
+    seed: int = 0
+
+
+def _recipe(
+    name: str, title: str, builder: str, eps: float, builder_kwargs: Mapping[str, Any], **kwargs: Any
+) -> Recipe:
+    """A recipe with the data set read off the name, its usual normalization, and PGD-40 in the ℓ∞ ball of `eps`."""
+    dataset = "mnist5k" if name.startswith("mnist") else "fashion"
+    return Recipe(
+        name=name,
+        title=title,
+        dataset=dataset,
+        builder=builder,
+        builder_kwargs={**NORMALIZATION[dataset], **builder_kwargs},
+        attack={"norm": "linf", "eps": eps, "steps": 40, "seed": 0},
+        **kwargs,
+    )
+
+
+_ALL = (
+    _recipe(
+        "mnist_cnn",
+        "small CNN on MNIST, trained naturally",
+        "small_cnn",
+        0.1,
+        {"hidden": 80},
+        fit_kwargs={"epochs": 20, "lr": 3e-3},
+        shift=2,
+    ),
+    _recipe(
+        "mnist_cnn_adv",
+        "small CNN on MNIST, trained adversarially (PGD, ℓ∞ 0.3)",
+        "small_cnn",
+        0.3,
+        {"hidden": 80},
+        objective=ADVERSARIAL,
+        objective_kwargs={"norm": "linf", "eps": 0.3, "steps": 7, "warmup": 0.5},
+        fit_kwargs={"epochs": 60, "lr": 3e-3},
+        shift=2,
+    ),
+    _recipe(
+        "mnist_mlp",
+        "MLP with 40 ReLUs on MNIST, trained adversarially (PGD, ℓ∞ 0.05) so that it can be verified exactly",
+        "mlp",
+        0.05,
+        {"hidden": (20, 20)},
+        objective=ADVERSARIAL,
+        objective_kwargs={"norm": "linf", "eps": 0.05, "steps": 5, "warmup": 0.3},
+        fit_kwargs={"epochs": 30, "lr": 5e-3},
+        shift=1,
+    ),
+    _recipe(
+        "mnist_resnet",
+        "small residual net with batch norm on MNIST, trained naturally",
+        "resnet_tiny",
+        0.1,
+        {},
+        fit_kwargs={"epochs": 12, "lr": 5e-3},
+        shift=2,
+    ),
+    _recipe(
+        "fashion_cnn",
+        "small CNN on Fashion-MNIST, trained naturally",
+        "small_cnn",
+        0.03,
+        {"hidden": 80},
+        fit_kwargs={"epochs": 20, "lr": 3e-3},
+        shift=1,
+    ),
+    _recipe(
+        "fashion_cnn_adv",
+        "small CNN on Fashion-MNIST, trained adversarially (PGD, ℓ∞ 0.1)",
+        "small_cnn",
+        0.1,
+        {"hidden": 80},
+        objective=ADVERSARIAL,
+        objective_kwargs={"norm": "linf", "eps": 0.1, "steps": 7, "warmup": 0.5},
+        fit_kwargs={"epochs": 20, "lr": 3e-3},
+    ),
+    _recipe(
+        "fashion_mlp",
+        "MLP with 40 ReLUs on Fashion-MNIST, trained adversarially (PGD, ℓ∞ 0.03) so that it can be verified exactly",
+        "mlp",
+        0.03,
+        {"hidden": (20, 20)},
+        objective=ADVERSARIAL,
+        objective_kwargs={"norm": "linf", "eps": 0.03, "steps": 5, "warmup": 0.3},
+        fit_kwargs={"epochs": 20, "lr": 5e-3},
+    ),
+    _recipe(
+        "fashion_resnet",
+        "small residual net with batch norm on Fashion-MNIST, trained naturally",
+        "resnet_tiny",
+        0.03,
+        {},
+        fit_kwargs={"epochs": 10, "lr": 5e-3},
+        shift=1,
+    ),
+)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a checkpoint.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"name: want one of {', '.join(RECIPES)}, got {name!r}")
+    return RECIPES[name]

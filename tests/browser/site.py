@@ -1,0 +1,57 @@
+"""The built book, served on the loopback address, and the browser that visits it."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
+NOT_BUILT = "the book is not built: run `make book` first"
+
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",  # CI runs as root in containers
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+def pages() -> list[str]:
+    """All pages of the built book, as paths below its root; a single telling name if there is none.
+
+    Left out are the page at the root, which only sends readers on to the first page, and the theme's templates.
+    """
+    found = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html"))
+    return [page for page in found if page != "index.html" and not page.startswith("_static/")] or [NOT_BUILT]
+
+
+def chapters() -> list[str]:
+    """The pages that were chapters' notebooks."""
+    return [page for page in pages() if page.startswith("chapters/")] or [NOT_BUILT]
+
+
+class _Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        """Says nothing: the requests would fill the tests' output."""
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Serves ``folder`` on the loopback address; yields the address, with a slash at its end."""
+    handler = functools.partial(_Silent, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

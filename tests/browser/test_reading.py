@@ -1,0 +1,179 @@
+"""What a reader does with the book: search it, answer quizzes, open solutions, move sliders, take notebooks along."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, expect
+
+from tests.browser.site import HTML, NOT_BUILT, ROOT, chapters, pages
+from tests.browser.visit import Visit
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def _containing(text: str) -> list[str]:
+    """The pages whose source contains ``text``."""
+    return [page for page in pages() if page == NOT_BUILT or text in (HTML / page).read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_every_choice_of_a_quiz_has_its_feedback(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        visit.settle()
+        quizzes = visit.page.locator("fieldset.quiz").all()
+        assert len(quizzes) >= 3, "a chapter has three to five questions"
+        for quiz in quizzes:
+            status, right = quiz.get_by_role("status"), 0
+            assert not status.inner_text().strip(), "an answer before the question"
+            seen = set()
+            for choice in quiz.get_by_role("radio").all():
+                choice.check()
+                said = status.inner_text().strip()
+                right += said.startswith("✓ Correct.")
+                assert said.startswith(("✓ Correct.", "✗ Not quite."))
+                assert len(said) > 20, "feedback says why"
+                expect(status).to_be_visible()
+                seen.add(said)
+            assert right == 1, "one answer is right"
+            assert len(seen) == quiz.get_by_role("radio").count() >= 2, "each choice has its own feedback"
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_a_quiz_is_answered_by_keyboard(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        quiz = visit.page.locator("fieldset.quiz").first
+        quiz.get_by_role("radio").first.focus()
+        visit.page.keyboard.press("Space")
+        first = quiz.get_by_role("status").inner_text()
+        visit.page.keyboard.press("ArrowDown")
+        second = quiz.get_by_role("status").inner_text()
+        assert first and second and first != second
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_a_quiz_works_without_scripts(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page, java_script_enabled=False) as visit:
+        quiz = visit.page.locator("fieldset.quiz").first
+        choice = quiz.get_by_role("radio").last
+        feedback = quiz.locator(f'.feedback[data-for="{choice.get_attribute("value")}"]')
+        expect(feedback).to_be_hidden()
+        choice.check()
+        expect(feedback).to_be_visible()
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_solutions_are_closed_and_open(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        visit.settle()
+        solutions = visit.page.locator(".solution.dropdown").all()
+        assert solutions, "a chapter has exercises with solutions"
+        for solution in solutions:
+            content = solution.locator(".solution-content, section, .cell").first
+            expect(content).to_be_hidden()
+            solution.locator("button.toggle-button").click()
+            expect(content).to_be_visible()
+        for details in visit.page.locator(".bd-article details:not([open])").all():
+            details.locator("summary").first.click()
+            assert details.get_attribute("open") is not None
+        assert visit.complaints == []
+
+
+def test_the_theme_switches_and_is_remembered(browser: Browser, site: str) -> None:
+    with Visit(browser, site, "book/index.html", color_scheme="light") as visit:
+        theme = "document.documentElement.dataset.theme"
+        seen = [visit.page.evaluate(theme)]
+        button = visit.page.locator(".theme-switch-button").first
+        for _ in range(3):
+            button.click()
+            seen.append(visit.page.evaluate(theme))
+        assert {"light", "dark"} <= set(seen)
+        while visit.page.evaluate("document.documentElement.dataset.mode") != "dark":
+            button.click()
+        visit.page.reload()
+        assert visit.page.evaluate(theme) == "dark"
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_search_finds_a_word_of_the_chapter(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        heading = visit.page.locator("h1").first.inner_text()
+        word = max(re.findall(r"[A-Za-z]+", heading), key=len)
+        visit.page.keyboard.press("Control+k")
+        field = visit.page.locator("#pst-search-dialog input[type=search]")
+        expect(field).to_be_visible()
+        field.fill(word)
+        field.press("Enter")
+        visit.page.wait_for_url("**/search.html?**")
+        expect(visit.page.locator(f'#search-results a[href*="{page}"]').first).to_be_visible()
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("page", _containing(WIDGET))
+def test_a_slider_changes_its_picture(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        visit.settle()
+        sliders = visit.page.locator(".cell_output").filter(has=visit.page.get_by_role("slider")).all()
+        assert sliders, "the page holds the state of a slider, and draws none"
+        for slider in sliders:
+            handle, picture = slider.get_by_role("slider").first, slider.locator("img:visible").first
+            handle.scroll_into_view_if_needed()
+            value, largest = (handle.get_attribute(f"aria-value{name}") for name in ("now", "max"))
+            shown = picture.get_attribute("src") or ""
+            handle.focus()
+            visit.page.keyboard.press("ArrowLeft" if value == largest else "ArrowRight")
+            expect(handle).not_to_have_attribute("aria-valuenow", value or "")
+            expect(picture).not_to_have_attribute("src", shown)
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_a_page_works_from_the_disk_with_the_network_cut(browser: Browser, page: str) -> None:
+    with Visit(browser, HTML.as_uri() + "/", page, offline=True) as visit:
+        visit.settle()
+        assert visit.page.locator("mjx-container").count() > 0
+        visit.check_mathematics()
+        visit.check_images()
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_the_notebook_can_be_downloaded(browser: Browser, site: str, page: str) -> None:
+    notebook = page.replace(".html", ".ipynb")
+    with Visit(browser, site, page) as visit:
+        link = visit.page.locator(f'.dropdown-menu a[href$="{notebook}"]').first
+        address = link.evaluate("link => link.href")
+        answer = visit.page.request.get(address)
+        assert answer.ok
+        assert answer.json() == json.loads((ROOT / notebook).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_launch_buttons_lead_to_this_notebook(browser: Browser, site: str, page: str) -> None:
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    repository, branch = settings["repository"]["url"], settings["repository"]["branch"]
+    owner_and_name = "/".join(repository.rstrip("/").split("/")[-2:])
+    notebook = page.replace(".html", ".ipynb")
+    with Visit(browser, site, page) as visit:
+        addresses = visit.page.locator(".dropdown-launch-buttons a").evaluate_all("links => links.map((a) => a.href)")
+        assert set(addresses) == {
+            f"https://colab.research.google.com/github/{owner_and_name}/blob/{branch}/{notebook}",
+            f"https://mybinder.org/v2/gh/{owner_and_name}/{branch}?urlpath=lab/tree/{notebook}",
+        }
+        assert visit.page.locator(f'a[href="{repository}"]').count() > 0
+
+
+@pytest.mark.parametrize("page", chapters())
+def test_a_printed_page_is_the_text_alone(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        visit.settle()
+        visit.page.emulate_media(media="print")
+        for frame in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article"):
+            for part in visit.page.locator(frame).all():
+                expect(part).to_be_hidden()
+        expect(visit.page.locator(".bd-article h1").first).to_be_visible()

@@ -1,0 +1,124 @@
+"""What the shared suite runs: every finished attack of the catalogue, in every norm, untargeted and targeted.
+
+A new attack is tested by its catalogue row alone. Each file ``test_*.py`` beside this one holds one concern: functions
+``check_*(case, device)`` and the tests that run them over ``CASES``; ``test_suite_catches.py`` runs the same functions
+on attacks that are broken on purpose, and wants each to be caught.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustlab.catalogue import Row, rows
+from robustlab.norms import NORMS, get_norm
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+from tests.suite.models import FLAT, IMAGE, mlp
+
+# Budgets at which some of the samples of ``batch`` fall and some do not.
+EPS = {"l0": 3.0, "l1": 0.8, "l2": 0.3, "linf": 0.1}
+SHAPES = {"flat": FLAT, "image": IMAGE}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attack in one norm, untargeted or targeted."""
+
+    row: Row
+    attack: Callable[..., AttackResult]
+    norm: str | None
+    targeted: bool
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.row.key, self.norm, "targeted" if self.targeted else "")))
+
+    @property
+    def has_budget(self) -> bool:
+        return not self.row.min_norm
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """A sample shape that the attack takes; images where it can."""
+        return SHAPES["image" if "image" in self.row.dims else self.row.dims[0]]
+
+    @property
+    def classes(self) -> int:
+        return max(3, self.row.min_classes)
+
+    def takes(self, argument: str) -> bool:
+        return argument in inspect.signature(self.attack).parameters
+
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """The catalogue's quick arguments with the norm and, where it needs one, a budget."""
+        args: dict[str, Any] = {key: value for key, value in self.row.quick.items() if key not in NORMS}
+        args.update(cast(Mapping[str, Any], self.row.quick.get(self.norm or "", {})))
+        if self.norm is not None:
+            args["norm"] = self.norm
+        if self.has_budget:
+            args.setdefault("eps", EPS[self.norm or "linf"])
+        return args | changes
+
+    def run(self, model: nn.Module | Victim, x: Tensor, y: Tensor | None, **changes: Any) -> AttackResult:
+        """The attack on (x, y), with a target where the case has one and ``changes`` names none."""
+        args = self.arguments(**changes)
+        if self.targeted and "target" not in args:
+            args["target"] = self.target(y if y is not None else torch.zeros_like(x.flatten(1)[:, 0].long()))
+        return self.attack(model, x, y, **args)
+
+    def target(self, y: Tensor) -> Tensor:
+        """Some other label for each sample: (y + 1) mod K."""
+        return (y + 1) % self.classes
+
+    def length(self, delta: Tensor) -> Tensor:
+        return get_norm(self.norm or "linf").length(delta)
+
+    def goal(self, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+        """Whether the goal is met, from the definition."""
+        label = logits.argmax(dim=1)
+        return label == (self.target(y) if target is None else target) if self.targeted else label != y
+
+
+def cases(selected: Iterable[Row]) -> list[Case]:
+    """A case for each norm of each row, and once more with a target where the row takes one."""
+    found = []
+    for row in selected:
+        module, _, name = (row.callable or "").partition(":")
+        attack = getattr(import_module(module), name)
+        for norm in row.norms or (None,):
+            for targeted in (False, True) if row.targeted else (False,):
+                found.append(Case(row, attack, norm, targeted))
+    return found
+
+
+ATTACKS = [row for row in rows("attack", done=True) if row.per_sample]
+CASES = cases(ATTACKS)
+
+
+def over(*chosen: Case) -> pytest.MarkDecorator:
+    """Parametrizes a test over the cases given, or all."""
+    return pytest.mark.parametrize("case", chosen or CASES, ids=str)
+
+
+def noise_box(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Points of [0, 1]: a quarter of the elements exactly 0 or 1, the others uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(n, *shape, generator=generator, dtype=torch.float64)
+    return (u * 1.4 - 0.2).clamp(0, 1).to(dtype)
+
+
+def batch(
+    case: Case, device: torch.device, n: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small net, points of its box and its own predictions there: no goal is met before the attack."""
+    model = mlp(case.shape, case.classes, dtype, seed).to(device)
+    x = noise_box(n, case.shape, dtype, seed).to(device)
+    with torch.no_grad():
+        return model, x, model(x).argmax(dim=1)

@@ -1,0 +1,125 @@
+"""Models that break naive attacks: saturated, constant, with broken gradients or broken outputs.
+
+Nothing is asked for here but an honest result: it ends, stays in the box, holds no NaN, and its success is true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+from tests.suite.cases import Case, batch, over
+from tests.suite.models import GradientOf, Then
+
+BROKEN: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "saturated": lambda model: Then(model, lambda z: z * 1e6),
+    "huge": lambda model: Then(model, lambda z: z * 1e150),
+    "tiny": lambda model: Then(model, lambda z: z * 1e-12),
+    "flat": lambda model: Then(model, lambda z: z.detach() + 0 * z),
+    "nan-gradient": lambda model: GradientOf(model, torch.nan),
+    "inf-gradient": lambda model: GradientOf(model, torch.inf),
+    "zero-gradient": lambda model: GradientOf(model, 0.0),
+}
+
+
+def check_honest(case: Case, model: nn.Module, x: Tensor, y: Tensor, **changes: object) -> AttackResult:
+    result = case.run(model, x, y, **changes)
+    assert bool(((result.x_adv >= 0) & (result.x_adv <= 1)).all()), "outside the box, or NaN"
+    with torch.no_grad():
+        logits = model(result.x_adv)
+    met = case.goal(logits, y) & ~logits.isnan().any(dim=1)
+    assert torch.equal(result.success, met), "success is not what the model says"
+    assert all(not bool(d.isnan().any()) for d in result.distances.values())
+    if case.row.min_norm:
+        assert torch.equal(result.x_adv[~result.success], x[~result.success])
+    return result
+
+
+def check_broken_model(case: Case, device: torch.device, kind: str) -> None:
+    model, x, y = batch(case, device, n=4)
+    check_honest(case, BROKEN[kind](model), x, y)
+
+
+def check_constant_model(case: Case, device: torch.device) -> None:
+    """No attack can succeed on a model that always says the same; a tie is no target reached."""
+    _, x, _ = batch(case, device, n=4)
+    y = torch.zeros(4, dtype=torch.int64, device=device)
+    for height in (0.0, 5.0):
+        model = _Constant(torch.tensor([height] + [0.0] * (case.classes - 1), dtype=x.dtype, device=device))
+        result = check_honest(case, model, x, y)
+        assert not bool(result.success.any())
+
+
+def check_nan_away_from_x(case: Case, device: torch.device) -> None:
+    """A model that answers NaN everywhere but at x: NaN is never a success, and the search ends."""
+    model, x, y = batch(case, device, n=4)
+    result = check_honest(case, _NaNAway(model, x), x, y)
+    if case.has_budget:
+        assert not bool(result.success.any())
+
+
+def check_infinite_logits(case: Case, device: torch.device) -> None:
+    model, x, y = batch(case, device, n=4)
+    check_honest(case, Then(model, lambda z: torch.where(z == z.amax(1, keepdim=True), torch.inf, z)), x, y)
+
+
+def check_probabilities(case: Case, device: torch.device) -> None:
+    """``output="probs"``: the logarithm stands in for the logits; probabilities of exactly 0 break nothing."""
+    model, x, y = batch(case, device, n=4)
+    probabilities = Then(model, lambda z: z.softmax(dim=1))
+    result = case.run(Victim(probabilities, output="probs"), x, y)
+    plain = case.run(Then(model, lambda z: z.log_softmax(dim=1)), x, y)
+    torch.testing.assert_close(result.x_adv, plain.x_adv, rtol=0, atol=1e-5)
+    hard = Then(model, lambda z: (z * 1e4).softmax(dim=1))
+    result = case.run(Victim(hard, output="probs"), x, y)
+    assert bool(((result.x_adv >= 0) & (result.x_adv <= 1)).all())
+
+
+class _Constant(nn.Module):
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+
+class _NaNAway(nn.Module):
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.model, self.x = model, x
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = (x[:, None] - self.x).flatten(2).abs().amax(dim=2).amin(dim=1) > 1e-4
+        return self.model(x).masked_fill(far[:, None], torch.nan)
+
+
+@over()
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_model(case: Case, device: torch.device, kind: str) -> None:
+    check_broken_model(case, device, kind)
+
+
+@over()
+def test_constant_model(case: Case, device: torch.device) -> None:
+    check_constant_model(case, device)
+
+
+@over()
+def test_nan_away_from_x(case: Case, device: torch.device) -> None:
+    check_nan_away_from_x(case, device)
+
+
+@over()
+def test_infinite_logits(case: Case, device: torch.device) -> None:
+    check_infinite_logits(case, device)
+
+
+@over()
+def test_probabilities(case: Case, device: torch.device) -> None:
+    check_probabilities(case, device)

@@ -1,0 +1,92 @@
+"""The README does what it says: its code runs as printed, its commands and its files exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import robustlab
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def fenced(language: str) -> list[str]:
+    """The contents of the README's code blocks in ``language``."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def make_targets(text: str) -> set[str]:
+    """The targets of all ``make TARGET`` commands in ``text``."""
+    return set(re.findall(r"\bmake ([a-z][a-z-]*)", text))
+
+
+def split_numbers(text: str) -> tuple[str, list[float]]:
+    """``text`` with ``#`` for each percentage, and the percentages."""
+    return re.sub(r"\d+(?=%)", "#", text).strip(), [float(number) for number in re.findall(r"\d+(?=%)", text)]
+
+
+def test_readme_code_runs_as_printed() -> None:
+    (code,), (shown,) = fenced("python"), fenced("text")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    words, numbers = split_numbers(printed.getvalue())
+    words_shown, numbers_shown = split_numbers(shown)
+    assert words == words_shown
+    # Sums are ordered differently on other processors: 2 of the 200 images may go the other way.
+    assert numbers == pytest.approx(numbers_shown, abs=1.01)
+
+
+def test_readme_code_is_about_ten_lines() -> None:
+    (code,) = fenced("python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_make_targets_of_the_readme_and_the_pages_exist() -> None:
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", rules, flags=re.MULTILINE))
+    code = [*fenced("bash"), *re.findall(r"`([^`\n]+)`", README)]
+    for page in sorted((ROOT / "book").glob("*.md")):
+        code += re.findall(r"`([^`\n]+)`|^(make .*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = set().union(*(make_targets("\n".join(part) if isinstance(part, tuple) else part) for part in code))
+    assert {"book", "test"} <= named
+    assert named <= targets, f"no such target in the Makefile: {sorted(named - targets)}"
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    linked = re.findall(r"\]\((?!https?:)([^)#\s]+)\)", README)
+    named = re.findall(r"`([\w.-]+/[\w./-]*|[A-Z][\w-]*\.(?:md|cff)|[\w-]+\.txt)`", README)
+    assert linked and named
+    missing = [name for name in {*linked, *named} if not (ROOT / name).exists()]
+    assert not missing, f"the README names files that do not exist: {sorted(missing)}"
+
+
+def test_the_picture_has_a_text() -> None:
+    pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
+    assert [path for _, path in pictures] == ["book/static/images/readme.png"]
+    assert len(pictures[0][0]) > 40
+
+
+def test_citation_file_is_valid_and_agrees_with_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "license", "version"} <= set(citation)
+    assert citation["title"] == README.splitlines()[0].removeprefix("# ")
+    assert citation["version"] == robustlab.__version__
+
+
+def test_changelog_opens_with_the_current_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert versions[0] == robustlab.__version__
+
+
+def test_licenses_are_what_the_readme_says() -> None:
+    code, prose = (ROOT / "LICENSE").read_text(), (ROOT / "LICENSE-PROSE").read_text()
+    assert "Apache License" in code and "Version 2.0" in code
+    assert "Attribution 4.0 International" in prose
+    assert "https://creativecommons.org/licenses/by/4.0/legalcode" in prose

@@ -1,0 +1,200 @@
+"""The shipped checkpoints: intact, as good as recorded, and made again by their recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from robustlab import data, zoo
+from robustlab.zoo import __main__ as command_line
+from robustlab.zoo import recipes, shipped, training
+
+NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")}
+LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded attack
+    "mnist_cnn": (0.96, 0.0),
+    "mnist_cnn_adv": (0.93, 0.75),
+    "mnist_mlp": (0.93, 0.75),
+    "mnist_resnet": (0.97, 0.0),
+    "fashion_cnn": (0.86, 0.0),
+    "fashion_cnn_adv": (0.75, 0.55),
+    "fashion_mlp": (0.80, 0.65),
+    "fashion_resnet": (0.88, 0.0),
+}
+TINY = recipes.Recipe(
+    name="tiny",
+    title="a net for this test",
+    dataset="mnist5k",
+    builder="mlp",
+    builder_kwargs={"hidden": (16,)},
+    objective=recipes.ADVERSARIAL,
+    objective_kwargs={"eps": 0.02, "steps": 2},
+    fit_kwargs={"epochs": 3, "lr": 1e-2},
+    attack={"norm": "linf", "eps": 0.02, "steps": 5},
+    shift=1,
+)
+
+
+def test_the_promised_checkpoints_are_there() -> None:
+    assert set(zoo.names()) == set(LEAST) == NAMES
+    files = sorted(shipped.FOLDER.glob("*"))
+    assert {f.name for f in files} == {f"{name}.safetensors" for name in NAMES} | {"recorded.json"}
+    assert all(f.stat().st_size <= 300_000 for f in files) and sum(f.stat().st_size for f in files) <= 3_000_000
+
+
+@pytest.mark.parametrize("name", sorted(LEAST))
+def test_recorded_accuracies_are_measured_again(name: str) -> None:
+    before, now, agree = zoo.check(name)
+    assert agree, f"recorded {before}, measured {now}"
+    assert now["accuracy"] >= LEAST[name][0] and now["robust_accuracy"] >= LEAST[name][1]
+
+
+@pytest.mark.parametrize("name", sorted(LEAST))
+def test_a_loaded_model_is_in_eval_mode_and_can_be_trained(name: str) -> None:
+    model = zoo.load(name)
+    assert not any(m.training for m in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    facts = zoo.info(name)
+    assert sum(p.numel() for p in model.parameters()) == facts["parameters"] < 75_000
+    assert (shipped.FOLDER / f"{name}.safetensors").stat().st_size == facts["bytes"]
+    assert set(facts) >= {"builder", "dataset", "attack", "fit_kwargs", "seed", "sha256", "accuracy", "robust_accuracy"}
+
+
+def test_accuracy_is_counted_as_a_reader_would_count_it() -> None:
+    d = data.load("mnist5k")
+    model = zoo.load("mnist_cnn")
+    right = sum(int(model(x[None]).argmax() == y) for x, y in zip(d.x_test[:200], d.y_test[:200], strict=True))
+    assert zoo.measure(model, "mnist_cnn", dataset=d.subset(10, 200)).accuracy == right / 200
+
+
+def test_robust_accuracy_counts_misclassified_images_as_lost() -> None:
+    """On an affine two-class model the robust accuracy is known exactly: margins above ε·‖w_1 − w_0‖₁."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.4 + 0.2 * torch.rand(300, 4, generator=generator)
+    model = torch.nn.Linear(4, 2).eval()
+    w = (model.weight[1] - model.weight[0]).detach()
+    margin = x @ w
+    with torch.no_grad():
+        model.bias.copy_(torch.stack([margin.median(), torch.tensor(0.0)]))
+    margin = margin - margin.median()
+    y = ((margin > 0) ^ (torch.rand(300, generator=generator) < 0.2)).long()  # a fifth of the labels are wrong
+    d = data.Dataset("toy", x, y, x, y, ("a", "b"))
+    attack = {"norm": "linf", "eps": 0.02, "steps": 20}
+    measured = zoo.measure(model, dataclasses.replace(TINY, attack=attack), dataset=d)
+    signed = margin * (2 * y - 1)
+    assert measured.accuracy == pytest.approx((signed > 0).double().mean().item())
+    exact = (signed > 0.02 * w.abs().sum()).double().mean().item()
+    assert measured.robust_accuracy == pytest.approx(exact, abs=1 / 300)
+
+
+def test_a_tampered_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = bytearray((shipped.FOLDER / "mnist_mlp.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "mnist_mlp.safetensors").write_bytes(raw)
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="SHA-256"):
+        zoo.load("mnist_mlp")
+
+
+def test_tensors_must_be_exactly_those_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = json.loads(shipped.RECORDED.read_text())
+    state = zoo.load("mnist_mlp").state_dict()
+    for change in ({**state, "more": torch.zeros(1)}, {k: v for k, v in state.items() if k != "out.bias"}):
+        raw = safetensors.torch.save(change)
+        facts["mnist_mlp"]["sha256"] = hashlib.sha256(raw).hexdigest()
+        (tmp_path / "mnist_mlp.safetensors").write_bytes(raw)
+        (tmp_path / "recorded.json").write_text(json.dumps(facts))
+        with monkeypatch.context() as patch:
+            patch.setattr(shipped, "FOLDER", tmp_path)
+            patch.setattr(shipped, "RECORDED", tmp_path / "recorded.json")
+            with pytest.raises(RuntimeError, match=r"more|out\.bias"):
+                zoo.load("mnist_mlp")
+
+
+def test_unknown_names_are_refused() -> None:
+    for call in (zoo.load, zoo.info, zoo.recipe, zoo.train):
+        with pytest.raises(ValueError, match=r"^name: want one of"):
+            call("resnet50")
+
+
+def test_training_a_recipe_twice_gives_the_same_model() -> None:
+    d = data.load("mnist5k").subset(500, 200)
+    before = torch.random.get_rng_state()
+    first, second = (zoo.train(TINY, dataset=d).state_dict() for _ in range(2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    other = zoo.train(dataclasses.replace(TINY, seed=1), dataset=d).state_dict()
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_every_part_of_a_recipe_matters() -> None:
+    d = data.load("mnist5k").subset(300, 100)
+    base = zoo.train(TINY, dataset=d).state_dict()
+    changes = (
+        {"objective": None},
+        {"objective_kwargs": {"eps": 0.1, "steps": 2}},
+        {"shift": 0},
+        {"fit_kwargs": {"epochs": 3, "lr": 2e-2}},
+        {"builder_kwargs": {"hidden": (16,), "mean": 0.5}},
+    )
+    for change in changes:
+        other = zoo.train(dataclasses.replace(TINY, **change), dataset=d).state_dict()
+        assert any(not torch.equal(base[k], other[k]) for k in base), change
+
+
+def test_what_is_shipped_was_written_by_the_same_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, record, load and check a checkpoint of its own from end to end, in a folder of its own."""
+    small = data.load("mnist5k").subset(500, 200)
+    monkeypatch.setattr(data, "load", lambda name: small)
+    monkeypatch.setattr(recipes, "RECIPES", {"tiny": TINY})
+    monkeypatch.setattr(shipped, "RECIPES", {"tiny": TINY})
+    for module in (shipped, training):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+        monkeypatch.setattr(module, "RECORDED", tmp_path / "recorded.json")
+    measured = training.ship("tiny")
+    assert measured.accuracy > 0.5 and 0 < measured.robust_accuracy < measured.accuracy
+    before, now, agree = zoo.check("tiny")
+    assert agree and before == now
+    facts = json.loads((tmp_path / "recorded.json").read_text())
+    facts["tiny"]["accuracy"] -= 0.01
+    (tmp_path / "recorded.json").write_text(json.dumps(facts))
+    assert not zoo.check("tiny")[2]
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command_line.main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(re.search(rf"^{name} ", listed, re.MULTILINE) for name in zoo.names())
+    assert command_line.main(["check", "mnist_mlp"]) == 0
+    assert "mnist_mlp" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command_line.main(["train", "nothing"])
+    monkeypatch.setitem(recipes.RECIPES, "mnist_mlp", dataclasses.replace(TINY, name="mnist_mlp"))
+    out = tmp_path / "made.safetensors"
+    assert command_line.main(["train", "mnist_mlp", "--out", str(out)]) == 0
+    printed = re.search(r"accuracy ([\d.]+), under PGD-5 at linf 0.02 ([\d.]+)", capsys.readouterr().out)
+    model = _tiny_model(out)
+    d = data.load("mnist5k")
+    accuracy = (model(d.x_test).argmax(1) == d.y_test).float().mean().item()
+    assert printed and math.isclose(float(printed[1]), accuracy, abs_tol=6e-4)
+
+
+def _tiny_model(path: Path) -> torch.nn.Module:
+    from robustlab.models import build
+
+    model = build(TINY.builder, **TINY.builder_kwargs)
+    model.load_state_dict(safetensors.torch.load_file(path))
+    return model.eval()
+
+
+def test_a_model_can_be_loaded_onto_a_device(device: torch.device) -> None:
+    model = zoo.load("mnist_cnn", device=device)
+    d = data.load("mnist5k").subset(10, 200).to(device)
+    assert (model(d.x_test).argmax(1) == d.y_test).float().mean() > 0.95
