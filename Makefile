@@ -8,7 +8,8 @@ STAMP  := $(VENV)/.installed-robustlab
 # One thread a process: the tests run in several processes, and the results of sums stay put.
 export OMP_NUM_THREADS ?= 1
 
-PYTEST    := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
+PARALLEL  := --numprocesses auto --maxprocesses 4 --dist loadscope
+PYTEST    := $(PY) -m pytest $(PARALLEL)
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 300
 
 .DEFAULT_GOAL := help
@@ -31,7 +32,7 @@ test-fast: $(STAMP)  ## the tests without notebooks and browser
 	@$(PYTEST) -m "not slow and not notebook and not browser" tests
 
 test-changed: $(STAMP)  ## the tests of the files changed since origin/main (or the last commit)
-	@$(PY) tests/changed.py $(NOTEBOOKS)
+	@$(PY) tests/changed.py $(NOTEBOOKS) $(PARALLEL)
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	@$(PY) -m jupyterlab chapters

@@ -92,11 +92,12 @@ class Visit:
               const wrong = document.querySelectorAll("mjx-merror, [data-mjx-error], .MathJax_Error");
               const article = document.querySelector(".bd-article")?.cloneNode(true);
               article?.querySelectorAll("pre, code, script, style, mjx-container").forEach((node) => node.remove());
-              const left = article?.textContent.match(/\$\$|\\[(\[]|\\begin\{[a-z*]+\}|(?<!\\)\$[^\s$][^$\n]*\$/g);
+              const tex = /\$\$|\\[(\[]|\\begin\{[a-z*]+\}|(?<!\\)\$[^\s$]([^$\n]*[^\s$])?\$(?!\d)/g;
+              const left = article?.textContent.match(tex);
               return [
                 ...bare.map((node) => `formula not rendered: ${text(node)}`),
                 ...[...wrong].map((node) => `formula with an error: ${node.dataset.mjxError || text(node)}`),
-                ...(left ?? []).map((tex) => `TeX left in the text: ${tex}`),
+                ...(left ?? []).map((piece) => `TeX left in the text: ${piece}`),
               ];
             }"""
         )

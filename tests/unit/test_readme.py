@@ -39,8 +39,8 @@ def test_readme_code_runs_as_printed() -> None:
     words, numbers = split_numbers(printed.getvalue())
     words_shown, numbers_shown = split_numbers(shown)
     assert words == words_shown
-    # Sums are ordered differently on other processors: 2 of the 200 images may go the other way.
-    assert numbers == pytest.approx(numbers_shown, abs=1.01)
+    # Sums are ordered differently on other processors: 2 of the 100 images may go the other way.
+    assert numbers == pytest.approx(numbers_shown, abs=2.01)
 
 
 def test_readme_code_is_about_ten_lines() -> None:

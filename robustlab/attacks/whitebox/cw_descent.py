@@ -38,10 +38,13 @@ class TanhBox:
         return (self.low + self.half * (t + 1)).clamp_(self.low, self.high), self.half * (1 - t * t)
 
 
-def hinge(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
-    """g = max{κ + spare − goal margin, 0}, aiming just beyond what :meth:`robustlab.victim.Call.secure` asks for."""
+def shortfall(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
+    """κ + spare − goal margin, aiming just beyond what :meth:`robustlab.victim.Call.secure` asks for.
+
+    The attack's g is this, cut off at 0. Its slope is wanted beyond as well: the ℓ0 attack ranks elements by it.
+    """
     spare = 1e-4 * logits.detach().abs().amax(dim=1).clamp_min(1.0)
-    return (kappa + 1.01 * spare - goal_margin(logits, y, target)).clamp_min(0)
+    return kappa + 1.01 * spare - goal_margin(logits, y, target)
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ def descend(call: Call, plan: Schedule, steps: int, abort_early: bool, progress:
         free = plan.mask(rows)
         if free is not None:
             points, slope = torch.where(free, points, call.x[rows]), slope * free
-        answer = call.gradient(points, rows, hinge)
+        answer = call.gradient(points, rows, shortfall)
         delta = points - call.x[rows]
         value, pull = plan.penalty(delta, rows)
         won = call.secure(answer.logits, rows) & plan.counts(value, rows)
@@ -112,7 +115,7 @@ def descend(call: Call, plan: Schedule, steps: int, abort_early: bool, progress:
         state.won |= won
 
         c = plan.c[rows]
-        total = value + c * answer.loss
+        total = value + c * answer.loss.clamp_min(0)
         over = state.step == steps - 1
         if abort_early:
             asked = (state.step > 0) & (state.step % period == 0)
@@ -120,7 +123,7 @@ def descend(call: Call, plan: Schedule, steps: int, abort_early: bool, progress:
             state.previous = torch.where(asked, total, state.previous)
         if plan.stop_at_success:
             over |= won
-        state.adam(slope * (pull + column(c, delta) * answer.grad))
+        state.adam(slope * (pull + column(c * (answer.loss > 0), delta) * answer.grad))
         if bool(over.any()):
             more = ~over
             more[over] = plan.next(rows[over], state.won[over])

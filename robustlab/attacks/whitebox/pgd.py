@@ -119,13 +119,13 @@ class _Search:
     def run(self, rows: Tensor, delta: Tensor, steps: int, progress: bool) -> Tensor:
         """One start from ``delta``, which belongs to ``rows``; returns the rows that are still not fooled."""
         call, undone = self.call, []
-        clean, low, high, eps, alpha = self._views(rows)
+        clean, step = self._stage(rows)
         points = (clean + delta).clamp_(call.low, call.high)
         for k in bar(range(steps + 1), show=progress, label="pgd"):
             if not bool((paying := call.can_pay(rows)).all()):
                 undone.append(rows[~paying])
                 rows, delta, points = rows[paying], delta[paying], points[paying]
-                clean, low, high, eps, alpha = self._views(rows)
+                clean, step = self._stage(rows)
             if not rows.numel():
                 break
             if k < steps:
@@ -141,21 +141,23 @@ class _Search:
             if bool(answer.met.any()):
                 going = ~answer.met
                 rows, delta, grad = rows[going], delta[going], grad[going]
-                clean, low, high, eps, alpha = self._views(rows)
+                clean, step = self._stage(rows)
                 if not rows.numel():
                     break
-            delta = _step(self.ball, delta, grad, alpha, eps, low, high, sparse_until_end=2 * k >= steps)
+            delta = step(delta, grad, sparse_until_end=2 * k >= steps)
             points = (clean + delta).clamp_(call.low, call.high)
         return torch.cat([rows, *undone])
 
-    def _views(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _stage(self, rows: Tensor) -> tuple[Tensor, _Step]:
+        """The clean samples ``rows`` and the step that moves them."""
         clean = self.call.x[rows]
-        return clean, self.call.low - clean, self.call.high - clean, self.eps[rows], self.alpha[rows]
+        low, high = self.call.low - clean, self.call.high - clean
+        return clean, _Step(self.ball, self.eps[rows], self.alpha[rows], low, high)
 
     def _keep(self, rows: Tensor, points: Tensor, loss: Tensor, met: Tensor) -> None:
-        better = met | (loss < self.best_loss[rows])
+        better = (met | (loss < self.best_loss[rows])).nonzero().flatten()
         chosen = rows[better]
-        self.best[chosen] = points[better]
+        self.best.index_copy_(0, chosen, points.index_select(0, better))
         self.best_loss[chosen] = loss[better]
         if self.trace:
             row = self.best_loss.new_full(self.best_loss.shape, torch.nan)
@@ -163,19 +165,26 @@ class _Search:
             self.losses.append(row)
 
 
-def _step(
-    ball: Norm, delta: Tensor, grad: Tensor, alpha: Tensor, eps: Tensor, low: Tensor, high: Tensor,
-    sparse_until_end: bool,
-) -> Tensor:  # fmt: skip
-    """δ ← P(δ + α·v(−grad))."""
-    shape = (-1,) + (1,) * (delta.dim() - 1)
-    if ball.name == "l1":
-        cap = alpha if sparse_until_end else alpha / max(1, round(0.01 * delta[0].numel()))
-        cap = cap.reshape(shape)
-        move = ball.linear_max(-grad, alpha, torch.maximum(low - delta, -cap), torch.minimum(high - delta, cap))
-    else:
-        move = ball.steepest(grad) * -alpha.reshape(shape)
-    return ball.project_box(delta + move, eps, low, high)
+class _Step:
+    """δ ← P(δ + α·v(−grad)), with ``low`` ≤ δ ≤ ``high`` from the box."""
+
+    def __init__(self, ball: Norm, eps: Tensor, alpha: Tensor, low: Tensor, high: Tensor) -> None:
+        shape = (-1,) + (1,) * (low.dim() - 1)
+        self.ball, self.eps, self.alpha, self.low, self.high = ball, eps, alpha.reshape(shape), low, high
+        if ball.name == "linf":  # ball ∩ box is a box, the same at every step
+            self.low = torch.maximum(low, -eps.reshape(shape))
+            self.high = torch.minimum(high, eps.reshape(shape))
+
+    def __call__(self, delta: Tensor, grad: Tensor, sparse_until_end: bool) -> Tensor:
+        if self.ball.name == "linf":
+            return grad.sign().mul_(-self.alpha).add_(delta).clamp_(self.low, self.high)
+        if self.ball.name == "l1":
+            cap = self.alpha if sparse_until_end else self.alpha / max(1, round(0.01 * delta[0].numel()))
+            low, high = torch.maximum(self.low - delta, -cap), torch.minimum(self.high - delta, cap)
+            move = self.ball.linear_max(-grad, self.alpha, low, high)
+        else:
+            move = self.ball.steepest(grad) * -self.alpha
+        return self.ball.project_box(delta + move, self.eps, self.low, self.high)
 
 
 def pgd_maximize(
@@ -204,9 +213,10 @@ def pgd_maximize(
     low, high = bounds[0] - x, bounds[1] - x
     noise = Noise(seed, torch.arange(x.shape[0], device=x.device) if ids is None else ids.to(x.device))
     delta = ball.project_box(ball.uniform(noise, 0, x, radius), radius, low, high)
+    step = _Step(ball, radius, alpha, low, high)
     for k in range(steps):
         points = (x + delta).clamp_(*bounds).requires_grad_(True)
         with torch.enable_grad():
             (grad,) = torch.autograd.grad(g(model(points), y).sum(), points)
-        delta = _step(ball, delta, grad, alpha, radius, low, high, sparse_until_end=2 * k >= steps)
+        delta = step(delta, grad, sparse_until_end=2 * k >= steps)
     return (x + delta).clamp_(*bounds)
