@@ -123,7 +123,8 @@ def claims(notebook: Notebook) -> Iterator[str]:
     seen: set[str] = set()
     for place, cell in enumerate(code_cells(notebook), start=1):
         calls = len(re.findall(r"^\s*claim\(", source(cell), re.MULTILINE))
-        records = [output["metadata"][METADATA_KEY] for output in cell["outputs"] if METADATA_KEY in output["metadata"]]
+        carried = [output.get("metadata", {}).get(METADATA_KEY) for output in cell["outputs"]]
+        records = [record for record in carried if record]
         if calls != len(records):
             yield f"code cell {place}: {calls} claims are made, {len(records)} verdicts are stored"
         for record in records:

@@ -13,7 +13,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors.toctree import TocTreeCollector
+from sphinx_external_toc.collectors import TocTreeCollectorWithStyles as Collector
 
 CHAPTER = re.compile(r"chapters/(\d+)_")
 DEPTH = 2  # chapters and their sections
@@ -43,7 +43,7 @@ def number_page(toc: nodes.Element, first: int) -> dict[str, Number]:
     return numbers
 
 
-def assign_section_numbers(_collector: TocTreeCollector, env: BuildEnvironment) -> list[str]:
+def assign_section_numbers(_collector: Collector, env: BuildEnvironment) -> list[str]:
     """Numbers all chapters; returns the pages whose numbers have changed."""
     before, env.toc_secnumbers = env.toc_secnumbers, {}
     for docname, toc in env.tocs.items():
@@ -56,6 +56,6 @@ def assign_section_numbers(_collector: TocTreeCollector, env: BuildEnvironment) 
 
 
 def setup(_app: Sphinx) -> dict[str, Any]:
-    """Puts our numbering in the place of Sphinx's; called by Sphinx."""
-    TocTreeCollector.assign_section_numbers = assign_section_numbers  # type: ignore[method-assign]
+    """Puts our numbering in the place of the one by order; called by Sphinx."""
+    Collector.assign_section_numbers = assign_section_numbers  # type: ignore[method-assign]
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,11 @@
-"""A Sphinx extension: the links from source code back to the documentation lead to what is documented.
+"""A Sphinx extension: repairs to the pages that show the library's source code.
+
+The links from source code back to the documentation lead to what is documented.
 
 Viewcode takes it that a module's names are all documented under one prefix. Ours are not: ``pgd`` is documented
 as robustlab.attacks.pgd, where readers import it from, and ``pgd_maximize``, from the same file, where it stands.
+
+The list of all source files is made one list: viewcode nests lists in a way that HTML does not allow.
 """
 
 from __future__ import annotations
@@ -36,7 +40,10 @@ def repair(body: str, module: str, documented: Container[str]) -> str:
 def _repair_page(
     app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: nodes.document | None
 ) -> None:
-    if page.startswith("_modules/") and "body" in context:
+    if page == "_modules/index":
+        head, start, items = context["body"].partition("<ul>")
+        context["body"] = head + start + items.replace("<ul>", "").replace("</ul>", "") + "</ul>"
+    elif page.startswith("_modules/") and "body" in context:
         module = page.removeprefix("_modules/").replace("/", ".")
         documented = app.env.get_domain("py").objects  # type: ignore[attr-defined]
         context["body"] = repair(context["body"], module, documented)

@@ -160,8 +160,8 @@ class Detection(_Movable):
     def score(self, is_poison: Tensor) -> dict[str, float]:
         """Compare with the truth, which enters here and nowhere else.
 
-        Returns ``auroc`` (ties count half), ``true_positive_rate``, ``false_positive_rate`` and ``precision``; NaN where
-        a rate has no samples.
+        Returns ``auroc`` (ties count half), ``true_positive_rate``, ``false_positive_rate`` and ``precision``; NaN
+        where a rate has no samples.
         """
         truth = is_poison.to(device=self.scores.device, dtype=torch.bool)
         if truth.shape != self.scores.shape:

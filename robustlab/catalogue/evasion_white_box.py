@@ -96,7 +96,7 @@ WHITE_BOX: tuple[Row, ...] = (
         norms=("l2",),
         targeted=True,
         min_norm=True,
-        quick={"steps": 20, "search_steps": 6},
+        quick={"steps": 12, "search_steps": 4},
     ),
     Row(
         key="fgsm",

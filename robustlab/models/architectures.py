@@ -23,6 +23,7 @@ def mlp(
     classes: int = 10,
     mean: Floats = 0.0,
     std: Floats = 1.0,
+    seed: int = 0,
 ) -> nn.Module:
     """Fully connected ReLU layers, few enough units by default for exact verification.
 
@@ -55,6 +56,7 @@ def small_cnn(
     classes: int = 10,
     mean: Floats = 0.0,
     std: Floats = 1.0,
+    seed: int = 0,
 ) -> nn.Module:
     """Strided 4x4 convolutions and one hidden layer: the small net of the verification literature.
 
@@ -131,6 +133,7 @@ def resnet_tiny(
     classes: int = 10,
     mean: Floats = 0.0,
     std: Floats = 1.0,
+    seed: int = 0,
 ) -> nn.Module:
     """A residual net with batch norm: a strided stem, one block a stage, mean pooling, one linear layer.
 

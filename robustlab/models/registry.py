@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,20 +17,24 @@ Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 def register(builder: Builder) -> Builder:
     """Make a function that builds a model known to :func:`build` under its own name.
 
-    The function gets one more keyword, `seed` (default 0). Its initial weights are a function of the
-    seed alone: they are drawn on the CPU, and the global random state is neither read nor moved.
+    The function takes a keyword `seed` with default 0 and need not use it: it is called with PyTorch's generator
+    seeded from it. So the initial weights are a function of the seed alone; they are drawn on the CPU, and the global
+    random state is neither read nor moved.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is taken, or the function has no keyword `seed`.
     """
     name = builder.__name__
     if name in _BUILDERS:
         raise ValueError(f"builder: want a new name, got {name!r}, which is registered already")
 
+    if "seed" not in inspect.signature(builder).parameters:
+        raise ValueError(f"builder: want a keyword seed, got {name}{inspect.signature(builder)}")
+
     @functools.wraps(builder)
-    def seeded(*args: Any, seed: int = 0, **kwargs: Any) -> nn.Module:
+    def seeded(*args: Any, **kwargs: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed CUDA too
+            torch.default_generator.manual_seed(kwargs.get("seed", 0))  # torch.manual_seed would reseed CUDA too
             return builder(*args, **kwargs)
 
     _BUILDERS[name] = seeded

@@ -24,7 +24,7 @@ def names() -> tuple[str, ...]:
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """What was measured when the checkpoint was made: SHA-256, accuracies, size, time.
+    """What was measured when the checkpoint was made: SHA-256, accuracies, size.
 
     Raises:
         ValueError: if the name is unknown, or nothing is recorded under it.

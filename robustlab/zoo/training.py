@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -120,9 +119,7 @@ def save(model: nn.Module, path: Path) -> str:
 
 def ship(name: str, *, device: torch.device | str | None = None, progress: bool = False) -> Measurement:
     """Train a checkpoint, put it among the shipped ones and record what was measured. For maintainers."""
-    start = time.perf_counter()
     model = train(name, device=device, progress=progress).cpu()
-    seconds = time.perf_counter() - start
     measured = measure(model, name)
     path = FOLDER / f"{name}.safetensors"
     sha256 = save(model, path)
@@ -133,7 +130,6 @@ def ship(name: str, *, device: torch.device | str | None = None, progress: bool 
         "attacked": ATTACKED,
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": path.stat().st_size,
-        "training_seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.split("+")[0],
     }

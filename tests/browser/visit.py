@@ -68,7 +68,8 @@ class Visit:
             self.complaints.append(f"does not load: {request.url}")
 
     def settle(self) -> None:
-        """Waits until equations are set and widgets are drawn."""
+        """Waits until equations are set and widgets are drawn, and stills what moves."""
+        self.page.add_style_tag(content="*, ::before, ::after { transition: none !important; }")
         self.page.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise; }")
         if self.page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count():
             self.page.locator(".jupyter-widgets").first.wait_for(state="attached")
@@ -120,7 +121,7 @@ class Visit:
                  if (document.documentElement.scrollWidth <= room + 1) return [];
                  const scrolls = (node) => node && (getComputedStyle(node).overflowX !== "visible"
                    || scrolls(node.parentElement));
-                 const wide = [...document.querySelectorAll(".bd-article *")].filter((node) =>
+                 const wide = [...document.querySelectorAll("body *")].filter((node) =>
                    node.getBoundingClientRect().right > room + 1 && !scrolls(node.parentElement));
                  return (wide.length ? wide : [document.body]).slice(0, 3)
                    .map((node) => node.outerHTML.slice(0, 100));

@@ -110,6 +110,10 @@ def test_every_epoch_visits_every_sample_once_in_a_new_order() -> None:
     assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
     assert all(torch.equal(part, x[ids]) for part, ids in zip(seen.x, seen.ids, strict=True))
     assert len(set(seen.seeds)) == 9, "each step has its own seed"
+    other = _Recorder()
+    fit(nn.Linear(5, 3), (x, y), objective=other, epochs=1, batch_size=20, seed=1)
+    assert not torch.equal(torch.cat(other.ids), epochs[0]), "another seed, another order"
+    assert not set(other.seeds) & set(seen.seeds)
     assert seen.progress == pytest.approx([i / 9 for i in range(9)])
     assert all(seen.modes)
 

@@ -93,7 +93,8 @@ def test_wrong_arguments_are_named() -> None:
         (lambda: models.small_cnn(in_shape=(1, 8, 8)), "in_shape"),
         (lambda: models.small_cnn(in_shape=(64,)), "in_shape"),
         (lambda: models.resnet_tiny(channels=()), "channels"),
-        (lambda: models.register(models.mlp), "builder"),
+        (lambda: models.register(models.mlp), "builder: want a new name"),
+        (lambda: models.register(torch.nn.Linear), "builder: want a keyword seed"),
     ):
         with pytest.raises(ValueError, match=match):
             call()

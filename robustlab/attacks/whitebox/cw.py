@@ -10,10 +10,10 @@ margin loss g = max{κ − goal margin, 0} (f_6 of the paper), Adam minimizes ov
                 freezes at x the 0.3·√m of its m changed elements with the smallest |δ_i|·|∇_i g|; c doubles on failure
 
 Different here: the goal asks for 1e-4·max(1, largest |logit|) more than κ, so that rounding cannot undo a success.
-Early aborting, c, τ and the mask belong to each sample alone. Where ℓ∞ would give up, it goes on with a factor nearer to 1,
-and an Adam step size that shrinks alike, since 0.9 alone leaves up to 10 % on the table; its step size is 0.02 instead
-of 0.005, and its first c 1e-3 instead of 1e-5, which need fewer steps. ℓ0 counts and freezes elements, where the paper
-freezes a pixel's three channels together.
+Early aborting, c, τ and the mask belong to each sample alone. Where ℓ∞ would give up, it goes on with a factor nearer
+to 1 and an Adam step size that shrinks alike, since 0.9 alone leaves up to 10 % on the table; its first step size is
+0.02 instead of 0.005 and its first c 1e-3 instead of 1e-5, which need fewer steps. ℓ0 counts and freezes elements,
+where the paper freezes a pixel's three channels together.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class _Nearest:
 
 
 def _minimize(search: _Nearest, rows: Tensor, c: Tensor, steps: int, succeeded: Tensor) -> None:
-    """Projected L-BFGS from x, all ``rows`` at once; notes in ``succeeded`` (N,) whether the minimizer meets the goal."""
+    """Projected L-BFGS from x, all ``rows`` at once; ``succeeded`` (N,) notes whether the minimizer meets the goal."""
     call = search.call
     low, high = call.low, call.high
     at = call.x[rows].flatten(1)

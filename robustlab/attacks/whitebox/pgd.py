@@ -68,8 +68,8 @@ def pgd(
         init: perturbation δ_0 of the first start, shape of x, projected onto the ball and the box; None draws it.
         seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
         progress: show a bar in a terminal.
-        trace: keep the loss g of every point tried as ``result.trace["loss"]``, (points, N): K + 1 points a start, fewer
-            if all samples are done sooner; NaN for a sample that is done.
+        trace: keep the loss g of every point tried as ``result.trace["loss"]``, (points, N): K + 1 points a start,
+            fewer if all samples are done sooner; NaN for a sample that is done.
 
     Returns:
         AttackResult; a sample that was not fooled gets its point of smallest g. Cost without success, for each start:
@@ -145,7 +145,7 @@ class _Search:
                 if not rows.numel():
                     break
             delta = step(delta, grad, sparse_until_end=2 * k >= steps)
-            points = (clean + delta).clamp_(call.low, call.high)
+            points = torch.add(clean, delta, out=points[: len(rows)]).clamp_(call.low, call.high)  # the model has a copy
         return torch.cat([rows, *undone])
 
     def _stage(self, rows: Tensor) -> tuple[Tensor, _Step]:
