@@ -81,7 +81,7 @@ def claim(
             text is not one line, a reason is missing or superfluous, or this id already stands
             for another claim in this kernel. Running the same cell again is no error.
 
-    Source: this book (DESIGN: "A claim").
+    Source: this book.
     """
     record = ClaimRecord(id, text, method, bool(reproduces), _rounded(ours), _rounded(paper), reason)
     _check_form(record)

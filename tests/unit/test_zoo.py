@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from robustlab import data, zoo
+from robustlab.models import build
 from robustlab.zoo import __main__ as command_line
 from robustlab.zoo import recipes, shipped, training
 
@@ -135,6 +136,14 @@ def test_training_a_recipe_twice_gives_the_same_model() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_the_seed_is_that_of_the_weights_and_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    monkeypatch.setattr(training, "fit", lambda model, data, **kwargs: seeds.append(kwargs["seed"]))
+    untrained = zoo.train(dataclasses.replace(TINY, seed=7), dataset=data.gaussians()).state_dict()
+    fresh = build(TINY.builder, seed=7, **TINY.builder_kwargs).state_dict()
+    assert seeds == [7] and all(torch.equal(fresh[key], untrained[key]) for key in fresh)
+
+
 def test_every_part_of_a_recipe_matters() -> None:
     d = data.load("mnist5k").subset(300, 100)
     base = zoo.train(TINY, dataset=d).state_dict()
@@ -163,6 +172,8 @@ def test_what_is_shipped_was_written_by_the_same_functions(tmp_path: Path, monke
     assert measured.accuracy > 0.5 and 0 < measured.robust_accuracy < measured.accuracy
     before, now, agree = zoo.check("tiny")
     assert agree and before == now
+    again, loaded = zoo.train("tiny").state_dict(), zoo.load("tiny").state_dict()
+    assert all(torch.equal(again[key], loaded[key]) for key in again)
     facts = json.loads((tmp_path / "recorded.json").read_text())
     facts["tiny"]["accuracy"] -= 0.01
     (tmp_path / "recorded.json").write_text(json.dumps(facts))
@@ -188,8 +199,6 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
 
 
 def _tiny_model(path: Path) -> torch.nn.Module:
-    from robustlab.models import build
-
     model = build(TINY.builder, **TINY.builder_kwargs)
     model.load_state_dict(safetensors.torch.load_file(path))
     return model.eval()

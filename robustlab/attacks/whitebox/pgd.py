@@ -145,7 +145,8 @@ class _Search:
                 if not rows.numel():
                     break
             delta = step(delta, grad, sparse_until_end=2 * k >= steps)
-            points = torch.add(clean, delta, out=points[: len(rows)]).clamp_(call.low, call.high)  # the model has a copy
+            points = torch.add(clean, delta, out=points[: len(rows)])  # the model saw a copy
+            points.clamp_(call.low, call.high)
         return torch.cat([rows, *undone])
 
     def _stage(self, rows: Tensor) -> tuple[Tensor, _Step]:
