@@ -123,6 +123,7 @@ def _run(notebook: NotebookNode, folder: Path) -> tuple[float, float]:
         kernel_name="python3",
         record_timing=False,
         store_widget_state=True,
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
     )
     with client.setup_kernel(env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}):

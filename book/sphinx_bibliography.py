@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from docutils import nodes
 from pybtex.database import Entry
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.unsrt import Style as UnsrtStyle
@@ -61,18 +60,9 @@ def _tell_all_apart(app: Sphinx) -> None:
     tell_apart(app.env.get_domain("cite").bibdata.data.entries.values())  # type: ignore[attr-defined]
 
 
-def _plain_list(
-    _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: nodes.document | None
-) -> None:
-    """Takes from the list of works a role that promises list items, which docutils does not write."""
-    if "body" in context:
-        context["body"] = context["body"].replace('role="list" class="citation-list"', 'class="citation-list"')
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers the style; called by Sphinx."""
     register_plugin("pybtex.style.formatting", "author_year", AuthorYearStyle, force=True)
     app.setup_extension("sphinxcontrib.bibtex")
     app.connect("builder-inited", _tell_all_apart, priority=900)  # after the entries have been read
-    app.connect("html-page-context", _plain_list)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

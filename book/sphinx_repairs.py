@@ -1,11 +1,11 @@
-"""A Sphinx extension: repairs to the pages that show the library's source code.
+"""A Sphinx extension: repairs to what other extensions write, found by the tests in the browser.
 
-The links from source code back to the documentation lead to what is documented.
-
-Viewcode takes it that a module's names are all documented under one prefix. Ours are not: ``pgd`` is documented
-as robustlab.attacks.pgd, where readers import it from, and ``pgd_maximize``, from the same file, where it stands.
-
-The list of all source files is made one list: viewcode nests lists in a way that HTML does not allow.
+* Viewcode's links from source code back to the documentation lead to what is documented. It takes it that a
+  module's names all stand under one prefix. Ours do not: ``pgd`` is documented as robustlab.attacks.pgd, where
+  readers import it from, and ``pgd_maximize``, from the same file, where it stands.
+* Viewcode's list of all source files is one list; it nests lists in a way that HTML does not allow.
+* docutils promises that a bibliography is a list of items, and then writes none.
+* myst-nb labels a folded cell otherwise than its text reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sphinx.application import Sphinx
 BACK = re.compile(r'<a class="viewcode-back" href="([^"#]*)#([^"]*)">[^<]*</a>')
 
 
-def repair(body: str, module: str, documented: Container[str]) -> str:
+def repair_links_back(body: str, module: str, documented: Container[str]) -> str:
     """``body`` with each link back turned to a name in ``documented``, or left out where there is none."""
 
     def target(link: re.Match[str]) -> str:
@@ -40,13 +40,18 @@ def repair(body: str, module: str, documented: Container[str]) -> str:
 def _repair_page(
     app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: nodes.document | None
 ) -> None:
+    body = context.get("body")
+    if not body:
+        return
+    body = body.replace('role="list" class="citation-list"', 'class="citation-list"')
+    body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     if page == "_modules/index":
-        head, start, items = context["body"].partition("<ul>")
-        context["body"] = head + start + items.replace("<ul>", "").replace("</ul>", "") + "</ul>"
-    elif page.startswith("_modules/") and "body" in context:
+        head, start, items = body.partition("<ul>")
+        body = head + start + items.replace("<ul>", "").replace("</ul>", "") + "</ul>"
+    elif page.startswith("_modules/"):
         module = page.removeprefix("_modules/").replace("/", ".")
-        documented = app.env.get_domain("py").objects  # type: ignore[attr-defined]
-        context["body"] = repair(context["body"], module, documented)
+        body = repair_links_back(body, module, app.env.get_domain("py").objects)  # type: ignore[attr-defined]
+    context["body"] = body
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""What methods return: arithmetic of AttackResult, and Detection's scores against a brute-force ROC curve."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustlab.norms import measure
+from robustlab.results import AttackResult, Detection, UniversalResult
+
+
+def result(n: int = 3, won: tuple[bool, ...] = (True, False, True), steps: int = 2) -> AttackResult:
+    delta = torch.arange(1.0, n + 1)[:, None] * torch.tensor([0.3, 0.4])
+    return AttackResult(
+        x_adv=delta,
+        success=torch.tensor(won[:n]),
+        distances=measure(delta),
+        queries=torch.arange(n) + 2,
+        gradients=torch.arange(n),
+        first_success=torch.arange(n),
+        trace={"loss": torch.ones(steps, n)},
+    )
+
+
+def test_radius_is_infinite_where_the_attack_failed() -> None:
+    assert result().radius("l2").tolist() == pytest.approx([0.5, math.inf, 1.5])
+    assert result().radius("linf").tolist() == pytest.approx([0.4, math.inf, 1.2])
+    with pytest.raises(ValueError, match="norm: want"):
+        result().radius("l3")
+
+
+def test_summary() -> None:
+    text = result().summary()
+    assert text.startswith("2 of 3 succeeded (66.7 %), median distance l0 2, l1 0.7, l2 0.5")
+    assert text.endswith("mean queries 3.0, mean gradients 1.0")
+    assert result(0).summary() == "0 samples"
+    assert result(2, (False, False)).summary().startswith("0 of 2 succeeded (0.0 %); mean")
+
+
+def test_cat_joins_in_order_and_pads_traces() -> None:
+    joined = AttackResult.cat([result(2, steps=3), result(0), result(3, steps=1)])
+    assert len(joined) == 5
+    assert joined.queries.tolist() == [2, 3, 2, 3, 4]
+    assert joined.distances["l2"].tolist() == pytest.approx([0.5, 1.0, 0.5, 1.0, 1.5])
+    assert joined.trace is not None and joined.trace["loss"].shape == (3, 5)
+    assert joined.trace["loss"][:, 2:].isnan().sum() == 6
+    assert AttackResult.cat([dataclasses.replace(result(1), trace=None), result(1)]).trace is None
+    with pytest.raises(ValueError, match="parts: want at least one"):
+        AttackResult.cat([])
+
+
+def test_frozen_and_movable(device: torch.device) -> None:
+    there = result().to(device)
+    assert there.x_adv.device.type == device.type and there.distances["l1"].device.type == device.type
+    assert there.trace["loss"].device.type == device.type
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        there.success = there.success  # type: ignore[misc]
+    universal = UniversalResult(torch.ones(2), torch.ones(3) > 0, {}, torch.ones(3), torch.ones(3)).to(device)
+    assert universal.delta.device.type == device.type
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=12))
+def test_auroc_is_the_area_under_the_roc_curve(data: list[tuple[int, bool]]) -> None:
+    """The area by the trapezoidal rule over all thresholds."""
+    scores = torch.tensor([float(s) for s, _ in data])
+    truth = torch.tensor([t for _, t in data])
+    found = Detection(scores, scores > 2, 2.0).score(truth)
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        assert math.isnan(found["auroc"])
+        return
+    points = [(0.0, 0.0)]
+    for threshold in sorted({s for s, _ in data}, reverse=True):
+        hit = sum(t for s, t in data if s >= threshold) / positives
+        alarm = sum(not t for s, t in data if s >= threshold) / negatives
+        points.append((alarm, hit))
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
+    assert found["auroc"] == pytest.approx(area)
+    assert found["true_positive_rate"] == pytest.approx(sum(t for s, t in data if s > 2) / positives)
+    assert found["false_positive_rate"] == pytest.approx(sum(not t for s, t in data if s > 2) / negatives)
+    flagged = [t for s, t in data if s > 2]
+    assert math.isnan(found["precision"]) if not flagged else found["precision"] == pytest.approx(
+        sum(flagged) / len(flagged)
+    )
+
+
+def test_detection_refuses_another_shape() -> None:
+    with pytest.raises(ValueError, match=r"is_poison: want shape \(3,\), got \(2,\)"):
+        Detection(torch.ones(3), torch.ones(3) > 0, 0.5).score(torch.tensor([True, False]))
