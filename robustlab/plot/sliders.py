@@ -22,8 +22,8 @@ def slider(
     name: str,
     alt: str,
     label: str = "{}",
-    panel: tuple[float, float] = (3.2, 3.2),
-    dpi: int = 80,
+    panel: tuple[float, float] = (2.7, 2.7),
+    dpi: int = 110,
 ) -> None:
     """Show one frame at a time, chosen by a slider, with all frames drawn beforehand.
 

@@ -1,4 +1,4 @@
-"""One clear error for each kind of bad input: it names the argument, the value wanted and the value seen, before work."""
+"""One clear error for each kind of bad input, before any work: the argument, the value wanted, the value seen."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def check_bad_models(case: Case, device: torch.device) -> None:
         refused(Then(model, output))
     if case.row.access == "white":
         refused(lambda points: points.flatten(1), error=TypeError)
-        with pytest.raises(ValueError, match="^model: .*differentiable"):
+        with pytest.raises(ValueError, match=r"^model: .*differentiable"):
             case.run(Then(model, lambda z: z.detach()), x, y)
     refused(3, error=TypeError)
     refused(None, error=TypeError)
@@ -212,5 +212,5 @@ def test_target_and_classes(case: Case, device: torch.device) -> None:
 @pytest.mark.gpu
 def test_another_device(case: Case) -> None:
     model, x, y = batch(case, torch.device("cuda"), n=3)
-    with pytest.raises(ValueError, match="^x: want the model's device cuda:0, got cpu"):
+    with pytest.raises(ValueError, match=r"^x: want the model's device cuda:0, got cpu"):
         case.run(model, x.cpu(), y.cpu())

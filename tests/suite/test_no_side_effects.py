@@ -1,4 +1,4 @@
-"""Nothing of the caller's is changed: inputs, gradients, modes, statistics, flags, random states; nor when it raises."""
+"""Nothing of the caller's is changed: inputs, gradients, modes, statistics, flags, random states. Nor by an error."""
 
 from __future__ import annotations
 

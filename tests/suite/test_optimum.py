@@ -50,7 +50,9 @@ def entry(table: dict[str, Any], case: Case, default: Any = None) -> Any:
 
 
 @cache
-def problem(device: torch.device, classes: int, norm: str, box: tuple[float, float]) -> tuple[Affine, Tensor, Tensor, Tensor]:
+def problem(
+    device: torch.device, classes: int, norm: str, box: tuple[float, float]
+) -> tuple[Affine, Tensor, Tensor, Tensor]:
     """Model, points, labels and the untargeted optimum of each point."""
     model, x, y = affine_problem(classes, 24 if box == WIDE else 8, 8, device, spread=1.0)
     if norm == "l0":
@@ -133,11 +135,13 @@ def test_budget_attack_many_classes(case: Case, device: torch.device) -> None:
 
 
 @over(*[c for c in MINIMUM if not c.targeted])
+@pytest.mark.slow
 def test_minimum_norm_attack_two_classes(case: Case, device: torch.device) -> None:
     check_minimum_norm_attack(case, device, 2, WIDE, entry(TWO_CLASSES, case, 1.002))
 
 
 @over(*MINIMUM)
+@pytest.mark.slow
 def test_minimum_norm_attack_many_classes(case: Case, device: torch.device) -> None:
     gate = entry(MANY_CLASSES, case)
     if case.targeted and (case.row.key == "deepfool" or case.norm == "l0"):
@@ -146,6 +150,7 @@ def test_minimum_norm_attack_many_classes(case: Case, device: torch.device) -> N
 
 
 @over(*[c for c in MINIMUM if not c.targeted])
+@pytest.mark.slow
 def test_minimum_norm_attack_in_an_active_box(case: Case, device: torch.device) -> None:
     """DeepFool knows the box only as an afterthought: it is held to the bound alone."""
     gate = None if case.row.key == "deepfool" else entry(TWO_CLASSES, case, 1.002)

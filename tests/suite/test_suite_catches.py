@@ -15,19 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tests.suite.test_bad_input as bad_input
+import tests.suite.test_batch as in_batch
+import tests.suite.test_box_and_budget as box
+import tests.suite.test_counts as counts
+import tests.suite.test_invariance as invariance
+import tests.suite.test_no_side_effects as side_effects
+import tests.suite.test_optimum as optimum
+import tests.suite.test_pathological as pathological
+import tests.suite.test_success as success
 from robustlab.results import AttackResult
 from robustlab.victim import Victim
-from tests.suite import (
-    test_bad_input as bad_input,
-    test_batch as in_batch,
-    test_box_and_budget as box,
-    test_counts as counts,
-    test_invariance as invariance,
-    test_no_side_effects as side_effects,
-    test_optimum as optimum,
-    test_pathological as pathological,
-    test_success as success,
-)  # fmt: skip
 from tests.suite.cases import CASES, Case
 
 CPU = torch.device("cpu")

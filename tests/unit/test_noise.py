@@ -60,11 +60,11 @@ def test_devices_agree(device: torch.device) -> None:
 
 
 def test_global_state_is_neither_read_nor_moved() -> None:
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first = Noise(0, torch.arange(2)).normal(0, (3,))
     derive_seed(1, 2)
     assert torch.equal(torch.get_rng_state(), state)
-    assert (np.random.get_state()[1] == numpy_state).all()
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
     torch.manual_seed(99)
     assert torch.equal(Noise(0, torch.arange(2)).normal(0, (3,)), first)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -79,7 +80,7 @@ def test_auroc_is_the_area_under_the_roc_curve(data: list[tuple[int, bool]]) -> 
         hit = sum(t for s, t in data if s >= threshold) / positives
         alarm = sum(not t for s, t in data if s >= threshold) / negatives
         points.append((alarm, hit))
-    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
     assert found["auroc"] == pytest.approx(area)
     assert found["true_positive_rate"] == pytest.approx(sum(t for s, t in data if s > 2) / positives)
     assert found["false_positive_rate"] == pytest.approx(sum(not t for s, t in data if s > 2) / negatives)

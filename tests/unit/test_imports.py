@@ -1,0 +1,177 @@
+"""Imports point one way, form no circle, and cost little. Read from the source, so that lazy imports count too."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "robustlab"
+
+# Each unit may import units of its own rank or a lower one. The catalogue holds strings and imports nobody.
+RANK = {
+    **dict.fromkeys(("checks", "losses", "noise", "norms", "progress", "results", "statistics", "victim"), 0),
+    **dict.fromkeys(("claims", "plot"), 0),
+    **dict.fromkeys(("data", "models", "fitting", "zoo"), 1),
+    "attacks": 2,
+    "verification": 3,
+    "defenses": 4,
+    "evaluation": 5,
+    "applications": 6,
+}
+ALONE = ("catalogue", "claims", "plot")
+HEAVY = ("matplotlib", "torchvision", "scipy", "cvxpy", "safetensors", "tqdm", "IPython", "ipywidgets", "sklearn")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """Dotted names of all that a module imports, at its top and inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """Module → the modules of robustlab that it imports."""
+    names = {name_of(file) for file in FILES}
+    edges = {}
+    for file in FILES:
+        name = name_of(file)
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        found = set(imports(ast.parse(file.read_text()), package)) & names
+        edges[name] = found - {name, "robustlab"}
+    return edges
+
+
+def unit(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def wrong_way(edges: dict[str, set[str]]) -> list[str]:
+    """Imports that do not point to the left."""
+    wrong = []
+    for module, found in edges.items():
+        for other in found:
+            ours, theirs = unit(module), unit(other)
+            if ours == theirs:
+                continue
+            if ours in ALONE or theirs == "catalogue" or RANK[theirs] > RANK[ours]:
+                wrong.append(f"{module} imports {other}")
+    return wrong
+
+
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that reach themselves. A package's own __init__ may import its parts; nobody's parts import it."""
+    found = []
+    for start in edges:
+        seen, todo = set(), list(edges[start])
+        while todo:
+            module = todo.pop()
+            if module not in seen:
+                seen.add(module)
+                todo.extend(edges[module])
+        if start in seen:
+            found.append(start)
+    return found
+
+
+def test_every_unit_has_a_rank() -> None:
+    units = {unit(name) for name in graph()} - {"", "catalogue"}
+    assert units <= set(RANK), f"give a rank to {sorted(units - set(RANK))}"
+
+
+def test_imports_point_one_way() -> None:
+    assert wrong_way(graph()) == []
+
+
+def test_no_circles() -> None:
+    assert circles(graph()) == []
+
+
+def test_these_checks_see_what_is_planted() -> None:
+    lazy = ast.parse("def f():\n    from robustlab.attacks.whitebox import pgd\n    import robustlab.victim")
+    assert {"robustlab.attacks.whitebox.pgd", "robustlab.victim"} <= set(imports(lazy, "robustlab"))
+    relative = ast.parse("from ..whitebox import pgd")
+    assert "robustlab.attacks.whitebox.pgd" in set(imports(relative, "robustlab.attacks.softlabel"))
+    assert wrong_way({"robustlab.norms": {"robustlab.attacks.whitebox.pgd"}})
+    assert wrong_way({"robustlab.catalogue.row": {"robustlab.norms"}})
+    assert wrong_way({"robustlab.attacks.whitebox.pgd": {"robustlab.catalogue"}})
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+    assert len(graph()["robustlab.attacks.whitebox.pgd"]) >= 5
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_nobody_imports_chapters_book_or_tests(file: Path) -> None:
+    package = name_of(file).rpartition(".")[0]
+    tops = {name.split(".")[0] for name in imports(ast.parse(file.read_text()), package)}
+    assert not tops & {"chapters", "book", "tests", "benchmarks", "pytest", "hypothesis"}
+
+
+def test_attacks_never_go_through_numpy() -> None:
+    for file in (PACKAGE / "attacks").rglob("*.py"):
+        tops = {name.split(".")[0] for name in imports(ast.parse(file.read_text()), "robustlab")}
+        assert not tops & {"numpy", "scipy"}, file
+
+
+def test_family_packages_are_empty() -> None:
+    """So that a module and its function of the same name never shadow each other."""
+    for family in ("attacks", "defenses", "verification"):
+        for file in (PACKAGE / family).glob("*/**/__init__.py"):
+            assert file.read_text() == "", file
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light() -> None:
+    """`import robustlab` and its core cost less than a second over torch, and bring nothing heavy along."""
+    costs = [
+        float(
+            run(
+                "import time, torch\n"
+                "start = time.process_time()\n"
+                "import robustlab, robustlab.attacks, robustlab.victim, robustlab.catalogue\n"
+                "from robustlab.attacks import *\n"
+                "print(time.process_time() - start)"
+            )
+        )
+        for _ in range(2)
+    ]
+    assert min(costs) < 1.0, f"importing took {min(costs):.2f} s over torch"
+    loaded = run(
+        "import torch, sys\n"
+        "before = set(sys.modules)\n"
+        "import robustlab, robustlab.attacks, robustlab.catalogue\n"
+        "from robustlab.attacks import *\n"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    ).split()
+    assert not set(loaded) & set(HEAVY), loaded
+
+
+def test_attacks_load_only_what_is_asked_for() -> None:
+    out = run("import sys, robustlab.attacks\nprint([m for m in sys.modules if m.startswith('robustlab.')])")
+    assert out.strip() == "['robustlab.attacks']"
+    out = run("import sys\nfrom robustlab.attacks import fgsm\nprint('robustlab.attacks.whitebox.cw' in sys.modules)")
+    assert out.strip() == "False"
+    with pytest.raises(AssertionError, match="has no attribute 'nonsense'"):
+        run("import robustlab.attacks\nrobustlab.attacks.nonsense")
