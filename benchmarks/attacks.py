@@ -139,6 +139,8 @@ def peer_table(options: argparse.Namespace) -> None:
     for name in options.models:
         model, x, y = net_and_batch(name, options.batch, options.device, options.tiny)
         for title, (settings, norm, eps, ours) in comparisons(options.tiny).items():
+            if not title.startswith(tuple(options.attacks)):
+                continue
             makers = {peer: peers.MAKERS[peer](package) for peer, package in found.items()}
             theirs = {peer: made[title](**settings) for peer, made in makers.items() if title in made}
             runs = [ours, *theirs.values()]
@@ -163,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", nargs="?", choices=("floor", "peers", "all"), default="all")
     parser.add_argument("--models", nargs="+", default=NETS, help="checkpoints of the zoo")
+    parser.add_argument("--attacks", nargs="+", default=[""], help="beside peers: names that begin like this")
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

@@ -34,7 +34,7 @@ class Visit:
         self._colors_checked: set[str] = set()
         self.complaints: list[str] = []
         self.page: Page = self._context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(30_000)
         self.page.route(lambda url: not url.startswith(self._own), self._refuse)
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"error in a script: {error}"))

@@ -13,7 +13,7 @@ import yaml
 from book.generate import pages as generated_pages
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(path for path in (ROOT / "book").rglob("*.md") if path.parent.name != "generated")
+PAGES = sorted(path for path in (ROOT / "book").rglob("*.md") if path.parent.name not in ("generated", "static"))
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 PUBLIC = {
     **TEXTS,
