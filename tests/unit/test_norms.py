@@ -88,6 +88,7 @@ def test_box_projection_matches_solver(norm: str, case: tuple[np.ndarray, np.nda
 
 @settings(max_examples=80)
 @given(case=BOXED, k=st.integers(1, 7), boxed=st.booleans())
+@example(case=(np.array([3.0, 2.0]), np.full(2, 9.0), np.array([0.1, 2.0]), 1.0), k=1, boxed=True)  # 3 has no room
 def test_l0_projection_matches_brute_force(case: tuple[np.ndarray, ...], k: int, boxed: bool) -> None:
     point, below, above, _ = case
     norm = get_norm("l0")
@@ -108,7 +109,7 @@ def test_l0_projection_matches_brute_force(case: tuple[np.ndarray, ...], k: int,
 @pytest.mark.parametrize("norm", CONVEX)
 @settings(max_examples=40)
 @given(case=BOXED)
-@example(case=(np.zeros(3), np.ones(3), np.ones(3), 1.0))
+@example(case=(np.zeros(3), np.ones(3), np.ones(3), 2.0))
 @example(case=(np.full(4, 2.0), np.ones(4), np.full(4, 0.1), 1.0))
 @example(case=(np.array([1e-7, -1e-7]), np.ones(2), np.ones(2), 0.5))
 def test_linear_max_matches_solver(norm: str, case: tuple[np.ndarray, np.ndarray, np.ndarray, float]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, product
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.transforms import Bbox
 
 from robustlab import plot
 
@@ -24,15 +26,19 @@ def clean_figures() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("draw", [plot.lifecycle, plot.taxonomy])
-def test_no_two_texts_of_a_diagram_overlap_or_leave_it(draw) -> None:
+def test_nothing_in_a_diagram_collides_or_leaves_it(draw) -> None:
     figure = draw()
     assert overlaps(figure) == []
 
 
-def test_the_check_for_overlaps_sees_one() -> None:
+def test_the_check_for_collisions_sees_them() -> None:
     figure = plot.taxonomy()
     first = figure.axes[0].texts[0]
     figure.axes[0].text(*first.get_position(), "planted", fontsize=9)
+    assert overlaps(figure)
+    figure = plot.lifecycle()
+    box = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch)][2]
+    box.set_x(box.get_x() + 10)
     assert overlaps(figure)
 
 
@@ -106,10 +112,21 @@ def test_small_multiples_draws_each_value_and_blanks_the_rest() -> None:
 
 
 def overlaps(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of texts whose boxes meet; a text that leaves the figure is paired with the edge."""
+    """Pairs that collide: texts that meet, boxes that cross, and a text or box across an edge."""
     figure.canvas.draw()
     texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
-    boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in texts]
-    outside = [(name, "edge") for name, box in boxes
-               if box.x0 < 0 or box.y0 < 0 or box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1]  # fmt: skip
-    return outside + [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.overlaps(other)]
+    words = [(text.get_text(), text.get_window_extent().padded(-1)) for text in texts]
+    patches = [patch for axes in figure.axes for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    boxes = [(f"box {place}", patch.get_window_extent()) for place, patch in enumerate(patches)]
+    edge = ("figure", figure.bbox)
+    meeting = [(a, b) for (a, one), (b, other) in combinations(words, 2) if one.overlaps(other)]
+    crossing = [*combinations(boxes, 2), *product(words, boxes), *product([*words, *boxes], [edge])]
+    return meeting + [(a, b) for (a, one), (b, other) in crossing if crosses(one, other)]
+
+
+def crosses(one: Bbox, other: Bbox) -> bool:
+    """Whether two rectangles share some points, and neither holds the other."""
+    shared = Bbox.intersection(one, other)
+    if shared is None or shared.width <= 0 or shared.height <= 0:
+        return False
+    return not any(abs(shared.width - b.width) + abs(shared.height - b.height) < 1e-6 for b in (one, other))
