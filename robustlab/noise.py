@@ -97,7 +97,7 @@ class Noise:
     def uniform(
         self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32, low: float = 0.0, high: float = 1.0
     ) -> Tensor:
-        """Uniform on the open interval (low, high)."""
+        """Uniform on (low, high): 0 and 1 are never drawn from (0, 1); other ends may be reached by rounding."""
         unit = self._unit(draw, shape)
         return (low + (high - low) * unit).to(dtype) if (low, high) != (0.0, 1.0) else _round_open(unit, dtype)
 

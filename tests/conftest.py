@@ -29,7 +29,7 @@ _NOT_RUN = pytest.StashKey[int]()
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     config.stash[_NOT_RUN] = 0
-    if config.pluginmanager.hasplugin("dsession"):
+    if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_FromWorkers(config))
 
 

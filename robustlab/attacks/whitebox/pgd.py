@@ -11,7 +11,7 @@ where P projects onto {‖δ‖_p ≤ ε} ∩ {x + δ ∈ box}, exactly.
 Different here: the best iterate is kept for each sample, and a sample stops at its first success. ℓ1 steps are sparse
 in the manner of Tramèr and Boneh, "Adversarial training and robustness for multiple perturbations" (2019): the step's
 length is spread over the most promising 1 % of the elements that can still move in the box, and over as few as possible
-in the second half of the run, which makes the attack exact on affine models.
+in the second half of the run, which makes the attack exact on affine models as long as the box is out of reach.
 """
 
 from __future__ import annotations
