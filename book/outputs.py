@@ -46,9 +46,11 @@ def complaints(cell: dict[str, Any]) -> Iterator[str]:
 
 
 def _texts(cell: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    streams: dict[str, str] = {}  # a kernel may cut a stream in two wherever it likes, so nbval joins the pieces
     for output in cell.get("outputs", ()):
         if output["output_type"] == "stream":
-            yield output["name"], joined(output["text"])
+            streams[output["name"]] = streams.get(output["name"], "") + joined(output["text"])
         for mime, content in output.get("data", {}).items():
             if mime not in _NOT_COMPARED:
                 yield mime, content if isinstance(content, str) else joined(content)
+    yield from streams.items()

@@ -188,7 +188,7 @@ def evaluate(
                 given["eps"] = bound
             result = attack(victim, x[part], y[part], **given)
             found = _found(result, x[part], ball, name, bound if has_budget else None, victim.bounds)
-            radius[part] = torch.minimum(radius[part], found)
+            radius[part] = found
             spent[:, part] += torch.stack([result.queries, result.gradients]).cpu()
     return RobustAccuracy(
         attack=name,

@@ -10,6 +10,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 
 from book.execute import execute, install_cell, repository_url
+from book.outputs import compared_text
 from tests.book.specimen import CLAIM, FIGURE, IMPORTS, SLIDER, nbval, read, write
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
@@ -131,3 +132,10 @@ def test_the_install_cell_installs_only_where_it_must(monkeypatch: pytest.Monkey
     assert len(commands) == installs
     if installs:
         assert commands[0][-1] == "robustlab @ git+https://example.org/book"
+
+
+def test_a_stream_in_pieces_is_one_text() -> None:
+    def cell(*pieces: str) -> dict[str, object]:
+        return {"outputs": [{"output_type": "stream", "name": "stdout", "text": piece} for piece in pieces]}
+
+    assert compared_text(cell("first\n", "second\n")) == compared_text(cell("first\nsecond\n")) == "first\nsecond\n"

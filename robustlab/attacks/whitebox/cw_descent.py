@@ -35,7 +35,8 @@ class TanhBox:
     def point(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The point x(w) and the slope dx/dw."""
         t = torch.tanh(w)
-        return (self.low + self.half * (t + 1)).clamp_(self.low, self.high), self.half * (1 - t * t)
+        point = t.add(1).mul_(self.half).add_(self.low).clamp_(self.low, self.high)
+        return point, t.mul_(t).neg_().add_(1).mul_(self.half)
 
 
 def shortfall(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
@@ -123,7 +124,7 @@ def descend(call: Call, plan: Schedule, steps: int, abort_early: bool, progress:
             state.previous = torch.where(asked, total, state.previous)
         if plan.stop_at_success:
             over |= won
-        state.adam(slope * (pull + column(c * (answer.loss > 0), delta) * answer.grad))
+        state.adam((answer.grad * column(c * (answer.loss > 0), delta)).add_(pull).mul_(slope))
         if bool(over.any()):
             more = ~over
             more[over] = plan.next(rows[over], state.won[over])
@@ -150,7 +151,7 @@ class _Runs:
         self.mean.lerp_(grad, 0.1)
         self.square.mul_(0.999).addcmul_(grad, grad, value=0.001)
         root = (self.square / column(1 - 0.999**t, grad)).sqrt_().add_(1e-8)
-        self.w.sub_(column(self.lr / (1 - 0.9**t), grad) * self.mean / root)
+        self.w.sub_((self.mean * column(self.lr / (1 - 0.9**t), grad)).div_(root))
 
     def restart(self, over: Tensor, rows: Tensor, plan: Schedule) -> None:
         """Begin the next run of the samples that are ``over``."""
