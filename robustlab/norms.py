@@ -70,8 +70,7 @@ class Norm(ABC):
         """argmax {⟨grad, v⟩ : ‖v‖ ≤ eps, low ≤ v ≤ high}, exactly; 0 where the gradient is 0."""
         rows = grad.flatten(1)
         low, high = low.expand_as(grad).flatten(1), high.expand_as(grad).flatten(1)
-        size, room = rows.abs(), torch.where(rows > 0, high, -low)
-        best = self._linear_max(size, torch.where(size > 0, room, 0.0), _column(eps, rows))
+        best = self._linear_max(rows.abs(), _room(rows, low, high), _column(eps, rows))
         return (best * rows.sign()).reshape(grad.shape)
 
     def steepest(self, grad: Tensor) -> Tensor:
@@ -143,46 +142,49 @@ class _L2(Norm):
 
     def _project(self, rows: Tensor, eps: Tensor) -> Tensor:
         length = self._length(rows).unsqueeze(1)
-        return torch.where(length > eps, rows * (eps / length), rows)
+        return rows * (eps / length.clamp_min(torch.finfo(rows.dtype).tiny)).clamp_max(1.0)
 
     def _project_box(self, rows: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """u_i = clip(s·δ_i, low, high) for the one s in [0, 1] at which ‖u‖₂ = ε."""
-        size = rows.abs()
-        room = torch.where(rows > 0, high, -low)
-        clipped = torch.minimum(size, room)
-        inside = self._length(clipped).unsqueeze(1) <= eps
-        return torch.where(inside, clipped, self._fill(size, room, eps, most=1.0)) * rows.sign()
+        clipped = rows.clamp(low, high)
+        outside = self._length(clipped).unsqueeze(1) > eps
+        if not bool(outside.any()):
+            return clipped
+        filled = self._fill(rows.abs(), _room(rows, low, high), eps, most=1.0)
+        return torch.where(outside, torch.copysign(filled, rows), clipped)
 
     def _fill(self, size: Tensor, room: Tensor, eps: Tensor, most: float = math.inf) -> Tensor:
         """min(s·size, room) at the s ≤ ``most`` that gives it length ε."""
         top = size.amax(dim=1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
         size = size / top  # neither tiny nor huge rows may be squared as they are
         scale = torch.minimum(self._scale(size, room, eps), most * top)
-        return torch.where(size > 0, torch.minimum(scale * size, room), 0.0)
+        return torch.minimum(scale * size, room)
 
     def _scale(self, size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
         """The s at which ‖min(s·size, room)‖₂ = ε; where room alone is shorter than ε, an s that fills it.
 
-        Sorted by the ratio room_i/size_i at which element i is full, ‖·‖² is (full part) + s²·(rest), so each piece
-        gives s in closed form; the length grows with s, so the solution is the first s below its own breakpoint.
+        ‖·‖² is concave and piecewise linear in s², so Newton's method, started where no element is full, climbs to the
+        solution without passing it and ends there: each step but the last fills more elements (a handful of steps in
+        practice). Masks are numbers 0 and 1, since ``torch.where`` is ten times slower than a product.
         """
-        tiny = torch.finfo(size.dtype).tiny
-        ratio, order = torch.where(size > 0, room / size.clamp_min(tiny), torch.inf).sort(dim=1)
-        rest = size.gather(1, order).square().flip(1).cumsum(1).flip(1)
-        full = torch.where(size > 0, room, 0.0).gather(1, order).square().cumsum(1)
-        full = torch.nn.functional.pad(full[:, :-1], (1, 0))
-        scale = ((eps.square() - full).clamp_min(0) / rest.clamp_min(tiny)).sqrt()
-        piece = (scale <= ratio).to(torch.int8)
-        found = piece.amax(dim=1, keepdim=True) > 0
-        fill = torch.where(ratio.isfinite(), ratio, 0.0).amax(dim=1, keepdim=True)
-        return torch.where(found, scale.gather(1, piece.argmax(dim=1, keepdim=True)), fill)
+        info = torch.finfo(size.dtype)
+        square, roof, goal = size.square(), room.square(), eps.square()
+        ratio = room / size.clamp_min(info.tiny)  # the s at which an element is full
+        scale = (goal / square.sum(dim=1, keepdim=True)).sqrt().clamp_max(info.max)
+        while True:
+            free = (ratio - scale).sign_().clamp_min_(0)
+            rest = torch.linalg.vecdot(free, square).unsqueeze(1)
+            spent = torch.linalg.vecdot(1 - free, roof).unsqueeze(1)
+            further = ((goal - spent).clamp_min_(0) / rest).sqrt_().clamp_max_(info.max)
+            if not bool((further > scale).any()):
+                return scale
+            scale = torch.fmax(scale, further)
 
     def _linear_max(self, size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
         return self._fill(size, room, eps)
 
     def _steepest(self, rows: Tensor) -> Tensor:
-        length = self._length(rows).unsqueeze(1)
-        return torch.where(length > 0, rows / length.clamp_min(torch.finfo(rows.dtype).tiny), 0.0)
+        return rows / self._length(rows).unsqueeze(1).clamp_min(torch.finfo(rows.dtype).tiny)
 
     def _uniform(self, noise: Noise, draw: Draw, d: int) -> Tensor:
         # The first d coordinates of a uniform point on the sphere of R^(d+2) are uniform in the ball of R^d.
@@ -213,7 +215,7 @@ class _L1(Norm):
         of these 2d breakpoints Σ|u_i| is linear with a known slope, so its value at each is a cumulative sum.
         """
         size = rows.abs()
-        room = torch.where(rows > 0, high, -low)
+        room = _room(rows, low, high)
         clipped = torch.minimum(size, room)
         knots = torch.cat([size, (size - room).clamp_min(0)], dim=1)
         change = torch.cat([torch.ones_like(size), -torch.ones_like(size)], dim=1)
@@ -277,6 +279,11 @@ class _L0(Norm):
     def _scale_uniform(self, unit: Tensor, eps: Tensor, noise: Noise, draw: Draw) -> Tensor:
         keys = (draw,) if isinstance(draw, int) else tuple(draw)
         return _keep_largest(unit, noise.uniform((*keys, 1), (unit.shape[1],), unit.dtype), eps)
+
+
+def _room(rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """How far each element may go in the direction of its sign: high, −low, or 0 for an element that is 0."""
+    return (rows.sign() * torch.finfo(rows.dtype).max).clamp(low, high).abs()
 
 
 def _within(size: Tensor, eps: Tensor) -> Tensor:

@@ -287,11 +287,11 @@ class Call:
 
     def met(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Goal met: argmax ≠ y or argmax = target, and, where κ > 0, with a margin of at least κ. NaN never wins."""
-        label = logits.argmax(dim=1)
+        top, label = logits.max(dim=1)  # NaN is taken for the largest
         won = label != self.y[rows] if self.target is None else label == self.target[rows]
         if self.kappa > 0:
             won &= self.goal_margin(logits, rows) >= self.kappa
-        return won & ~logits.isnan().any(dim=1)
+        return won & ~top.isnan()
 
     def secure(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Goal met with κ + 1e-4·max(1, largest |logit|) to spare, so that rounding cannot undo it."""
@@ -341,8 +341,9 @@ class Call:
         """Book one query for each row; note first successes; return whether the goal is met."""
         self.queries[rows] += 1
         met = self.met(logits, rows)
-        first = rows[met & (self.first_success[rows] < 0)]
-        self.first_success[first] = self.queries[first]
+        if bool(met.any()):
+            first = rows[met & (self.first_success[rows] < 0)]
+            self.first_success[first] = self.queries[first]
         return met
 
     def _need(self, access: Access) -> None:
