@@ -34,14 +34,14 @@ Draw = int | Sequence[int]
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     """Logical right shift (torch's shift is arithmetic)."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
     """SplitMix64's finalizer: a bijection of 64-bit integers in which every input bit moves every output bit."""
-    z = (z ^ _shift(z, 30)) * _MIX1
-    z = (z ^ _shift(z, 27)) * _MIX2
-    return z ^ _shift(z, 31)
+    z = _shift(z, 30).bitwise_xor_(z).mul_(_MIX1)
+    z.bitwise_xor_(_shift(z, 27)).mul_(_MIX2)
+    return z.bitwise_xor_(_shift(z, 31))
 
 
 def _signed(value: int) -> int:
@@ -99,7 +99,9 @@ class Noise:
     ) -> Tensor:
         """Uniform on (low, high): 0 and 1 are never drawn from (0, 1); other ends may be reached by rounding."""
         unit = self._unit(draw, shape)
-        return (low + (high - low) * unit).to(dtype) if (low, high) != (0.0, 1.0) else _round_open(unit, dtype)
+        if (low, high) == (0.0, 1.0):
+            return _round_open(unit, dtype)
+        return unit.mul_(high - low).add_(low).to(dtype)
 
     def normal(self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal, by the inverse distribution function."""
@@ -125,7 +127,7 @@ class Noise:
 
     def _unit(self, draw: Draw, shape: Sequence[int]) -> Tensor:
         """Uniform on (0, 1) in float64: 52 bits, and half a step away from both ends."""
-        return ((self.bits(draw, shape) >> 11).to(torch.float64) + 0.5) * 2.0**-52
+        return (self.bits(draw, shape) >> 11).to(torch.float64).add_(0.5).mul_(2.0**-52)
 
 
 def _round_open(unit: Tensor, dtype: torch.dtype) -> Tensor:

@@ -67,9 +67,7 @@ def read_arrays(name: str) -> dict[str, np.ndarray]:
     raw = (FOLDER / source.file).read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if found != source.sha256:
-        raise ValueError(
-            f"{source.file}: want SHA-256 {source.sha256}, got {found}: the file was changed or cut short"
-        )
+        raise ValueError(f"{source.file}: want SHA-256 {source.sha256}, got {found}: the file was changed or cut short")
     with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
         return {key: stored[key] for key in stored.files}
 

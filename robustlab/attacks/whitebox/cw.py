@@ -24,8 +24,9 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacks.whitebox.cw_descent import Schedule, column, descend
 from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import Call
 from robustlab.results import AttackResult
-from robustlab.victim import Call, Victim
+from robustlab.victim import Victim
 
 
 def cw(
@@ -90,7 +91,7 @@ def cw(
             plan = _Linf(call, c, lr, search_steps)
         else:
             plan = _L0(call, c, lr)
-        return call.result(descend(call, plan, steps, abort_early, progress), revert=True)
+        return call.result(descend(call, plan, steps, abort_early, progress), asked=True, revert=True)
 
 
 class _L2(Schedule):

@@ -14,9 +14,9 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from robustlab.call import Call
 from robustlab.losses import goal_margin
 from robustlab.progress import bar
-from robustlab.victim import Call
 
 # Keeps atanh finite for pixels exactly at the bounds.
 _SHRINK = 0.999999
@@ -40,7 +40,7 @@ class TanhBox:
 
 
 def shortfall(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
-    """κ + spare − goal margin, aiming just beyond what :meth:`robustlab.victim.Call.secure` asks for.
+    """κ + spare − goal margin, aiming just beyond what :meth:`robustlab.call.Call.secure` asks for.
 
     The attack's g is this, cut off at 0. Its slope is wanted beyond as well: the ℓ0 attack ranks elements by it.
     """

@@ -9,10 +9,12 @@ iterate every logit is linear, so the boundary to class k is a hyperplane. With 
 
 until x + (1 + η)·δ is misclassified.
 
-Different here: elements that the box keeps from moving are left out of w_k, so that a pixel at 0 or 1 does not swallow
-the step; the step aims 1e-4·max(1, largest |logit|) beyond the hyperplane, so that rounding cannot undo the result;
-each sample stops on its own. The targeted form, not in the paper, always steps onto the hyperplane between the target
-and the class that leads at present.
+Different here: points are clipped to the box, of which the paper does not speak, and in the second half of the run the
+elements that the box keeps from moving are left out of w_k, so that a pixel at 0 or 1 does not swallow the step (doing
+so from the start takes a quarter of the steps, but ends farther away, on our nets by up to a quarter); the step aims
+1e-4·max(1, largest |logit|) beyond the hyperplane, so that rounding cannot undo the result; each sample stops on its
+own. The targeted form, not in the paper, always steps onto the hyperplane between the target and the class that leads
+at present.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import Call
 from robustlab.norms import Norm, get_norm
 from robustlab.progress import bar
 from robustlab.results import AttackResult
-from robustlab.victim import Call, Victim
+from robustlab.victim import Victim
 
 
 def deepfool(
@@ -81,7 +84,7 @@ def deepfool(
             return call.result(best)
         others = _candidates(call, candidates)
         delta = torch.zeros_like(call.x[rows])
-        for _ in bar(range(steps + 1), show=progress, label="deepfool"):
+        for k in bar(range(steps + 1), show=progress, label="deepfool"):
             paying = call.can_pay(rows)
             rows, delta = rows[paying], delta[paying]
             if not rows.numel():
@@ -90,10 +93,10 @@ def deepfool(
             answer, classes, jacobian = call.jacobian(points, rows, partial(_classes, call, rows, others))
             done = call.secure(answer.logits, rows)
             best[rows[done]] = points[done]
-            move, stuck = _to_nearest(ball, answer.logits, classes, jacobian, points, call)
+            move, stuck = _to_nearest(ball, answer.logits, classes, jacobian, points, call, avoid_box=2 * k >= steps)
             going = ~done & ~stuck
             rows, delta = rows[going], (delta + move)[going]
-        return call.result(best, revert=True)
+        return call.result(best, asked=True, revert=True)
 
 
 def _candidates(call: Call, count: int) -> Tensor:
@@ -112,7 +115,7 @@ def _classes(call: Call, rows: Tensor, others: Tensor, logits: Tensor) -> Tensor
 
 
 def _to_nearest(
-    ball: Norm, logits: Tensor, classes: Tensor, jacobian: Tensor, points: Tensor, call: Call
+    ball: Norm, logits: Tensor, classes: Tensor, jacobian: Tensor, points: Tensor, call: Call, avoid_box: bool
 ) -> tuple[Tensor, Tensor]:
     """The step onto the nearest of the linearized boundaries, and which samples have none."""
     scores = logits.gather(1, classes)
@@ -120,10 +123,10 @@ def _to_nearest(
     spare = 1.01e-4 * logits.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
     gap = scores[:, :1] - scores[:, 1:] + spare
     slopes = jacobian[:, 1:] - jacobian[:, :1]
-    blocked = ((points <= call.low) & (slopes.transpose(0, 1) < 0)) | (
-        (points >= call.high) & (slopes.transpose(0, 1) > 0)
-    )
-    slopes = slopes.masked_fill(blocked.transpose(0, 1), 0.0)
+    if avoid_box:
+        points = points.unsqueeze(1)
+        blocked = ((points <= call.low) & (slopes < 0)) | ((points >= call.high) & (slopes > 0))
+        slopes = slopes.masked_fill(blocked, 0.0)
     n, c = gap.shape
     length = ball.dual.length(slopes.flatten(0, 1)).reshape(n, c)
     distance = torch.where(length > 0, gap.clamp_min(0) / length, torch.inf)

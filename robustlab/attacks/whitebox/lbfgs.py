@@ -21,9 +21,10 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import Call
 from robustlab.progress import bar
 from robustlab.results import AttackResult
-from robustlab.victim import Call, Victim
+from robustlab.victim import Victim
 
 _MEMORY = 8  # pairs (s, y) kept
 
@@ -87,7 +88,7 @@ def lbfgs(
             fails = torch.where(succeeded, fails, torch.minimum(fails, value))
             middle = (works * fails).sqrt()
             value = torch.where(fails.isinf(), value * 10, torch.where(works == 0, value / 10, middle))
-        return call.result(search.best, revert=True)
+        return call.result(search.best, asked=True, revert=True)
 
 
 def other_than(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.call import Call
 from robustlab.losses import LossFunction, attacker_loss
 from robustlab.noise import Noise
 from robustlab.norms import Norm, get_norm
 from robustlab.progress import bar
 from robustlab.results import AttackResult
-from robustlab.victim import Call, Victim
+from robustlab.victim import Victim
 
 Model = Victim | nn.Module | Callable[[Tensor], Tensor]
 
@@ -73,7 +74,7 @@ def pgd(
 
     Returns:
         AttackResult; a sample that was not fooled gets its point of smallest g. Cost without success, for each start:
-        K + 1 queries and K gradients, and 2 queries for the clean and the final check.
+        K + 1 queries and K gradients, and 1 query for the clean check. A success has 1 more, for the final check.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -102,9 +103,9 @@ def pgd(
                 delta = init.detach()[rows].to(clean)
             else:
                 delta = ball.uniform(noise.take(rows), restart, clean, eps[rows])
-            delta = ball.project_box(delta, eps[rows], call.low - clean, call.high - clean)
             rows = search.run(rows, delta, steps, progress and restarts == 1)
-        return call.result(search.best, trace={"loss": torch.stack(search.losses)} if search.losses else None)
+        trace = {"loss": torch.stack(search.losses)} if search.losses else None
+        return call.result(search.best, asked=True, trace=trace)
 
 
 class _Search:
@@ -117,15 +118,15 @@ class _Search:
         self.losses: list[Tensor] = []
 
     def run(self, rows: Tensor, delta: Tensor, steps: int, progress: bool) -> Tensor:
-        """One start from ``delta``, which belongs to ``rows``; returns the rows that are still not fooled."""
+        """One start from x + ``delta`` for the samples ``rows``; returns those that are still not fooled."""
         call, undone = self.call, []
-        clean, step = self._stage(rows)
-        points = (clean + delta).clamp_(call.low, call.high)
+        step = self._step(rows)
+        points = step.start(delta)
         for k in bar(range(steps + 1), show=progress, label="pgd"):
             if not bool((paying := call.can_pay(rows)).all()):
                 undone.append(rows[~paying])
-                rows, delta, points = rows[paying], delta[paying], points[paying]
-                clean, step = self._stage(rows)
+                rows, points = rows[paying], points[paying]
+                step = self._step(rows)
             if not rows.numel():
                 break
             if k < steps:
@@ -140,20 +141,15 @@ class _Search:
                 break
             if bool(answer.met.any()):
                 going = ~answer.met
-                rows, delta, grad = rows[going], delta[going], grad[going]
-                clean, step = self._stage(rows)
+                rows, points, grad = rows[going], points[going], grad[going]
+                step = self._step(rows)
                 if not rows.numel():
                     break
-            delta = step(delta, grad, sparse_until_end=2 * k >= steps)
-            points = torch.add(clean, delta, out=points[: len(rows)])  # the model saw a copy
-            points.clamp_(call.low, call.high)
+            points = step(points, grad, sparse_until_end=2 * k >= steps)
         return torch.cat([rows, *undone])
 
-    def _stage(self, rows: Tensor) -> tuple[Tensor, _Step]:
-        """The clean samples ``rows`` and the step that moves them."""
-        clean = self.call.x[rows]
-        low, high = self.call.low - clean, self.call.high - clean
-        return clean, _Step(self.ball, self.eps[rows], self.alpha[rows], low, high)
+    def _step(self, rows: Tensor) -> _Step:
+        return _Step(self.ball, self.call.x[rows], self.eps[rows], self.alpha[rows], (self.call.low, self.call.high))
 
     def _keep(self, rows: Tensor, points: Tensor, loss: Tensor, met: Tensor) -> None:
         better = (met | (loss < self.best_loss[rows])).nonzero().flatten()
@@ -167,25 +163,34 @@ class _Search:
 
 
 class _Step:
-    """δ ← P(δ + α·v(−grad)), with ``low`` ≤ δ ≤ ``high`` from the box."""
+    """x + δ ← x + P(δ − α·v(grad)), for the samples ``clean`` in the box ``bounds``."""
 
-    def __init__(self, ball: Norm, eps: Tensor, alpha: Tensor, low: Tensor, high: Tensor) -> None:
-        shape = (-1,) + (1,) * (low.dim() - 1)
-        self.ball, self.eps, self.alpha, self.low, self.high = ball, eps, alpha.reshape(shape), low, high
+    def __init__(self, ball: Norm, clean: Tensor, eps: Tensor, alpha: Tensor, bounds: tuple[float, float]) -> None:
+        shape = (-1,) + (1,) * (clean.dim() - 1)
+        self.ball, self.clean, self.eps, self.alpha, self.bounds = ball, clean, eps, alpha.reshape(shape), bounds
         if ball.name == "linf":  # ball ∩ box is a box, the same at every step
-            self.low = torch.maximum(low, -eps.reshape(shape))
-            self.high = torch.minimum(high, eps.reshape(shape))
+            self.low = (clean - eps.reshape(shape)).clamp_(*bounds)
+            self.high = (clean + eps.reshape(shape)).clamp_(*bounds)
+        else:
+            self.low, self.high = bounds[0] - clean, bounds[1] - clean
 
-    def __call__(self, delta: Tensor, grad: Tensor, sparse_until_end: bool) -> Tensor:
+    def start(self, delta: Tensor) -> Tensor:
+        """x + P(δ)."""
+        low, high = self.bounds[0] - self.clean, self.bounds[1] - self.clean
+        return (self.clean + self.ball.project_box(delta, self.eps, low, high)).clamp_(*self.bounds)
+
+    def __call__(self, points: Tensor, grad: Tensor, sparse_until_end: bool) -> Tensor:
         if self.ball.name == "linf":
-            return grad.sign().mul_(-self.alpha).add_(delta).clamp_(self.low, self.high)
+            return grad.sign().mul_(-self.alpha).add_(points).clamp_(self.low, self.high)
+        delta = points - self.clean
         if self.ball.name == "l1":
             cap = self.alpha if sparse_until_end else self.alpha / max(1, round(0.01 * delta[0].numel()))
             low, high = torch.maximum(self.low - delta, -cap), torch.minimum(self.high - delta, cap)
-            move = self.ball.linear_max(-grad, self.alpha, low, high)
+            delta += self.ball.linear_max(-grad, self.alpha, low, high)
         else:
-            move = self.ball.steepest(grad) * -self.alpha
-        return self.ball.project_box(delta + move, self.eps, self.low, self.high)
+            delta -= self.ball.steepest(grad).mul_(self.alpha)
+        delta = self.ball.project_box(delta, self.eps, self.low, self.high)
+        return delta.add_(self.clean).clamp_(*self.bounds)
 
 
 def pgd_maximize(
@@ -211,13 +216,12 @@ def pgd_maximize(
     x = x.detach()
     radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(x.shape[0])
     alpha = 2.5 * radius / steps if step_size is None else torch.as_tensor(step_size).to(radius).expand(x.shape[0])
-    low, high = bounds[0] - x, bounds[1] - x
     noise = Noise(seed, torch.arange(x.shape[0], device=x.device) if ids is None else ids.to(x.device))
-    delta = ball.project_box(ball.uniform(noise, 0, x, radius), radius, low, high)
-    step = _Step(ball, radius, alpha, low, high)
+    step = _Step(ball, x, radius, alpha, bounds)
+    points = step.start(ball.uniform(noise, 0, x, radius))
     for k in range(steps):
-        points = (x + delta).clamp_(*bounds).requires_grad_(True)
         with torch.enable_grad():
+            points.requires_grad_(True)
             (grad,) = torch.autograd.grad(g(model(points), y).sum(), points)
-        delta = step(delta, grad, sparse_until_end=2 * k >= steps)
-    return (x + delta).clamp_(*bounds)
+        points = step(points.detach(), grad, sparse_until_end=2 * k >= steps)
+    return points
