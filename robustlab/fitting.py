@@ -18,6 +18,7 @@ from robustlab import checks
 from robustlab.data.dataset import Dataset
 from robustlab.noise import derive_seed
 from robustlab.progress import bar
+from robustlab.stepping import SCHEDULES, make_optimizer, precision_for, schedule_factor, set_rate
 
 MAX_RESIDENT_BYTES = 2**31  # training data up to this size are moved to the device whole
 
@@ -122,7 +123,7 @@ def fit(
     """
     x, y = _training_tensors(data)
     place = _check(model, x, y, objective, epochs, batch_size, lr, schedule, weight_decay, device)
-    precision = _precision(model, place, amp)
+    precision = precision_for(model, place, amp)
     modes = [(module, module.training) for module in model.modules()]
     model.to(place)
     if x.element_size() * x.numel() <= MAX_RESIDENT_BYTES:
@@ -130,7 +131,7 @@ def fit(
     order_generator = torch.Generator().manual_seed(derive_seed(seed))
     splits = _batches(len(x), batch_size)
     total = epochs * len(splits)
-    make = _optimizer(optimizer)
+    make = make_optimizer(optimizer)
     losses: list[float] = []
     rates: list[float] = []
     monitor: list[Any] = []
@@ -145,7 +146,7 @@ def fit(
                 sums = torch.zeros((), device=place, dtype=torch.float64)
                 for step, (first, last) in enumerate(splits):
                     done = (epoch * len(splits) + step) / total
-                    _set_rate(stepper, lr * schedule_factor(schedule, done))
+                    set_rate(stepper, lr * schedule_factor(schedule, done))
                     if hasattr(objective, "set_progress"):
                         objective.set_progress(done)
                     ids, key = order[first:last], derive_seed(seed, epoch, step)
@@ -173,25 +174,6 @@ def fit(
         for module, training in modes:
             module.training = training
     return History(tuple(losses), tuple(rates), tuple(monitor), time.perf_counter() - start, total)
-
-
-def schedule_factor(schedule: str, done: float) -> float:
-    """The learning rate over its peak after the part `done` in [0, 1] of the training; see :func:`fit`.
-
-    Raises:
-        ValueError: if the schedule is unknown.
-    """
-    checks.one_of("schedule", schedule, SCHEDULES)
-    if schedule == "constant":
-        return 1.0
-    start = 0.3 if schedule == "one-cycle" else 0.0
-    if done < start:
-        return (1 + 24 * done / start) / 25
-    return 1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * (done - start) / (1 - start))) / 2
-
-
-SCHEDULES = ("one-cycle", "cosine", "constant")
-OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 def _training_tensors(data: Any) -> tuple[Tensor, Tensor]:
@@ -265,32 +247,6 @@ def _batches(n: int, size: int) -> list[tuple[int, int]]:
     if len(edges) > 2 and edges[-1] - edges[-2] == 1 and size > 1:
         del edges[-2]
     return list(pairwise(edges))
-
-
-def _optimizer(optimizer: Any) -> Callable[..., torch.optim.Optimizer]:
-    if callable(optimizer):
-        return optimizer
-    checks.one_of("optimizer", optimizer, OPTIMIZERS)
-    if optimizer == "sgd":
-        return lambda p, lr, weight_decay: torch.optim.SGD(p, lr, 0.9, weight_decay=weight_decay, nesterov=True)
-    return torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def _precision(model: nn.Module, place: torch.device, amp: Any) -> torch.dtype | None:
-    """The dtype of mixed precision, or None: bfloat16 where the GPU has it, else float16 with a scaled loss."""
-    if amp != "auto" and not isinstance(amp, bool):
-        raise ValueError(f'amp: want True, False or "auto", got {amp!r}')
-    able = place.type == "cuda" and all(p.dtype == torch.float32 for p in model.parameters())
-    if amp is True and not able:
-        raise ValueError(f"amp: want False or 'auto' here, got True: it is for float32 models on CUDA, not on {place}")
-    if not amp or not able:
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import data, models
-from robustlab.fitting import History, cross_entropy, fit, schedule_factor
+from robustlab.fitting import History, cross_entropy, fit
+from robustlab.stepping import schedule_factor
 
 
 def _toy(n: int = 60, d: int = 5, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -299,9 +300,7 @@ def test_mixed_precision_and_full_precision_agree_on_cuda() -> None:
     for amp in (False, True, "auto"):
         model, kinds = models.small_cnn(hidden=32), []
 
-        def objective(
-            model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int, kinds: list = kinds
-        ) -> Tensor:
+        def objective(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int, kinds: list = kinds) -> Tensor:
             logits = model(x)
             kinds.append(logits.dtype)
             return F.cross_entropy(logits, y)
