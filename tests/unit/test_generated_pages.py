@@ -16,6 +16,7 @@ from book.generate_parts import PARTS, parts_map
 from book.generate_times import times_page, within_budget
 from book.myst import list_table
 from book.notebooks import Chapter, Timing, read_chapter, read_chapters
+from book.sphinx_claims import with_numbers
 from robustlab.claims import METADATA_KEY, ClaimRecord
 
 HOLDS = ClaimRecord("a-b", "A beats B by $|x|$", "pgd", True, {"pgd": 0.12345, "fgsm": 3}, {"pgd": 0.1}, None)
@@ -134,3 +135,16 @@ def test_pages_are_deterministic_and_written_once(tmp_path: Path) -> None:
     assert write_pages(tmp_path, first) == []
     changed = {**first, "parts.md": "other"}
     assert [path.name for path in write_pages(tmp_path, changed)] == ["parts.md"]
+
+
+def test_the_page_shows_a_claims_numbers_below_its_verdict() -> None:
+    zero = ClaimRecord("e-f", "E < F", "pgd", True, 0, None, None)
+    silent = ClaimRecord("g-h", "G", "pgd", True, None, None, None)
+    body = (
+        "<pre>" + "".join(f"{claim.line}\n".replace("<", "&lt;") for claim in (HOLDS, FAILS, zero, silent)) + "</pre>"
+    )
+    shown = with_numbers(body, [HOLDS, FAILS, zero, silent])
+    numbers = re.findall(r"\n<span class=\"claim-numbers\"> +(.*?)</span>", shown)
+    assert numbers == ["ours pgd: 0.123; fgsm: 3 · paper pgd: 0.1", "ours 1.5 · paper 2", "ours 0"]
+    with pytest.raises(ValueError, match="a-b"):
+        with_numbers("<pre></pre>", [HOLDS])
