@@ -24,15 +24,14 @@ def with_numbers(body: str, claims: list[ClaimRecord]) -> str:
         ValueError: for a claim with numbers whose verdict is not in ``body``.
     """
     for claim in claims:
-        parts = [
-            f"{who} {number_text(of)}" for who, of in (("ours", claim.ours), ("paper", claim.paper)) if of is not None
-        ]
-        line = escape(claim.line, quote=False)
-        if not parts:
+        both = (("here", claim.ours), ("paper", claim.paper))
+        lines = [f"    {where:5}  {number_text(of)}" for where, of in both if of is not None]
+        if not lines:
             continue
+        line = escape(claim.line, quote=False)
         if line not in body:
             raise ValueError(f"claim {claim.id!r}: want its verdict on the page, found none")
-        numbers = f'<span class="claim-numbers">    {escape(" · ".join(parts), quote=False)}</span>'
+        numbers = f'<span class="claim-numbers">{escape("\n".join(lines), quote=False)}</span>'
         body = body.replace(line, f"{line}\n{numbers}", 1)
     return body
 
