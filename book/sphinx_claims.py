@@ -31,8 +31,8 @@ def with_numbers(body: str, claims: list[ClaimRecord]) -> str:
         line = escape(claim.line, quote=False)
         if line not in body:
             raise ValueError(f"claim {claim.id!r}: want its verdict on the page, found none")
-        numbers = f'<span class="claim-numbers">{escape("\n".join(lines), quote=False)}</span>'
-        body = body.replace(line, f"{line}\n{numbers}", 1)
+        numbers = escape("\n".join(lines), quote=False)
+        body = body.replace(line, f'{line}\n<span class="claim-numbers">{numbers}</span>', 1)
     return body
 
 
