@@ -43,6 +43,7 @@ def make_optimizer(optimizer: Any) -> Callable[..., torch.optim.Optimizer]:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
