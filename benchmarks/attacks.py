@@ -1,7 +1,8 @@
-"""What our attacks cost: PGD over its floor, and PGD, DeepFool and C&W beside torchattacks and foolbox.
+"""What our attacks cost: PGD over its floor, and attacks beside torchattacks, foolbox and adv-lib.
 
     python benchmarks/attacks.py floor        PGD's time over that of its forwards and backwards alone
     python benchmarks/attacks.py peers        time and strength beside other libraries, at equal settings
+    python benchmarks/attacks.py minnorm      the same for the minimum-norm attacks, at equal passes
 
 All that is compared runs in one process, in turns, after a warm-up; ratios are medians over the pairs. On one CPU
 thread the clock is CPU time, which other programs disturb less than wall time. See README.md beside this file.
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import data, models, zoo
-from robustlab.attacks import cw, deepfool, pgd
+from robustlab.attacks import cw, ddn, deepfool, fab, fmn, pgd, sigma_zero
 from robustlab.norms import get_norm
 from robustlab.victim import predict
 
@@ -115,6 +116,26 @@ def comparisons(tiny: bool) -> dict[str, tuple[dict, str, float | None, Callable
     }
 
 
+def minimum_norm(tiny: bool) -> dict[str, tuple[dict, str, float | None, Callable]]:
+    """As :func:`comparisons`; a step is a forward and a backward (FAB: two forwards, and a backward for each class)."""
+    steps = {"steps": 3 if tiny else 100}
+    few = {"steps": 2 if tiny else 20}
+    fool = {"steps": 3 if tiny else 50, "overshoot": 0.02, "candidates": 10}
+    search = {"steps": 3 if tiny else 200, "c": 1e-2, "lr": 0.01, "search_steps": 2 if tiny else 6}
+
+    def entry(settings: dict, norm: str, attack: Callable) -> tuple[dict, str, None, Callable]:
+        return settings, norm, None, lambda m, x, y: attack(m, x, y, norm=norm, **settings).x_adv
+
+    return {
+        **{f"fab {norm}": entry(few, norm, fab) for norm in ("l1", "l2", "linf")},
+        "ddn l2": entry(steps, "l2", ddn),
+        **{f"fmn {norm}": entry(steps, norm, fmn) for norm in ("l0", "l1", "l2", "linf")},
+        "sigma_zero l0": entry(steps, "l0", sigma_zero),
+        **{f"deepfool {norm}": entry(fool, norm, deepfool) for norm in ("l2", "linf")},
+        "cw l2, search": entry(search, "l2", cw),
+    }
+
+
 def strength(
     model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, eps: float | None
 ) -> tuple[float, float]:
@@ -128,17 +149,17 @@ def strength(
     return float(fooled.double().mean()), float(median)
 
 
-def peer_table(options: argparse.Namespace) -> None:
+def peer_table(options: argparse.Namespace, wanted: Callable) -> None:
     found, remarks = peers.available()
     for remark in remarks:
         print(remark)
     if len(found) < len(peers.WANTED):
-        print(f"To have both beside us, in a folder of their own:\n{peers.INSTALL}")
+        print(f"To have all beside us, in a folder of their own:\n{peers.INSTALL}")
     print(f"beside peers, batch {options.batch}, {setting()}; time ratio below 1: we are faster")
     print(f"{'model':14} {'attack':14} {'peer':13} {'ours ms':>9} {'peer ms':>9} {'ratio':>6}  fooled, median distance")
     for name in options.models:
         model, x, y = net_and_batch(name, options.batch, options.device, options.tiny)
-        for title, (settings, norm, eps, ours) in comparisons(options.tiny).items():
+        for title, (settings, norm, eps, ours) in wanted(options.tiny).items():
             if not title.startswith(tuple(options.attacks)):
                 continue
             makers = {peer: peers.MAKERS[peer](package) for peer, package in found.items()}
@@ -163,7 +184,7 @@ def setting() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=("floor", "peers", "all"), default="all")
+    parser.add_argument("part", nargs="?", choices=("floor", "peers", "minnorm", "all"), default="all")
     parser.add_argument("--models", nargs="+", default=NETS, help="checkpoints of the zoo")
     parser.add_argument("--attacks", nargs="+", default=[""], help="beside peers: names that begin like this")
     parser.add_argument("--batch", type=int, default=250)
@@ -179,7 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.part in ("floor", "all"):
         floor_table(options)
     if options.part in ("peers", "all"):
-        peer_table(options)
+        peer_table(options, comparisons)
+    if options.part in ("minnorm", "all"):
+        peer_table(options, minimum_norm)
 
 
 if __name__ == "__main__":

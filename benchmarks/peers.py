@@ -1,8 +1,10 @@
-"""torchattacks and foolbox behind one call each, at the settings of ours. Neither is a dependency of robustlab."""
+"""torchattacks, foolbox and adv-lib behind one call each, at the settings of ours. None is a dependency of ours."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module, metadata
 from types import ModuleType
 
@@ -12,15 +14,16 @@ from torch import Tensor, nn
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 INSTALL = (
-    "python -m pip install --target PEERS --no-deps torchattacks==3.5.1 foolbox==3.3.4 eagerpy GitPython gitdb smmap "
-    "requests ml_collections absl-py contextlib2 six\n"
+    "python -m pip install --target PEERS --no-deps torchattacks==3.5.1 foolbox==3.3.4 adv-lib==0.2.8 eagerpy "
+    "GitPython gitdb smmap requests ml_collections absl-py contextlib2 six\n"
     "PYTHONPATH=PEERS python benchmarks/attacks.py peers"
 )
-WANTED = {"torchattacks": "3.5.1", "foolbox": "3.3.4"}
+WANTED = {"torchattacks": "3.5.1", "foolbox": "3.3.4", "adv_lib": "0.2.8"}
 
 
 def available() -> tuple[dict[str, ModuleType], list[str]]:
     """The peers that can be imported, and a line about each that cannot or is of another version."""
+    sys.modules.setdefault("visdom", ModuleType("visdom"))  # adv-lib's live plots, which nobody asks for
     found, remarks = {}, []
     for name, version in WANTED.items():
         try:
@@ -51,7 +54,13 @@ def torchattacks_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
             raise ValueError(f"search_steps: torchattacks tries one c only, got {search_steps}")
         return lambda m, x, y: package.CW(m, c=c, kappa=0, steps=steps, lr=lr)(x, y)
 
-    return {"pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "cw l2, one c": cw}
+    def fab(norm: str, steps: int) -> Run:
+        return lambda m, x, y: package.FAB(m, norm=norm, eps=1e4, steps=steps, n_restarts=1)(x, y)
+
+    return {
+        "pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "cw l2, one c": cw,
+        "fab l2": partial(fab, "L2"), "fab linf": partial(fab, "Linf"),  # its L1 raises UnboundLocalError
+    }  # fmt: skip
 
 
 def foolbox_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
@@ -84,7 +93,53 @@ def foolbox_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
             None,
         )
 
-    return {"pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "cw l2, one c": cw, "cw l2, search": cw}
+    def deepfool_linf(steps: int, overshoot: float, candidates: int) -> Run:
+        return run(package.attacks.LinfDeepFoolAttack(steps=steps, overshoot=overshoot, candidates=candidates), None)
+
+    def plain(name: str, steps: int) -> Run:
+        return run(getattr(package.attacks, name)(steps=steps), None)
+
+    return {
+        "pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "deepfool linf": deepfool_linf,
+        "cw l2, one c": cw, "cw l2, search": cw, "ddn l2": partial(plain, "DDNAttack"),
+        "fmn l0": partial(plain, "L0FMNAttack"), "fmn l1": partial(plain, "L1FMNAttack"),
+        "fmn l2": partial(plain, "L2FMNAttack"), "fmn linf": partial(plain, "LInfFMNAttack"),
+    }  # fmt: skip
 
 
-MAKERS = {"torchattacks": torchattacks_runs, "foolbox": foolbox_runs}
+def adv_lib_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
+    """As :func:`torchattacks_runs`."""
+    attacks = import_module("adv_lib.attacks")
+
+    def fab(norm: float, steps: int) -> Run:
+        return lambda m, x, y: attacks.fab(m, x, y, norm=norm, n_iter=steps)
+
+    def ddn(steps: int) -> Run:
+        return lambda m, x, y: attacks.ddn(m, x, y, steps=steps, levels=None)
+
+    def fmn(norm: float, steps: int) -> Run:
+        return lambda m, x, y: attacks.fmn(m, x, y, norm=norm, steps=steps)
+
+    def sigma_zero(steps: int) -> Run:
+        return lambda m, x, y: attacks.sigma_zero(m, x, y, num_steps=steps)
+
+    def deepfool(norm: float, steps: int, overshoot: float, candidates: int) -> Run:
+        # As torchattacks, it always considers all classes.
+        return lambda m, x, y: attacks.df(m, x, y, steps=steps, overshoot=overshoot, norm=norm)
+
+    def cw(steps: int, c: float, lr: float, search_steps: int) -> Run:
+        settings = {"learning_rate": lr, "initial_const": c, "binary_search_steps": search_steps}
+        return lambda m, x, y: attacks.carlini_wagner_l2(m, x, y, max_iterations=steps, **settings)
+
+    orders = {"l0": 0, "l1": 1, "l2": 2, "linf": float("inf")}
+    return {
+        **{f"fab {norm}": partial(fab, orders[norm]) for norm in ("l1", "l2", "linf")},
+        "ddn l2": ddn,
+        **{f"fmn {norm}": partial(fmn, order) for norm, order in orders.items()},
+        "sigma_zero l0": sigma_zero,
+        **{f"deepfool {norm}": partial(deepfool, orders[norm]) for norm in ("l2", "linf")},
+        "cw l2, search": cw,
+    }
+
+
+MAKERS = {"torchattacks": torchattacks_runs, "foolbox": foolbox_runs, "adv_lib": adv_lib_runs}

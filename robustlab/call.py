@@ -101,6 +101,18 @@ class Call:
         logits = self._forward(self._inside(points))
         return logits.argmax(dim=1), self._count(logits, rows)
 
+    def ask_many(self, points: Tensor, rows: Tensor) -> Answer:
+        """Scores of m points a sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in this order."""
+        self._need("soft")
+        n, m = points.shape[:2]
+        logits = self._forward(self._inside(points.flatten(0, 1)))
+        met = self.met(logits, rows.repeat_interleave(m)).reshape(n, m)
+        first = met.any(dim=1) & (self.first_success[rows] < 0)
+        self.first_success[rows[first]] = (self.queries[rows] + met.int().argmax(dim=1) + 1)[first]
+        self.queries[rows] += m
+        empty = logits.new_empty(0)
+        return Answer(logits.reshape(n, m, -1), met, empty, empty)
+
     def gradient(self, points: Tensor, rows: Tensor, loss: Callable[..., Tensor]) -> Answer:
         """Scores, loss and input gradient of the loss at ``points``; one query and one gradient each."""
         self._need("white")
@@ -114,20 +126,22 @@ class Call:
         return Answer(logits, self._count(logits, rows), value.detach(), grad)
 
     def jacobian(
-        self, points: Tensor, rows: Tensor, choose: Callable[[Tensor], Tensor]
+        self, points: Tensor, rows: Tensor, choose: Callable[[Tensor], Tensor], relative: bool = False
     ) -> tuple[Answer, Tensor, Tensor]:
         """Gradients of chosen logits: the answer, the classes (n, C) = choose(logits), the gradients (n, C, ...).
 
-        One query and C gradients a row.
+        One query and C gradients a row. With ``relative`` the gradients are those of z_k − z_first, (n, C − 1, ...),
+        and cost one less.
         """
         self._need("white")
         with torch.enable_grad():
             points = self._inside(points).detach().requires_grad_(True)
             logits = self._forward(points)
             classes = choose(logits.detach())
-            chosen = logits.gather(1, classes).sum(dim=0)
+            chosen = logits.gather(1, classes)
+            chosen = (chosen[:, 1:] - chosen[:, :1] if relative else chosen).sum(dim=0)
             parts = [_input_gradient(part, points, retain=i + 1 < len(chosen))[0] for i, part in enumerate(chosen)]
-        self.gradients[rows] += classes.shape[1]
+        self.gradients[rows] += len(chosen)
         logits = logits.detach()
         empty = logits.new_empty(0)
         return Answer(logits, self._count(logits, rows), empty, empty), classes, torch.stack(parts, dim=1)

@@ -9,10 +9,11 @@ DEFENSES: tuple[Row, ...] = (
     Row(
         key="autoattack",
         title="AutoAttack",
-        cite="croce2020reliable",
+        cite=("croce2020reliable", "croce2021"),
         section="3",
         kind="evaluation",
         chapter="15",
+        callable="robustlab.evaluation.protocol.autoattack:autoattack",
         beyond_survey=True,
         norms=("l1", "l2", "linf"),
     ),
@@ -21,9 +22,18 @@ DEFENSES: tuple[Row, ...] = (
         title="Backward pass differentiable approximation (BPDA)",
         cite="athalye2018",
         section="3",
-        kind="attack",
+        kind="solver",
         chapter="15",
-        targeted=True,
+        callable="robustlab.evaluation.adaptive.bpda:bpda",
+    ),
+    Row(
+        key="eot",
+        title="Expectation over transformation (EOT)",
+        cite=("athalye2018synthesizing", "athalye2018"),
+        section="3",
+        kind="solver",
+        chapter="15",
+        callable="robustlab.evaluation.adaptive.eot:eot",
     ),
     Row(
         key="bypass_detectors",
@@ -32,7 +42,10 @@ DEFENSES: tuple[Row, ...] = (
         section="3",
         kind="attack",
         chapter="15",
+        callable="robustlab.attacks.whitebox.bypass_detectors:bypass_detectors",
+        norms=("l1", "l2", "linf"),
         targeted=True,
+        quick={"targets": 2},
     ),
     Row(
         key="checklist",
@@ -41,6 +54,7 @@ DEFENSES: tuple[Row, ...] = (
         section="3",
         kind="evaluation",
         chapter="15",
+        callable="robustlab.evaluation.checklist:hygiene",
     ),
     # Chapter 16: finding and repairing poisoned data and models.
     Row(

@@ -106,12 +106,14 @@ BLACK_BOX: tuple[Row, ...] = (
         cite="andriushchenko2020",
         section="2.2",
         kind="attack",
-        chapter="09",
+        chapter="15",
+        callable="robustlab.attacks.softlabel.square:square",
         beyond_survey=True,
         norms=("l2", "linf"),
         targeted=True,
         access="soft",
         dims=("image",),
+        quick={"queries": 60},
     ),
     # Chapter 10: labels alone.
     Row(

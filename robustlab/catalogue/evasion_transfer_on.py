@@ -44,16 +44,6 @@ TRANSFER_ON: tuple[Row, ...] = (
         chapter="12",
     ),
     Row(
-        key="eot",
-        title="Expectation over transformation (EOT)",
-        cite=("athalye2018synthesizing", "athalye2018"),
-        section="2.2",
-        kind="attack",
-        chapter="12",
-        also=("15",),
-        targeted=True,
-    ),
-    Row(
         key="minmax_universal",
         title="Min-max universal attack",
         cite="wang2021a",

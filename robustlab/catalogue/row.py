@@ -37,7 +37,7 @@ KINDS: Mapping[str, str] = {
 CHAPTERS = tuple(f"{number:02d}" for number in range(1, 33))
 NORMS = ("l0", "l1", "l2", "linf")
 ACCESS = ("white", "soft", "hard")
-DIMS = ("flat", "image")
+DIMS = ("flat", "image", "color")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ class Row:
         per_sample: whether what happens to one sample depends on nothing else in its batch.
         min_norm: True if it looks for the smallest perturbation; False if it is given a budget ``eps``.
         min_classes: the fewest classes that it can work with.
-        dims: the sample shapes it takes: ``"flat"`` for (d,), ``"image"`` for (C, H, W).
+        dims: the sample shapes it takes: ``"flat"`` for (d,), ``"image"`` for (C, H, W), ``"color"`` for
+            (3, H, W) alone.
         quick: keyword arguments for a run of well under a second, used by the shared suites; what is meant for one norm
             only stands in a mapping under the norm's name.
     """

@@ -8,9 +8,10 @@ from robustlab.data.augment import random_shift
 from robustlab.data.dataset import Dataset
 from robustlab.data.embedded import SOURCES, Source, load_embedded
 from robustlab.data.external import EXTERNAL, load_external
+from robustlab.data.tinted import tinted
 from robustlab.data.toy import gaussians, two_moons
 
-__all__ = ["SOURCES", "Dataset", "Source", "gaussians", "load", "names", "random_shift", "two_moons"]
+__all__ = ["SOURCES", "Dataset", "Source", "gaussians", "load", "names", "random_shift", "tinted", "two_moons"]
 
 
 def names() -> tuple[str, ...]:

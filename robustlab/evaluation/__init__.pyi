@@ -1,2 +1,15 @@
+from robustlab.attacks.whitebox.bypass_detectors import bypass_detectors as bypass_detectors
+from robustlab.defenses.claimed import Claim as Claim
+from robustlab.evaluation.adaptive.bpda import bpda as bpda
+from robustlab.evaluation.adaptive.eot import eot as eot
+from robustlab.evaluation.checklist import HygieneReport as HygieneReport
+from robustlab.evaluation.checklist import hygiene as hygiene
+from robustlab.evaluation.protocol.autoattack import autoattack as autoattack
+from robustlab.evaluation.protocol.report import AttackRun as AttackRun
+from robustlab.evaluation.protocol.report import AutoAttackReport as AutoAttackReport
+from robustlab.evaluation.protocol.unrestricted import Contest as Contest
+from robustlab.evaluation.protocol.unrestricted import Submission as Submission
+from robustlab.evaluation.protocol.unrestricted import unanimous as unanimous
+from robustlab.evaluation.protocol.unrestricted import unrestricted as unrestricted
 from robustlab.evaluation.robust_accuracy import RobustAccuracy as RobustAccuracy
 from robustlab.evaluation.robust_accuracy import evaluate as evaluate

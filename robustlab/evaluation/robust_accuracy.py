@@ -162,7 +162,7 @@ def evaluate(
     Source:
         Robust accuracy as in Madry et al. (2018), section 5; intervals by Wilson (1927).
     """
-    x, y = _pair(data)
+    x, y = inputs_and_labels(data)
     ball, radii = get_norm(norm), _radii(eps)
     checks.at_least("batch_size", batch_size, 1, integer=True)
     wilson(0, 1, confidence)  # a wrong level is refused now, not after the work
@@ -187,7 +187,7 @@ def evaluate(
             if has_budget:
                 given["eps"] = bound
             result = attack(victim, x[part], y[part], **given)
-            found = _found(result, x[part], ball, name, bound if has_budget else None, victim.bounds)
+            found = found_distance(result, x[part], ball, name, bound if has_budget else None, victim.bounds)
             radius[part] = found
             spent[:, part] += torch.stack([result.queries, result.gradients]).cpu()
     return RobustAccuracy(
@@ -201,7 +201,7 @@ def evaluate(
     )
 
 
-def _pair(data: Dataset | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def inputs_and_labels(data: Dataset | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Inputs and labels, at least one."""
     if isinstance(data, Dataset):
         return data.x_test, data.y_test
@@ -249,7 +249,7 @@ def _cut(value: Any, rows: Tensor, n: int) -> Any:
     return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
-def _found(
+def found_distance(
     result: AttackResult, x: Tensor, ball: Norm, name: str, bound: float | None, box: tuple[float, float]
 ) -> Tensor:
     """(n,) on the CPU: the distance at which each sample was fooled, ∞ where it was not."""

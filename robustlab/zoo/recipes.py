@@ -139,6 +139,16 @@ _ALL = (
         fit_kwargs={"epochs": 10, "lr": 5e-3},
         shift=1,
     ),
+    Recipe(
+        name="mnist_vae",
+        title="class-wise variational autoencoder on MNIST; as a classifier, the class of the highest ELBO",
+        dataset="mnist5k",
+        builder="class_vae",
+        builder_kwargs={"latent": 8},
+        objective="robustlab.models.vae.elbo_training",
+        fit_kwargs={"epochs": 60, "lr": 5e-3},
+        attack={"norm": "linf", "eps": 0.1, "steps": 40, "seed": 0},
+    ),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -25,7 +26,13 @@ from tests.suite.models import FLAT, IMAGE, mlp
 
 # Budgets at which some of the samples of ``batch`` fall and some do not.
 EPS = {"l0": 3.0, "l1": 0.8, "l2": 0.3, "linf": 0.1}
-SHAPES = {"flat": FLAT, "image": IMAGE}
+# What an attack must be told about the data, as plainly as it can be told.
+PLAIN: dict[str, Any] = {
+    "density": lambda points: torch.exp(-points.flatten(1).square().mean(dim=1)),
+    "manifold": SimpleNamespace(encode=lambda x, y: x.clone(), decode=lambda z, y: z.clone()),  # all of space
+    "detector": lambda points: points.new_full(points.shape[:1], -0.5),  # never fires
+}
+SHAPES = {"flat": FLAT, "image": IMAGE, "color": (3, 4, 4)}
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Case:
 
     @property
     def has_budget(self) -> bool:
-        return not self.row.min_norm
+        """Whether it is given a radius; limits of its own (angles, hues) are its own arguments."""
+        return self.takes("eps") and not self.row.min_norm  # FAB's ε limits its restarts alone
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,6 +72,7 @@ class Case:
             args["norm"] = self.norm
         if self.has_budget:
             args.setdefault("eps", EPS[self.norm or "linf"])
+        args.update((name, plain) for name, plain in PLAIN.items() if self.takes(name))
         return args | changes
 
     def run(self, model: nn.Module | Victim, x: Tensor, y: Tensor | None, **changes: Any) -> AttackResult:

@@ -42,6 +42,7 @@ class Problem:
 def problems(case: Case) -> st.SearchStrategy[Problem]:
     side = st.integers(1, 3)
     kinds = {"flat": st.tuples(st.integers(1, 6)), "image": st.tuples(st.integers(1, 2), side, side)}
+    kinds["color"] = st.tuples(st.just(3), side, side)
     return st.builds(
         Problem,
         shape=st.one_of([kinds[d] for d in case.row.dims]),

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from robustlab.results import AttackResult
 from robustlab.victim import Victim
 from tests.suite.cases import Case, batch, over
-from tests.suite.models import IMAGE, WritesIntoInput, convnet, mlp, seeded
+from tests.suite.models import WritesIntoInput, convnet, mlp, seeded
 
 
 def watched_model(case: Case, device: torch.device) -> nn.Module:
     """Batch norm and dropout, some modules in training mode, some parameters frozen, some with a ``.grad``."""
-    if case.shape == IMAGE:
-        model = convnet(case.classes)
+    if len(case.shape) == 3:
+        model = convnet(case.classes, case.shape[0])
     else:
         net = mlp(case.shape, case.classes)
         model = seeded(lambda: nn.Sequential(net, nn.BatchNorm1d(case.classes, affine=False), nn.Dropout(0.2)).double())

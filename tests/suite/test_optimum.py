@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustlab.victim import Victim
-from tests.suite.cases import CASES, Case, over
+from tests.suite.cases import CASES, PLAIN, Case, over
 from tests.suite.models import Affine
 from tests.suite.oracles import affine_problem, free_optimum, l0_optimum, solver_optimum
 
@@ -29,6 +29,10 @@ FULL: dict[str, dict[str, Any]] = {
     "cw-l0": {"steps": 60, "c": 10.0, "lr": 0.1},
     "pgd-l1": {"steps": 100},
     "bim": {"steps": 40},
+    "ead": {"rule": "l1", "beta": 0.02, "steps": 300, "c": 0.1},
+    "biggio_evasion": {"steps": 200},
+    "bypass_detectors": {"detector": PLAIN["detector"], "loss": "margin"},
+    "bypass_detectors-l1": {"detector": PLAIN["detector"], "loss": "margin", "steps": 100},
 }
 # PGD's tangential error shrinks by exp(−Σα/ε): the default step, 2.5·ε/K, leaves 8 % of the random start.
 # In ℓ1 with the box active the iterate circles the optimum at the distance of half a step: steps of ε/40.
@@ -36,12 +40,24 @@ STEP: dict[str, Callable[[Tensor], Tensor]] = {
     "pgd-l1": lambda eps: eps / 40,
     "pgd-l2": lambda eps: eps / 4,
     "bim-l2": lambda eps: eps / 4,
+    "biggio_evasion": lambda eps: eps,
+    "bypass_detectors-l1": lambda eps: eps / 40,
+    "bypass_detectors-l2": lambda eps: eps / 4,
 }
 
 # Median ratio to the optimum that a minimum-norm attack must reach. With two classes there is one hyperplane; with
 # several, DeepFool and C&W are still held to it, L-BFGS is not (its smooth loss weighs all classes).
-TWO_CLASSES = {"fab": 1.006, "fab-l1": 1.09, "ead": 1.10, "cw-l0": 1.25}
-MANY_CLASSES = {"deepfool": 1.002, "cw-l2": 1.002, "cw-linf": 1.01, "fmn": 1.002, "fab": 1.006, "cw-l0": 1.5}
+TWO_CLASSES = {"fab": 1.006, "fab-l1": 1.09, "ead": 1.10, "cw-l0": 1.25, "fmn-l0": 1.0, "sigma_zero": 1.0}
+MANY_CLASSES = {
+    "deepfool": 1.002,
+    "cw-l2": 1.002,
+    "cw-linf": 1.01,
+    "fmn": 1.002,
+    "fab": 1.006,
+    "cw-l0": 1.5,
+    "fmn-l0": 1.0,
+    "sigma_zero": 1.0,
+}
 
 
 def entry(table: dict[str, Any], case: Case, default: Any = None) -> Any:

@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str, path: Path) -> str:
+def run(*arguments: str, path: Path, script: str = "attacks.py") -> str:
     """Its output, with ``path`` first on Python's search path."""
     where = os.pathsep.join([str(path), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "attacks.py", "--tiny", "--models", "mnist_cnn", *arguments],
+        [sys.executable, ROOT / "benchmarks" / script, "--tiny", "--models", "mnist_cnn", *arguments],
         cwd=path, env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -25,17 +25,19 @@ def run(*arguments: str, path: Path) -> str:
 
 @pytest.mark.slow
 def test_smoke_run_without_peers(tmp_path: Path) -> None:
-    for name in ("torchattacks", "foolbox"):  # hides them, should they be installed
+    for name in ("torchattacks", "foolbox", "adv_lib"):  # hides them, should they be installed
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n", encoding="utf-8")
     lines = run("all", path=tmp_path).splitlines()
     table = [line.split() for line in lines if line.startswith("mnist_cnn")]
     floor, beside = table[:4], table[4:]
     assert [(row[1], row[2]) for row in floor] == [("2", "linf"), ("2", "l2"), ("3", "linf"), ("3", "l2")]
     assert all(float(row[-1]) > 0 for row in floor), "a ratio to the floor"
-    assert [row[1] for row in beside] == ["pgd", "pgd", "deepfool", "cw", "cw"]
+    assert [row[1] for row in beside[:5]] == ["pgd", "pgd", "deepfool", "cw", "cw"]
+    nearest = ["fab"] * 3 + ["ddn"] + ["fmn"] * 4 + ["sigma_zero"] + ["deepfool"] * 2 + ["cw"]
+    assert [row[1] for row in beside[5:]] == nearest
     text = "\n".join(lines)
     assert "foolbox is left out: no foolbox here" in text
-    assert "pip install" in text and "torchattacks==3.5.1" in text and "foolbox==3.3.4" in text
+    assert all(word in text for word in ("pip install", "torchattacks==3.5.1", "foolbox==3.3.4", "adv-lib==0.2.8"))
 
 
 def test_clean_comparison_of_strength() -> None:
@@ -57,3 +59,11 @@ def test_clean_comparison_of_strength() -> None:
     fooled, median = benchmark.strength(model, x, y, x_adv, "l2", None)
     assert fooled == pytest.approx(0.6) and median == pytest.approx(0.3, abs=1e-6)
     assert benchmark.ratio([2.0, 3.0, 9.0], [1.0, 2.0, 3.0]) == 2.0
+
+
+@pytest.mark.slow
+def test_smoke_run_of_autoattack_without_its_peer(tmp_path: Path) -> None:
+    (tmp_path / "pyautoattack.py").write_text("raise ImportError('no such thing here')\n", encoding="utf-8")
+    text = run(path=tmp_path, script="autoattack.py")
+    assert "pyautoattack is left out (no such thing here)" in text and "pyautoattack==0.2.0" in text
+    assert "mnist_cnn, linf 0.1, 4 samples: ours" in text and "official" not in text

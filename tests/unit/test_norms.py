@@ -246,6 +246,14 @@ def test_uniform_fills_the_ball_evenly(norm: str, d: int) -> None:
             assert stats.ks_2samp(u.numpy() @ direction, inside @ direction).pvalue > 1e-3
 
 
+def test_l0_keeps_exactly_k_and_the_first_of_equals() -> None:
+    """Each row has its own k, 0 and all included."""
+    rows = torch.tensor([[1.0, -1.0, 2.0, 1.0]]).repeat(6, 1)
+    kept = get_norm("l0").project(rows, torch.tensor([0.0, 1.0, 2.0, 3.5, 4.0, 9.0]))
+    expected = [[0, 0, 0, 0], [0, 0, 2, 0], [1, 0, 2, 0], [1, -1, 2, 0], [1, -1, 2, 1], [1, -1, 2, 1]]
+    assert kept.tolist() == expected
+
+
 def test_l0_uniform_changes_eps_random_elements() -> None:
     u = get_norm("l0").uniform(Noise(2, torch.arange(3000)), 0, torch.zeros(3000, 6), 2)
     assert (get_norm("l0").length(u) == 2).all()

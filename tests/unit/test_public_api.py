@@ -103,13 +103,15 @@ def test_attacks_share_one_signature(key: str) -> None:
     """(victim, x, y=None, *, …), keyword-only after the data, with seed, ids and progress; eps if it has a budget."""
     parameters = inspect.signature(method(key)).parameters
     assert list(parameters)[:3] == ["victim", "x", "y"] and parameters["y"].default is None
-    assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name not in ("victim", "x", "y"))
+    named = {name: p for name, p in parameters.items() if name not in ("victim", "x", "y")}
+    assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in named.values())
     row = METHODS[key]
     expected = {"seed", "ids", "progress", *(["target"] if row.targeted else []), *(["norm"] if row.norms else [])}
     assert expected <= set(parameters)
-    assert ("eps" in parameters) is not row.min_norm
+    if row.norms or row.min_norm:
+        assert row.min_norm or "eps" in parameters
     if "eps" in parameters:
-        assert parameters["eps"].default is parameters["eps"].empty
+        assert (parameters["eps"].default is parameters["eps"].empty) is not row.min_norm
     assert parameters["seed"].default == 0 and parameters["ids"].default is None
     assert get_type_hints(method(key))["return"].__name__ == "AttackResult"
 

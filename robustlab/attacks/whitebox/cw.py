@@ -24,6 +24,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacks.whitebox.cw_descent import Schedule, column, descend
 from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacks.whitebox.weight_search import WeightSearch
 from robustlab.call import Call
 from robustlab.results import AttackResult
 from robustlab.victim import Victim
@@ -99,8 +100,7 @@ class _L2(Schedule):
 
     def __init__(self, call: Call, first_c: float, lr: float, search_steps: int) -> None:
         super().__init__(call, first_c, lr)
-        self.left = torch.full_like(self.c, search_steps)
-        self.lower, self.upper = torch.zeros_like(self.c), torch.full_like(self.c, torch.inf)
+        self.search = WeightSearch(call.x, first_c, search_steps)
         self.distance = torch.full_like(self.c, torch.inf)
 
     def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,12 +111,9 @@ class _L2(Schedule):
         self.best[rows[nearer]], self.distance[rows[nearer]] = points[nearer], value[nearer]
 
     def next(self, rows: Tensor, won: Tensor) -> Tensor:
-        c = self.c[rows]
-        self.upper[rows] = upper = torch.where(won, torch.minimum(self.upper[rows], c), self.upper[rows])
-        self.lower[rows] = lower = torch.where(won, self.lower[rows], torch.maximum(self.lower[rows], c))
-        self.c[rows] = torch.where(upper.isfinite(), (lower + upper) / 2, c * 10)
-        self.left[rows] -= 1
-        return self.left[rows] > 0
+        more = self.search.next(rows, won)
+        self.c = self.search.c
+        return more
 
 
 class _Linf(Schedule):

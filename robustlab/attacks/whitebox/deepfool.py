@@ -9,12 +9,13 @@ iterate every logit is linear, so the boundary to class k is a hyperplane. With 
 
 until x + (1 + η)·δ is misclassified.
 
-Different here: points are clipped to the box, of which the paper does not speak, and in the second half of the run the
-elements that the box keeps from moving are left out of w_k, so that a pixel at 0 or 1 does not swallow the step (doing
-so from the start takes a quarter of the steps, but ends farther away, on our nets by up to a quarter); the step aims
-1e-4·max(1, largest |logit|) beyond the hyperplane, so that rounding cannot undo the result; each sample stops on its
-own. The targeted form, not in the paper, always steps onto the hyperplane between the target and the class that leads
-at present.
+Different here: points and δ are clipped to the box, of which the paper does not speak, and in the second half of the
+run the elements that the box keeps from moving are left out of w_k, so that a pixel at 0 or 1 does not swallow the step
+(doing so from the start takes a quarter of the steps, but ends farther away, on our nets by up to a quarter); the step
+aims 1e-4·max(1, largest |logit|) beyond the hyperplane, so that rounding cannot undo the result, and is 1e-4 of the
+box's width longer from the fourth step on (in the authors' code always), since steps that the box shortens would else
+approach that mark for ever; each sample stops on its own. The targeted form, not in the paper, always steps onto the
+hyperplane between the target and the class that leads at present.
 """
 
 from __future__ import annotations
@@ -93,9 +94,12 @@ def deepfool(
             answer, classes, jacobian = call.jacobian(points, rows, partial(_classes, call, rows, others))
             done = call.secure(answer.logits, rows)
             best[rows[done]] = points[done]
-            move, stuck = _to_nearest(ball, answer.logits, classes, jacobian, points, call, avoid_box=2 * k >= steps)
+            extra, avoid_box = 0.0 if k < 3 else 1e-4 * (call.high - call.low), 2 * k >= steps
+            move, stuck = _to_nearest(ball, answer.logits, classes, jacobian, points, call, extra, avoid_box)
             going = ~done & ~stuck
             rows, delta = rows[going], (delta + move)[going]
+            clean = call.x[rows]
+            delta = (clean + delta).clamp_(call.low, call.high).sub_(clean)
         return call.result(best, asked=True, revert=True)
 
 
@@ -115,15 +119,18 @@ def _classes(call: Call, rows: Tensor, others: Tensor, logits: Tensor) -> Tensor
 
 
 def _to_nearest(
-    ball: Norm, logits: Tensor, classes: Tensor, jacobian: Tensor, points: Tensor, call: Call, avoid_box: bool
+    ball: Norm, logits: Tensor, classes: Tensor, slopes: Tensor, points: Tensor, call: Call, extra: float, box: bool
 ) -> tuple[Tensor, Tensor]:
-    """The step onto the nearest of the linearized boundaries, and which samples have none."""
+    """The step onto the nearest of the linearized boundaries, ``extra`` longer, and which samples have none.
+
+    With ``box``, elements that the box keeps from moving take no part.
+    """
     scores = logits.gather(1, classes)
     # 1 % more than Call.secure asks for: aiming at its very threshold would approach it for ever.
     spare = 1.01e-4 * logits.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
     gap = scores[:, :1] - scores[:, 1:] + spare
-    slopes = jacobian[:, 1:] - jacobian[:, :1]
-    if avoid_box:
+    slopes = slopes[:, 1:] - slopes[:, :1]
+    if box:
         points = points.unsqueeze(1)
         blocked = ((points <= call.low) & (slopes < 0)) | ((points >= call.high) & (slopes > 0))
         slopes = slopes.masked_fill(blocked, 0.0)
@@ -133,5 +140,5 @@ def _to_nearest(
     distance, nearest = distance.min(dim=1)
     stuck = ~distance.isfinite()
     slope = slopes[torch.arange(n, device=slopes.device), nearest]
-    size = distance.masked_fill(stuck, 0.0).reshape((-1,) + (1,) * (slope.dim() - 1))
+    size = (distance + extra).masked_fill(stuck, 0.0).reshape((-1,) + (1,) * (slope.dim() - 1))
     return size * ball.steepest(slope), stuck

@@ -1,0 +1,144 @@
+"""On-manifold adversarial examples.
+
+Stutz, Hein and Schiele, "Disentangling adversarial robustness and generalization" (2019), section 3.3. The images of a
+class are thought to form a manifold, all that a decoder dec(·, y) can draw, and similar to x is what the decoder makes
+of similar codes. With the code z of x the attacker looks for
+
+    minimize_ζ g( dec(z + ζ, y) | y, θ )  subject to ‖ζ‖_∞ ≤ η
+
+by projected gradient descent on the code; the perturbation of the pixels may be as large as it likes. What is found
+keeps the label y as far as the decoder is right, and is then an error on an image that the data might have held.
+
+Different here: the decoder may be any class-wise pair of encoder and decoder; a sample stops at its first success, as
+in our PGD.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import Call
+from robustlab.losses import LossFunction, attacker_loss
+from robustlab.norms import get_norm
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+
+
+class Manifold(Protocol):
+    """A class-wise model of the data, such as :class:`robustlab.models.ClassVAE`."""
+
+    def encode(self, x: Tensor, y: Tensor) -> Tensor:
+        """Codes (N, ...) of samples x (N, ...) of the classes y (N,)."""
+        ...
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """Samples (N, ...) from codes, differentiable in z."""
+        ...
+
+
+def on_manifold(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    manifold: Manifold,
+    eps: float | Tensor,
+    latent: Tensor | None = None,
+    bounds: tuple[float, float] | None = None,
+    steps: int = 40,
+    step_size: float | Tensor | None = None,
+    loss: str | LossFunction = "ce",
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+) -> AttackResult:
+    """Search the codes near that of x for one whose image fools the model.
+
+        minimize_ζ g(dec(z + ζ, y) | y, θ)  subject to ‖ζ‖_∞ ≤ ε,   z = enc(x, y)
+
+    Args:
+        victim: a Victim, or a model with logits (N, K).
+        x: (N, ...), in the box.
+        y: (N,) labels, which also say on whose manifold to search; None takes the model's prediction.
+        manifold: a :class:`Manifold`.
+        eps: radius ε > 0 (η of the paper) in units of the code; a number or (N,).
+        latent: (N, ...) codes of x where they are known; None asks the encoder.
+        bounds: (low, high) that the codes are held in; None leaves them free.
+        steps: number K ≥ 1 of gradient steps, from a random start in the ball.
+        step_size: α > 0 in units of the code, a number or (N,); None means 2.5·ε/K.
+        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.losses`).
+        seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
+        progress: show a bar in a terminal.
+
+    Returns:
+        AttackResult; a sample that was not fooled gets its image of smallest g. ``distances`` are those of the pixels,
+        and include what encoder and decoder get wrong. Cost without success: K + 1 queries and K gradients, and 1 query
+        for the clean check. A success has 1 more, for the final check.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work.
+
+    Source:
+        Stutz et al. (2019), section 3.3, equation (1).
+    """
+    checks.at_least("steps", steps, 1, integer=True)
+    if not (callable(getattr(manifold, "encode", None)) and callable(getattr(manifold, "decode", None))):
+        raise TypeError(f"manifold: want an object with encode(x, y) and decode(z, y), got {type(manifold).__name__}")
+    if bounds is not None and not float(bounds[0]) < float(bounds[1]):
+        raise ValueError(f"bounds: want (low, high) with low < high, got {bounds}")
+    g, victim = attacker_loss(loss), Victim.of(victim)
+    checks.images(x, victim.bounds)
+    eps = checks.per_sample("eps", eps, x)
+    alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
+    if latent is not None and (not isinstance(latent, Tensor) or len(latent) != len(x)):
+        raise ValueError(f"latent: want a tensor of {len(x)} codes, got {getattr(latent, 'shape', latent)}")
+    with victim.call(x, y, ids=ids, loss=g) as call:
+        best, lowest = call.x.clone(), call.x.new_full(call.x.shape[:1], torch.inf)
+        rows = call.active
+        if not rows.numel():
+            return call.result(best)
+        center = manifold.encode(call.x[rows], call.y[rows]) if latent is None else latent[rows].detach().to(call.x)
+        beside = (-1,) + (1,) * (center.dim() - 1)
+        radius, step = eps[rows].reshape(beside), alpha[rows].reshape(beside)
+        low, high = center - radius, center + radius
+        if bounds is not None:
+            low, high = low.clamp(*bounds), high.clamp(*bounds)
+        start = get_norm("linf").uniform(call.noise(seed).take(rows), 0, center, eps[rows])
+        z = torch.maximum(torch.minimum(center + start, high), low)
+        for k in bar(range(steps + 1), show=progress, label="on_manifold"):
+            if not bool((going := call.can_pay(rows)).all()):
+                rows, z, low, high, step = rows[going], z[going], low[going], high[going], step[going]
+            if not rows.numel():
+                break
+            points, loss_now, met, grad = _look(call, manifold, z, rows, g, slope=k < steps)
+            better = met | (loss_now < lowest[rows])
+            best[rows[better]], lowest[rows[better]] = points[better], loss_now[better]
+            z = torch.maximum(torch.minimum(z - step * grad.sign(), high), low)
+            if bool(met.any()):
+                going = ~met
+                rows, z, low, high, step = rows[going], z[going], low[going], high[going], step[going]
+        return call.result(best, asked=True)
+
+
+def _look(
+    call: Call, manifold: Manifold, z: Tensor, rows: Tensor, g: LossFunction, slope: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The images of the codes z, their loss, whether the goal is met, and the loss's gradient in z if asked for."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_(slope)
+        made = manifold.decode(z, call.y[rows])
+    points = made.detach().clamp(call.low, call.high)  # the gradient passes by the clipping
+    if points.shape[1:] != call.x.shape[1:]:
+        raise ValueError(f"manifold: want decode to give {tuple(call.x.shape[1:])}, got {tuple(points.shape[1:])}")
+    if not slope:
+        answer = call.ask(points, rows)
+        return points, g(answer.logits, call.y[rows]), answer.met, torch.zeros_like(z)
+    answer = call.gradient(points, rows, g)
+    (grad,) = torch.autograd.grad(made, z, answer.grad)
+    return points, answer.loss, answer.met, grad.nan_to_num(0.0, 0.0, 0.0)

@@ -1,0 +1,172 @@
+"""One-pixel attack.
+
+Su, Vargas and Sakurai, "One pixel attack for fooling deep neural networks" (2019), section III: the budget-based
+formulation (3) of the survey in ℓ0, solved from scores alone by differential evolution (DE). A candidate holds, for
+each pixel that may change, its row, its column and its new value in every channel. A population of 400 is drawn at
+random, rows and columns uniformly, values from N(128, 127²) on the scale 0 … 255. Each generation makes one child for
+every candidate i,
+
+    child_i = a_r1 + F·(a_r2 − a_r3)        r1, r2, r3 random, F = 0.5, no crossover
+
+which takes its parent's place if it is better: if the label is less probable, or the target more.
+
+Different here: better means by more than rounding, and is judged by the log odds log(p/(1 − p)), which order candidates
+as the probability p does but do not saturate; r1, r2, r3 and i all differ; what leaves the image or the box is clipped;
+a sample stops at its first success, where the paper goes on to a confidence.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import Call
+from robustlab.noise import Noise
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+
+_AT_ONCE = 2**24  # elements of images that are asked about together
+
+
+def one_pixel(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    pixels: int = 1,
+    population: int = 400,
+    generations: int = 100,
+    weight: float = 0.5,
+    target: int | Tensor | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+) -> AttackResult:
+    """Differential evolution over the places and values of a few pixels.
+
+        minimize_δ [f_θ(x + δ)]_y (targeted: maximize [f_θ(x + δ)]_t)  subject to at most ``pixels`` pixels changed
+
+    Args:
+        victim: a Victim, or a model with logits (N, K); scores suffice.
+        x: (N, C, H, W), in the box.
+        y: (N,) labels; None takes the model's prediction.
+        pixels: how many may change, each in all its channels.
+        population: candidates a sample, at least 4.
+        generations: rounds of children, at most.
+        weight: F > 0, the differential weight.
+        target: a label, or (N,), for a targeted attack.
+        seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
+        progress: show a bar in a terminal.
+
+    Returns:
+        AttackResult; a sample that was not fooled gets its best candidate. Cost without success: ``population`` ×
+        (``generations`` + 1) queries and 1 for the clean check; no gradients.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work.
+
+    Source:
+        Su et al. (2019), section III.
+    """
+    checks.at_least("pixels", pixels, 1, integer=True)
+    checks.at_least("population", population, 4, integer=True)
+    checks.at_least("generations", generations, 1, integer=True)
+    checks.positive("weight", weight)
+    victim = Victim.of(victim)
+    checks.images(x, victim.bounds)
+    if x.dim() != 4:
+        raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+    with victim.call(x, y, target=target, ids=ids, access="soft") as call:
+        noise, rows, best = call.noise(seed), call.active, call.x.clone()
+        rows = rows[call.can_pay(rows, population)]
+        if not rows.numel():
+            return call.result(best, asked=True)
+        genes = _first(call, noise.take(rows), pixels, population)
+        fitness, met = _ask(call, rows, genes)
+        for g in bar(range(1, generations + 1), show=progress, label="one_pixel"):
+            going = ~met.any(dim=1) & call.can_pay(rows, population)
+            _keep(call, best, rows[~going], genes[~going], fitness[~going], met[~going])
+            rows, genes, fitness, met = rows[going], genes[going], fitness[going], met[going]
+            if not rows.numel():
+                break
+            one, two, three = _others(noise.take(rows), g, population).unbind(dim=2)
+            child = _at(genes, one) + weight * (_at(genes, two) - _at(genes, three))
+            child = _clip(call, child)
+            value, won = _ask(call, rows, child)
+            better = won | (value < fitness - 1e-9 * fitness.abs().clamp_min(1.0))
+            genes = torch.where(better[..., None, None], child, genes)
+            fitness, met = torch.where(better, value, fitness), won
+        _keep(call, best, rows, genes, fitness, met)
+        return call.result(best, asked=True)
+
+
+# A candidate is a (pixels, 2 + C) table, one line a pixel: row, column, values. A population: (n, P, pixels, 2 + C).
+
+
+def _first(call: Call, noise: Noise, pixels: int, population: int) -> Tensor:
+    """Generation 0."""
+    shape, channels, dtype = (population, pixels), call.x.shape[1], call.x.dtype
+    row, column = (noise.uniform((0, i), (*shape, 1), dtype) * call.x.shape[2 + i] for i in (0, 1))
+    mean, spread = 128 / 255, 127 / 255
+    value = call.low + (call.high - call.low) * (mean + spread * noise.normal((0, 2), (*shape, channels), dtype))
+    return _clip(call, torch.cat([row, column, value], dim=3))
+
+
+def _clip(call: Call, genes: Tensor) -> Tensor:
+    """Rows and columns into the image, values into the box."""
+    place = [genes[..., [i]].clamp(0, call.x.shape[2 + i] - 0.5) for i in (0, 1)]
+    return torch.cat([*place, genes[..., 2:].clamp(call.low, call.high)], dim=3)
+
+
+def _others(noise: Noise, generation: int, population: int) -> Tensor:
+    """r1, r2, r3 for each candidate, (n, P, 3): different from each other and from the candidate itself."""
+    picks = [noise.integers((generation, i), (population,), population - 1 - i) for i in range(3)]
+    taken = torch.arange(population, device=picks[0].device).expand_as(picks[0])[..., None]
+    for pick in picks:
+        for other in taken.sort(dim=2).values.unbind(dim=2):  # the pick-th of those that are not taken
+            pick = pick + (pick >= other)
+        taken = torch.cat([taken, pick[..., None]], dim=2)
+    return taken[..., 1:]
+
+
+def _at(genes: Tensor, which: Tensor) -> Tensor:
+    """The candidates ``which`` (n, P) of each sample."""
+    return genes.gather(1, which[..., None, None].expand_as(genes))
+
+
+def _images(clean: Tensor, genes: Tensor) -> Tensor:
+    """Candidates (n, P, pixels, 2 + C) set into the images ``clean`` (n, C, H, W): (n, P, C, H, W)."""
+    population, pixels = genes.shape[1:3]
+    images = clean[:, None].repeat(1, population, 1, 1, 1)
+    place = genes[..., :2].long()
+    place = place[..., 0] * clean.shape[3] + place[..., 1]
+    for j in range(pixels):  # one after the other: two lines may name the same pixel
+        index = place[:, :, j, None, None].expand(-1, -1, clean.shape[1], 1)
+        images.flatten(3).scatter_(3, index, genes[:, :, j, 2:, None])
+    return images
+
+
+def _ask(call: Call, rows: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
+    """Log odds, to be minimized, and whether the goal is met: (n, P) each; blocks of samples bound the memory."""
+    block = max(1, _AT_ONCE // max(1, genes.shape[1] * call.x[0].numel()))
+    parts = []
+    for some, table in zip(rows.split(block), genes.split(block), strict=True):
+        answer = call.ask_many(_images(call.x[some], table), some)
+        label = (call.y if call.target is None else call.target)[some, None, None].expand(-1, genes.shape[1], 1)
+        logits = answer.logits.double()
+        odds = logits.gather(2, label) - logits.scatter(2, label, -torch.inf).logsumexp(dim=2, keepdim=True)
+        value = odds.squeeze(2) if call.target is None else -odds.squeeze(2)
+        parts.append((value.nan_to_num(torch.inf, torch.inf, -torch.inf), answer.met))
+    return torch.cat([value for value, _ in parts]), torch.cat([met for _, met in parts])
+
+
+def _keep(call: Call, best: Tensor, rows: Tensor, genes: Tensor, fitness: Tensor, met: Tensor) -> None:
+    """Write each sample's best candidate into ``best``: of those that meet the goal, if there are any."""
+    if not rows.numel():
+        return
+    fitness = torch.where(met.any(dim=1, keepdim=True) & ~met, torch.inf, fitness)
+    top = fitness.argmin(dim=1, keepdim=True)
+    best[rows] = _images(call.x[rows], _at(genes, top))[:, 0]

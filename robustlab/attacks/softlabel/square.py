@@ -1,0 +1,262 @@
+"""Square Attack.
+
+Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via random
+search" (2020), algorithms 1 to 3, on the budget-based formulation (3) of the survey with scores alone. Random search:
+change δ inside one random square, keep the change if the attacker's loss g fell or the goal is met,
+
+    δ′ = δ changed in a square of side round(√(p_i·H·W))        δ ← δ′ if g(x + δ′) < g(x + δ)
+
+A share p_i of the pixels is changed at query i: ``p_init`` at first, and half as much after each of the queries 10, 50,
+200, 500, 1000, 2000, 4000, 6000 and 8000.
+
+ℓ∞: every element of δ is ±ε, clipped to the box. The start has vertical stripes one pixel wide; in a square, each
+channel gets one random sign.
+
+ℓ2: a window W of δ takes the shape η of two adjacent bumps of opposite sign (its values fall off with the distance from
+the two centers as Σ_{c ≥ distance} 1/(c + 1)²), added to what was there,
+
+    δ_W ∝ ±η/‖η‖ + δ_W/‖δ_W‖        with ‖δ_W‖² = ‖δ_{W ∪ W′}‖² + (ε² − ‖δ‖²)/C  in each of C channels,
+
+and pays for it with the budget of a second window W′, which is set to 0, and with its part of what the box had left
+unspent. The start has such bumps on a grid of 5 × 5 tiles.
+
+Different here: each sample has windows of its own, drawn by its own id, where the authors' code draws one for the whole
+batch; windows reach the last row and column, as in the paper; the start is one of the ``queries``; for images that are
+smaller than 5 pixels the grid has tiles of one pixel. The schedule is that of the authors' code (the paper does not
+halve at 500).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import Call
+from robustlab.losses import LossFunction, attacker_loss
+from robustlab.noise import Noise
+from robustlab.norms import get_norm
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a run of 10,000 queries
+
+
+def square(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor,
+    queries: int = 5000,
+    p_init: float = 0.8,
+    loss: str | LossFunction = "margin",
+    restarts: int = 1,
+    rescale: bool = False,
+    target: int | Tensor | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+) -> AttackResult:
+    """Square Attack: random search over squares, with scores alone.
+
+        minimize_δ g(δ | x, y)  subject to ‖δ‖_p ≤ ε, x + δ ∈ box
+
+    Args:
+        victim: a Victim, or a model with logits (N, K); soft access suffices.
+        x: images (N, C, H, W), in the box.
+        y: (N,) labels; None takes the model's prediction.
+        norm: ``"linf"`` or ``"l2"``.
+        eps: radius ε > 0 in units of x; a number or (N,).
+        queries: at most so many points are tried in each restart.
+        p_init: share of the pixels changed at first, in (0, 1].
+        loss: attacker's loss g, minimized (:mod:`robustlab.losses`).
+        restarts: number of random starts; a sample that is done skips the rest.
+        rescale: stretch the schedule of p, which is made for 10,000 queries, to ``queries``.
+        target: a label, or (N,), for a targeted attack.
+        seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
+        progress: show a bar in a terminal.
+
+    Returns:
+        AttackResult; a sample that was not fooled gets its point of smallest g. Cost without success: ``queries`` a
+        restart and 1 for the clean check. A success has 1 more, for the final check. No gradients.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work.
+
+    Source:
+        Andriushchenko et al. (2020), algorithms 1 to 3.
+    """
+    checks.one_of("norm", norm, ("l2", "linf"))
+    checks.at_least("queries", queries, 1, integer=True)
+    checks.at_least("restarts", restarts, 1, integer=True)
+    checks.positive("p_init", p_init)
+    if p_init > 1:
+        raise ValueError(f"p_init: want at most 1, got {p_init}")
+    g = attacker_loss(loss)
+    victim = Victim.of(victim)
+    checks.images(x, victim.bounds)
+    if x.dim() != 4:
+        raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+    eps = checks.per_sample("eps", eps, x)
+    with victim.call(x, y, target=target, ids=ids, access="soft", loss=g) as call:
+        best, best_loss = call.x.clone(), call.x.new_full(call.x.shape[:1], torch.inf)
+        noise, rows = call.noise(seed), call.active
+        for restart in range(restarts):
+            search = (_Linf if norm == "linf" else _L2)(call, rows, eps[rows], noise.take(rows))
+            for i in bar(range(queries), show=progress, label="square"):
+                if not bool((paying := call.can_pay(search.rows)).all()):
+                    search.leave(~paying, best, best_loss)
+                if not search.rows.numel():
+                    break
+                p = _share(i, queries, p_init, rescale)
+                proposal = search.start((restart, 0)) if i == 0 else search.propose((restart, i), p)
+                answer = call.ask(proposal, search.rows)
+                aim = None if call.target is None else call.target[search.rows]
+                search.choose(proposal, g(answer.logits, call.y[search.rows], aim), answer.met)
+                if bool(answer.met.any()):
+                    search.leave(answer.met, best, best_loss)
+            rows = search.rows
+            search.leave(torch.ones_like(rows, dtype=torch.bool), best, best_loss)
+        return call.result(best, asked=True)
+
+
+def _share(i: int, queries: int, p_init: float, rescale: bool) -> float:
+    """p at query i, the start being query 0."""
+    place = i - 1 if not rescale else (i - 1) * 10_000 // queries
+    return p_init / 2 ** sum(place > h for h in _HALVINGS)
+
+
+class _Search(ABC):
+    """Where the samples ``rows`` stand in one restart: their best ``points`` and the loss there."""
+
+    def __init__(self, call: Call, rows: Tensor, eps: Tensor, noise: Noise) -> None:
+        self.rows, self.noise, self.bounds = rows, noise, (call.low, call.high)
+        self.clean, self.eps = call.x[rows], eps.reshape(-1, 1, 1, 1)
+        self.points = self.clean
+        self.loss = eps.new_full(eps.shape, torch.inf)
+        self.channels, self.height, self.width = self.clean.shape[1:]
+
+    @abstractmethod
+    def start(self, draw: tuple[int, int]) -> Tensor:
+        """The first point of every sample."""
+
+    @abstractmethod
+    def propose(self, draw: tuple[int, int], p: float) -> Tensor:
+        """The points with a share ``p`` of their pixels changed."""
+
+    def choose(self, proposal: Tensor, loss: Tensor, met: Tensor) -> None:
+        """Keep what is better."""
+        better = met | (loss < self.loss)
+        self.points = torch.where(better.reshape(-1, 1, 1, 1), proposal, self.points)
+        self.loss = torch.where(better, loss, self.loss)
+        self.loss[met] = -torch.inf
+
+    def leave(self, out: Tensor, best: Tensor, best_loss: Tensor) -> None:
+        """Take some samples out, their points into ``best`` if they are better than what is there."""
+        better = out & (self.loss < best_loss[self.rows])
+        chosen = self.rows[better]
+        best[chosen], best_loss[chosen] = self.points[better], self.loss[better]
+        stay = ~out
+        self.rows, self.noise, self.clean = self.rows[stay], self.noise.take(stay), self.clean[stay]
+        self.eps, self.points, self.loss = self.eps[stay], self.points[stay], self.loss[stay]
+
+    def draw(self, draw: tuple[int, int], count: int) -> Tensor:
+        """(n, count) uniform numbers."""
+        return self.noise.uniform(draw, (count,), torch.float64)
+
+    def signs(self, unit: Tensor) -> Tensor:
+        """Uniform numbers (n, m) as random signs in the dtype of the images."""
+        return torch.where(unit < 0.5, -1.0, 1.0).to(self.clean.dtype)
+
+    def windows(self, unit: Tensor, side: int) -> Tensor:
+        """Uniform numbers (n, 2) as squares in the image: the (n, side²) places of their pixels in its rows."""
+        reach = unit.new_tensor([self.height - side + 1, self.width - side + 1])
+        corner = (unit * reach).long()
+        along = torch.arange(side, device=unit.device)
+        down, right = corner[:, :1] + along, corner[:, 1:] + along
+        return (down[:, :, None] * self.width + right[:, None, :]).flatten(1)
+
+
+class _Linf(_Search):
+    """δ = ±ε."""
+
+    def start(self, draw: tuple[int, int]) -> Tensor:
+        shape = (-1, self.channels, 1, self.width)
+        return self.moved(self.signs(self.draw(draw, self.channels * self.width)).reshape(shape))
+
+    def propose(self, draw: tuple[int, int], p: float) -> Tensor:
+        side = min(max(round(math.sqrt(p * self.height * self.width)), 1), self.height, self.width)
+        unit = self.draw(draw, 2 + self.channels)
+        place = self.windows(unit[:, :2], side)[:, None].expand(-1, self.channels, -1)
+        changed = self.moved(self.signs(unit[:, 2:])[:, :, None, None]).flatten(2).gather(2, place)
+        return self.points.flatten(2).scatter(2, place, changed).reshape(self.points.shape)
+
+    def moved(self, sign: Tensor) -> Tensor:
+        return (self.clean + sign * self.eps).clamp_(*self.bounds)
+
+
+class _L2(_Search):
+    """‖δ‖₂ = ε before clipping."""
+
+    def start(self, draw: tuple[int, int]) -> Tensor:
+        side = max(min(self.height, self.width) // 5, 1)
+        down, right = self.height // side, self.width // side
+        unit = self.draw(draw, down * right * (self.channels + 1))
+        turned = unit[:, : down * right].reshape(-1, 1, down, right, 1, 1) < 0.5
+        sign = self.signs(unit[:, down * right :]).reshape(-1, self.channels, down, right, 1, 1)
+        bump = _bumps(side, self.clean)
+        tiles = sign * torch.where(turned, bump, bump.T)  # (n, C, down, right, side, side)
+        delta = torch.zeros_like(self.clean)
+        top, left = (self.height - down * side) // 2, (self.width - right * side) // 2
+        patch = tiles.transpose(3, 4).reshape(-1, self.channels, down * side, right * side)
+        delta[:, :, top : top + down * side, left : left + right * side] = patch
+        return self.moved(delta)
+
+    def propose(self, draw: tuple[int, int], p: float) -> Tensor:
+        side = max(round(math.sqrt(p * self.height * self.width)), 3) | 1
+        side = min(side, self.height, self.width)
+        unit = self.draw(draw, 5 + self.channels)
+        delta = (self.points - self.clean).flatten(2)
+        to, source = self.windows(unit[:, :2], side), self.windows(unit[:, 2:4], side)
+        into, out_of = (place[:, None].expand(-1, self.channels, -1) for place in (to, source))
+        bump = _bumps(side, delta)
+        shape = torch.where(unit[:, 4:5] < 0.5, bump.flatten(), bump.T.flatten())[:, None]  # (n, 1, side²)
+        fresh = self.signs(unit[:, 5:])[:, :, None] * shape + _unit(delta.gather(2, into))
+
+        square_of = delta.square()
+        emptied = torch.zeros_like(delta[:, :1]).scatter_(2, to[:, None], 1.0).scatter_(2, source[:, None], 1.0)
+        unspent = (self.eps.flatten(1).square() - square_of.sum(dim=(1, 2))[:, None]).clamp_min(0)
+        budget = unspent / self.channels + (square_of * emptied).sum(dim=2)  # (n, C)
+        delta = delta.scatter(2, out_of, 0.0).scatter_(2, into, _unit(fresh) * budget.sqrt()[:, :, None])
+        return self.moved(delta.reshape(self.clean.shape))
+
+    def moved(self, delta: Tensor) -> Tensor:
+        return (self.clean + self.eps * _unit(delta.flatten(1)).reshape(delta.shape)).clamp_(*self.bounds)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows (..., d) of length 1; 0 where they are 0."""
+    return get_norm("l2").steepest(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
+
+
+def _bumps(side: int, like: Tensor) -> Tensor:
+    """η of (side, side) and length 1: a bump in the upper half, its negative in the lower one."""
+    half = side // 2
+    parts = [sign * _bump(rows, side, like) for sign, rows in ((1, half), (-1, side - half)) if rows]
+    return _unit(torch.cat(parts).flatten()).reshape(side, side)
+
+
+def _bump(height: int, width: int, like: Tensor) -> Tensor:
+    """(height, width), length 1: Σ over c ≥ distance of 1/(c + 1)², in Chebyshev's distance from the center."""
+    down = (torch.arange(height, device=like.device) - height // 2).abs()
+    right = (torch.arange(width, device=like.device) - width // 2).abs()
+    distance = torch.maximum(down[:, None], right)
+    terms = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).pow(-2)
+    return _unit(terms.flip(0).cumsum(0).flip(0)[distance].flatten()).reshape(height, width)

@@ -1,0 +1,162 @@
+"""Auto-PGD.
+
+Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks"
+(2020), algorithm 1, for ℓ∞ and ℓ2; Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image
+classifiers" (2021), algorithm 1, for ℓ1; on the budget-based formulation (3) of the survey. PGD whose step size η needs
+no tuning. With the attacker's loss g, the steepest unit step v(·) and the projection P onto ball ∩ box:
+
+    z     = P( x_k + η_k · v(−∇g(x_k)) )
+    x_k+1 = P( x_k + 0.75·(z − x_k) + 0.25·(x_k − x_k−1) )              (without the last term in the first step)
+
+η_0 = 2ε. At checkpoints, 22 % of the steps apart at first and 3 % less each time down to 6 %, a sample halves its η and
+goes back to its best point if
+
+    1. at most ρ of the steps since the last checkpoint brought g below its value one step before, or
+    2. it did not halve η at the last checkpoint, and has found no better point since.
+
+ℓ1 has no momentum. A step of length η spreads over the k elements of largest gradient, in equal parts; k is a fifth of
+all at first, and later two thirds of the support of the best δ. Every 4 % of the steps a sample whose support shrank
+by more than 5 % sets η = η_0 = ε and goes back to its best point; otherwise η is divided by 1.5, down to ε/10. With
+``multi_eps`` the search starts in a ball of 3ε, goes on in one of 2ε and ends in that of ε (30, 30 and 40 % of the
+steps).
+
+Different here: a sample stops at its first success; P is the exact projection in ℓ2, too, where the authors clip to the
+box after the ball; in ℓ1, elements that the box keeps from moving take no part in the step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacks.whitebox.apgd_descent import Descent, beside
+from robustlab.attacks.whitebox.pgd import Model
+from robustlab.losses import LossFunction, attacker_loss
+from robustlab.noise import Noise
+from robustlab.norms import Norm, get_norm
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+
+_PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # of multi_eps: radius over ε, share of the steps
+
+
+def apgd(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str | LossFunction = "ce",
+    target: int | Tensor | None = None,
+    toward: int | Tensor | None = None,
+    init: Tensor | None = None,
+    rho: float = 0.75,
+    multi_eps: bool = False,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+    trace: bool = False,
+) -> AttackResult:
+    """Auto-PGD: projected gradient descent that sets its own step size.
+
+        minimize_δ g(δ | x, y, θ)  subject to ‖δ‖_p ≤ ε, x + δ ∈ box
+
+    Args:
+        victim: a Victim, or a model with logits (N, K).
+        x: (N, ...), in the box.
+        y: (N,) labels; None takes the model's prediction.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        eps: radius ε > 0 in units of x; a number or (N,).
+        steps: number of gradient steps in each run.
+        restarts: number of random starts; a sample that is done skips the rest.
+        loss: attacker's loss g, minimized (:mod:`robustlab.losses`): ``"ce"``, ``"dlr"`` or another.
+        target: a label, or (N,), for a targeted attack, which succeeds at the target alone.
+        toward: a label, or (N,), at which the targeted form of ``loss`` aims while the goal stays untargeted: any label
+            but y is a success. APGD-T of AutoAttack is a run toward each of nine classes. Not beside ``target``.
+        init: perturbation δ_0 of the first start, shape of x, projected onto the ball and the box; None draws it: noise
+            (ℓ∞ uniform, else Gaussian) scaled to length ε (ℓ1: projected onto the ball), and clipped.
+        rho: ρ in (0, 1], the share of improving steps at which η stays; plays no part in ℓ1.
+        multi_eps: shrink the ball from 3ε to ε during each run; for ``norm="l1"`` only.
+        seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
+        progress: show a bar in a terminal.
+        trace: keep, for every point tried, ``result.trace["loss"]`` and the η with which it was reached,
+            ``result.trace["step_size"]``, both (points, N); NaN for a sample that is done.
+
+    Returns:
+        AttackResult; a sample that was not fooled gets its point of smallest g. Cost without success, for each run:
+        steps + 1 queries and steps gradients (``multi_eps``: 2 queries more), and 1 query for the clean check. A
+        success has 1 more, for the final check.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work. The DLR loss needs 3 classes, its targeted form 4.
+
+    Source:
+        Croce and Hein (2020), algorithm 1 and equations (6), (7); Croce and Hein (2021), algorithm 1.
+    """
+    checks.one_of("norm", norm, ("l1", "l2", "linf"))
+    checks.at_least("steps", steps, 1, integer=True)
+    checks.at_least("restarts", restarts, 1, integer=True)
+    checks.positive("rho", rho)
+    if rho > 1:
+        raise ValueError(f"rho: want at most 1, got {rho}")
+    if multi_eps and norm != "l1":
+        raise ValueError(f"multi_eps: want False unless norm is 'l1', got True with norm {norm!r}")
+    ball, g = get_norm(norm), attacker_loss(loss)
+    victim = Victim.of(victim)
+    checks.images(x, victim.bounds)
+    eps = checks.per_sample("eps", eps, x)
+    if init is not None and (not isinstance(init, Tensor) or init.shape != x.shape):
+        raise ValueError(f"init: want a tensor of the shape of x {tuple(x.shape)}, got {getattr(init, 'shape', init)}")
+    aim = None if toward is None else _label(toward, x, target)
+    needed = 2 if aim is None else g.min_classes_targeted
+    with victim.call(x, y, target=target, ids=ids, loss=g if aim is None else None, min_classes=needed) as call:
+        if aim is not None and call.clean is not None:
+            checks.in_classes("toward", aim, call.clean.shape[1])
+            if bool((aim == call.y).any()):
+                rows = (aim == call.y).nonzero().flatten().tolist()
+                raise ValueError(f"toward: want a label other than y, got toward = y in rows {rows[:10]}")
+        search = Descent(call, ball, eps, rho, trace)
+        noise, rows = call.noise(seed), call.active
+        phases = _phases(steps) if multi_eps else [(1.0, steps)]
+        for restart in bar(range(restarts), show=progress and restarts > 1, label="apgd restarts"):
+            if not rows.numel():
+                break
+            if own := init is not None and restart == 0:
+                delta = init.detach()[rows].to(call.x)
+            else:
+                delta = _start(ball, noise.take(rows), restart, call.x[rows], phases[0][0] * eps[rows])
+            for factor, count in phases:
+                rows, delta = search.run(rows, delta, factor, count, g, aim, own, progress and restarts == 1)
+                own = True  # a later phase goes on from the best point of the one before
+        return call.result(search.best, asked=True, trace=search.traces())
+
+
+def _label(toward: int | Tensor, x: Tensor, target: int | Tensor | None) -> Tensor:
+    """``toward`` as (N,)."""
+    if target is not None:
+        raise ValueError("toward: want None beside a target, got both")
+    return checks.labels("toward", torch.full(x.shape[:1], toward) if isinstance(toward, int) else toward, x)
+
+
+def _phases(steps: int) -> list[tuple[float, int]]:
+    """Radius over ε and number of steps of each phase of ``multi_eps``."""
+    counts = [math.ceil(round(share * steps, 9)) for _, share in _PHASES[:-1]]
+    counts.append(max(steps - sum(counts), 1))
+    return [(factor, count) for (factor, _), count in zip(_PHASES, counts, strict=True)]
+
+
+def _start(ball: Norm, noise: Noise, draw: int, clean: Tensor, eps: Tensor) -> Tensor:
+    """Noise of length ε; in ℓ1 Gaussian noise as it is, which the projection will make sparse."""
+    shape, dtype = clean.shape[1:], clean.dtype
+    if ball.name == "linf":
+        delta = noise.uniform(draw, shape, dtype, -1.0, 1.0)
+    else:
+        delta = noise.normal(draw, shape, dtype)
+    return delta if ball.name == "l1" else delta * beside(eps / ball.length(delta), delta)

@@ -1,0 +1,176 @@
+"""Attack a classifier and its detector together.
+
+Carlini and Wagner, "Adversarial examples are not easily detected: Bypassing ten detection methods" (2017a), section 3:
+classifier and detector are one function G with K + 1 classes. With the classifier's logits Z and the detector's score D
+(above 0 means "adversarial"),
+
+    G_k(x) = Z_k(x)  for k = 1 … K,      G_{K+1}(x) = (D(x) + 1) · max_k Z_k(x)
+
+so that G answers K + 1 exactly where the detector fires. An adversarial example of G with a target in 1 … K fools the
+classifier and passes the detector, and any targeted attack may look for it.
+
+Different here: the formula wants max Z > 0, or its sign flips; the logits are therefore centered (Z − mean Z) first,
+which changes no label. An untargeted attack on G would be content with being detected, so it is run as targeted
+attacks, the likeliest wrong class first, until one succeeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.attacks.whitebox.pgd import pgd
+from robustlab.norms import measure
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+
+Detector = Callable[[Tensor], Tensor]
+
+
+class Joint(nn.Module):
+    """The function G: logits (N, K + 1) of a classifier (N, K) and a detector (N,) that fires above ``threshold``."""
+
+    def __init__(self, classifier: Callable[[Tensor], Tensor], detector: Detector, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.classifier, self.detector, self.threshold = classifier, detector, threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.classifier(x)
+        most = torch.finfo(logits.dtype).max / (8 * logits.shape[1])  # ∞ − ∞ would be no number
+        logits = logits.clamp(-most, most)
+        logits = logits - logits.mean(dim=1, keepdim=True)
+        return torch.cat([logits, (self.score(x) + 1) * logits.amax(dim=1, keepdim=True)], dim=1)
+
+    def score(self, x: Tensor) -> Tensor:
+        """(N, 1), above 0 where the detector fires."""
+        score = self.detector(x)
+        if score.numel() != x.shape[0]:
+            raise ValueError(f"detector: want one score a sample, ({x.shape[0]},), got shape {tuple(score.shape)}")
+        return score.reshape(-1, 1) - self.threshold
+
+    def fires(self, x: Tensor) -> Tensor:
+        """(N,) bool."""
+        return self.score(x).squeeze(1) > 0
+
+
+def bypass_detectors(
+    victim: Victim | nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    detector: Detector,
+    threshold: float = 0.0,
+    norm: str = "linf",
+    eps: float | Tensor,
+    attack: Callable[..., AttackResult] = pgd,
+    target: int | Tensor | None = None,
+    targets: int = 3,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+    **arguments: Any,
+) -> AttackResult:
+    """Fool a classifier without being noticed by its detector.
+
+        find δ with ‖δ‖ ≤ ε, x + δ ∈ box, argmax_k G_k(x + δ) = t,   where t ∉ {y, K + 1}
+
+    Args:
+        victim: the classifier, a Victim or a model with logits (N, K).
+        x: (N, ...), in the box.
+        y: (N,) labels; None takes the classifier's prediction.
+        detector: differentiable score of a batch, (N,) or (N, 1); wrap one that is not with
+            :func:`robustlab.evaluation.bpda`.
+        threshold: the detector fires above it; default 0.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        eps: radius ε > 0 in units of x; a number or (N,).
+        attack: any attack of ours that takes ``eps`` and ``target``. For a minimum-norm attack such as ``cw``, give it
+            :class:`~robustlab.attacks.whitebox.bypass_detectors.Joint` as its victim, and a target.
+        target: a label, or (N,), for a targeted attack; None tries several.
+        targets: how many of the likeliest wrong classes an untargeted attack tries, at least 1 (if above K − 1: all).
+        seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
+        progress: show a bar in a terminal.
+        **arguments: passed on to the attack: ``steps``, ``loss``, ``restarts``, …
+
+    Returns:
+        AttackResult; success means misread *and* not detected. Cost: one query of the classifier to rank the classes,
+        and that of the attack for each class tried, where classifier and detector count as one query; the first class
+        that succeeds is the last. A victim's budget is shared out evenly over the classes, or over as many as it can
+        pay.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work; the attack's own.
+
+    Source:
+        Carlini and Wagner (2017a), section 3. Departures: centered logits, and the order of the targets.
+    """
+    if not callable(detector):
+        raise TypeError(f"detector: want a callable, got {type(detector).__name__}")
+    checks.at_least("targets", targets, 1, integer=True)
+    checks.one_of("norm", norm, ("l1", "l2", "linf"))
+    victim = Victim.of(victim)
+    checks.images(x, victim.bounds)
+    eps = checks.per_sample("eps", eps, x)
+    joint = Victim(Joint(_logits_of(victim), detector, float(threshold)), bounds=victim.bounds, mode=victim.mode)
+    with victim.call(x, y, target=target, ids=ids) as call, joint._held(x.device):
+        if call.clean is None:  # an empty batch
+            return call.result(call.x.clone())
+        x, y, ids, queries = call.x, call.y, call.ids, call.queries
+        order = call.clean.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
+        success = joint.model.fires(x).logical_not_()  # type: ignore[operator]
+        success[call.active] = False
+    tries = min(targets, order.shape[1] - 1) if call.target is None else 1
+    if victim.budget is not None:
+        tries = max(1, min(tries, (victim.budget - 1) // 2))
+        joint.budget = (victim.budget - 1) // tries
+    goals = order[:, :tries] if call.target is None else call.target[:, None]
+
+    rows = (~success).nonzero().flatten()
+    if victim.budget == 2:
+        rows = rows[:0]  # the query that ranked the classes was all that could be paid
+
+    with torch.inference_mode(False), torch.no_grad():
+        x_adv, gradients, first_success = x.clone(), torch.zeros_like(queries), success.long() * 2 - 1
+        for place in bar(range(tries), show=progress, label="targets"):
+            if not rows.numel():
+                break
+            given = {name: _cut(value, rows, len(x)) for name, value in arguments.items()}
+            given |= {"norm": norm, "eps": eps[rows], "target": goals[rows, place], "seed": seed, "ids": ids[rows]}
+            result = attack(joint, x[rows], y[rows], **given)
+            won = result.success
+            kept = won if place else torch.ones_like(won)  # of the failures, the point of the likeliest class stays
+            x_adv[rows[kept]], success[rows] = result.x_adv[kept], won
+            first_success[rows[won]] = queries[rows[won]] + result.first_success[won]
+            queries[rows] += result.queries
+            gradients[rows] += result.gradients
+            rows = rows[~won]
+        return AttackResult(x_adv, success, measure(x_adv - x), queries, gradients, first_success)
+
+
+def _logits_of(victim: Victim) -> nn.Module:
+    if not isinstance(victim.model, nn.Module):
+        raise TypeError(f"model: want an nn.Module, got {type(victim.model).__name__}")
+    return victim.model if victim.output == "logits" else _LogOf(victim.model)
+
+
+class _LogOf(nn.Module):
+    """Logarithm of a model's probabilities."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        probs = self.model(x)
+        return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+
+
+def _cut(value: Any, rows: Tensor, n: int) -> Any:
+    """The part of an argument that belongs to ``rows``."""
+    if isinstance(value, Tensor) and value.shape[:1] == (n,):
+        return value[rows.to(value.device)]
+    return value

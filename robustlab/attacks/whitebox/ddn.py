@@ -1,0 +1,115 @@
+"""Decoupled direction and norm (DDN).
+
+Rony, Hafemann, Oliveira, Ben Ayed, Sabourin and Granger, "Decoupling direction and norm for efficient gradient-based L2
+adversarial attacks and defenses" (2019), algorithm 1, on the minimal-distortion formulation (1) of the survey. The
+gradient of the cross-entropy g turns the perturbation; its length ε is set apart, by what the model said of the last
+point:
+
+    δ ← δ − α_k · ∇_x g / ‖∇_x g‖₂,    ε ← (1 − γ)·ε after a success, (1 + γ)·ε after a failure
+    x + δ ← clip( x + ε · δ / ‖δ‖₂ )
+
+α_k falls from 1 to 0.01 along half a cosine. The nearest point that met the goal is returned.
+
+Different here: a success needs a margin of 1e-4·max(1, largest |logit|), so that rounding cannot undo it; α and the
+first ε are in units of the box's width; ε never passes the farthest corner of the box; quantization, a part of the
+paper's algorithm, is off by default.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
+from robustlab.attacks.whitebox.pgd import Model
+from robustlab.losses import ce
+from robustlab.norms import get_norm
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+
+
+def ddn(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    steps: int = 100,
+    gamma: float = 0.05,
+    init_eps: float = 1.0,
+    levels: int | None = None,
+    norm: str = "l2",
+    target: int | Tensor | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+) -> AttackResult:
+    """DDN: turn by the gradient, shrink after a success and grow after a failure.
+
+        minimize ‖δ‖₂  subject to ŷ_θ(x + δ) ≠ y, x + δ ∈ box
+
+    Args:
+        victim: a Victim, or a model with logits (N, K).
+        x: (N, ...), in the box.
+        y: (N,) labels; None takes the model's prediction.
+        steps: number of gradients.
+        gamma: γ in (0, 1), by which the norm changes in a step.
+        init_eps: first ε > 0, in units of the box's width.
+        levels: values are rounded to so many levels of the box (256 in the paper); None for no rounding.
+        norm: ``"l2"``, the only one.
+        target: a label, or (N,), for a targeted attack.
+        seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1); used only where a gradient
+            vanishes, for a direction.
+        progress: show a bar in a terminal.
+
+    Returns:
+        AttackResult; where it fails, x. Cost: one query and one gradient a step.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work.
+
+    Source:
+        Rony et al. (2019), algorithm 1.
+    """
+    checks.one_of("norm", norm, ("l2",))
+    checks.at_least("steps", steps, 1, integer=True)
+    checks.positive("gamma", gamma)
+    if gamma >= 1:
+        raise ValueError(f"gamma: want below 1, got {gamma}")
+    checks.positive("init_eps", init_eps)
+    if levels is not None:
+        checks.at_least("levels", levels, 2, integer=True)
+    ball, victim = get_norm(norm), Victim.of(victim)
+    with victim.call(x, y, target=target, ids=ids) as call:
+        closest, rows = Closest(call, ball), call.active
+        if not rows.numel():
+            return call.result(call.x)
+        width, noise = call.high - call.low, call.noise(seed).take(rows)
+        clean = call.x[rows]
+        column = (-1,) + (1,) * (clean.dim() - 1)
+        points, delta = clean, torch.zeros_like(clean)
+        farthest = ball.length(torch.maximum(clean - call.low, call.high - clean))
+        length, eps = torch.zeros_like(farthest), torch.full_like(farthest, init_eps * width)
+        for k in bar(range(steps), show=progress, label="ddn"):
+            if not bool(call.can_pay(rows).all()):  # all samples pay alike
+                break
+            answer = call.gradient(points, rows, ce)
+            won = call.secure(answer.logits, rows)
+            closest.keep(rows, points, length, won)
+
+            size = ball.length(answer.grad)
+            grad = answer.grad
+            if bool((flat := size == 0).any()):
+                grad = torch.where(flat.reshape(column), noise.normal(k, clean.shape[1:], clean.dtype), grad)
+                size = ball.length(grad)
+            delta = torch.addcmul(delta, grad, (-width * cosine(1.0, 0.01, k, steps) / size).reshape(column))
+            eps = torch.minimum(eps * torch.where(won, 1 - gamma, 1 + gamma), farthest)
+            scale = (eps / ball.length(delta)).nan_to_num_(0.0, 0.0).reshape(column)
+            points = torch.addcmul(clean, delta, scale).clamp_(call.low, call.high)
+            if levels is not None:
+                points = points.sub_(call.low).mul_((levels - 1) / width).round_().mul_(width / (levels - 1))
+                points = points.add_(call.low).clamp_(call.low, call.high)
+            delta = points - clean
+            length = ball.length(delta)
+        return call.result(closest.points, asked=True, revert=True)

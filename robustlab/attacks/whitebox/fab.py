@@ -1,0 +1,200 @@
+"""The fast adaptive boundary attack (FAB).
+
+Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (2020), algorithm 1, on
+the minimal-distortion formulation (1) of the survey. As in DeepFool every logit is linear around the iterate x_i, with
+the nearest boundary π: ⟨w, z⟩ = b. Both the iterate and the clean x are projected onto π within the box, exactly
+(in ``hyperplane.py``), and the next iterate leans towards x as much as they are alike:
+
+    v_i = proj(x_i) − x_i,  v_0 = proj(x) − x,  α = min{‖v_i‖_p / (‖v_i‖_p + ‖v_0‖_p), α_max}
+    x_{i+1} = clip( (1 − α)·(x_i + η·v_i) + α·(x + η·v_0) )
+
+If x_{i+1} meets the goal, it is kept when it is the nearest so far, and the search goes on from (1 − β)·x + β·x_{i+1}.
+Later restarts begin at a random point around x. At last the segment from x to the best point is searched for the
+boundary.
+
+Different here: π is where the goal is met by 1e-4·max(1, largest |logit|), so that rounding cannot undo the result.
+With ``target`` the goal is to reach that class, π is its boundary to the class that leads at present, and α is 0 until
+the class is reached, since several boundaries meet there and leaning back to x can circle before them. The paper's
+targeted version, which AutoAttack runs for one class after the other (FAB-T), is the argument ``toward``: only the
+boundary between y and that class is considered, at the price of a single gradient, and leaving y is all that counts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacks.whitebox.hyperplane import to_hyperplane
+from robustlab.attacks.whitebox.minimum_norm import Closest, spare
+from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import Call
+from robustlab.losses import goal_margin
+from robustlab.norms import Norm, get_norm
+from robustlab.progress import bar
+from robustlab.results import AttackResult
+from robustlab.victim import Victim
+
+
+def fab(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    eps: float | Tensor | None = None,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    candidates: int = 10,
+    target: int | Tensor | None = None,
+    toward: int | Tensor | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+) -> AttackResult:
+    """FAB: project onto the linearized boundary within the box, with a bias towards x.
+
+        minimize ‖δ‖_p  subject to ŷ_θ(x + δ) ≠ y, x + δ ∈ box
+
+    Args:
+        victim: a Victim, or a model with logits (N, K).
+        x: (N, ...), in the box.
+        y: (N,) labels; None takes the model's prediction.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        steps: iterations of each restart.
+        restarts: number of starts: the first at x, the others uniform in a ball around x.
+        eps: no restart begins farther away than ε/2, nor than half of the best distance so far; a number or (N,) in
+            units of x, or None for no such ε. It does not bound the result.
+        alpha_max: largest weight of the clean point's projection, in [0, 1].
+        eta: extrapolation η ≥ 1 beyond the boundary.
+        beta: where to go on after a success, a fraction β in (0, 1] of the way from x.
+        candidates: number of classes considered, the label's included: those with the largest logits at x.
+        target: a label, or (N,), for a targeted attack.
+        toward: a label, or (N,): the only class whose boundary is considered; the goal stays untargeted.
+        seed, ids: randomness of the restarts, keyed by the seed and each sample's id (default 0 … N − 1).
+        progress: show a bar in a terminal.
+
+    Returns:
+        AttackResult; where it fails, x. Cost: two queries and ``candidates`` − 1 gradients (with ``target`` or
+        ``toward`` one gradient) an iteration, and four queries of the final search.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work.
+
+    Source:
+        Croce and Hein (2020), algorithm 1.
+    """
+    checks.one_of("norm", norm, ("l1", "l2", "linf"))
+    checks.at_least("steps", steps, 1, integer=True)
+    checks.at_least("restarts", restarts, 1, integer=True)
+    checks.at_least("candidates", candidates, 2, integer=True)
+    checks.at_least("alpha_max", alpha_max, 0.0)
+    checks.at_least("eta", eta, 1.0)
+    checks.positive("beta", beta)
+    for name, value in (("alpha_max", alpha_max), ("beta", beta)):
+        if value > 1:
+            raise ValueError(f"{name}: want at most 1, got {value}")
+    victim = Victim.of(victim)
+    checks.images(x, victim.bounds)
+    radius = None if eps is None else checks.per_sample("eps", eps, x)
+    if isinstance(toward, int):
+        toward = torch.full(x.shape[:1], toward, device=x.device)
+    if toward is not None:
+        toward = checks.labels("toward", toward, x)
+    if target is not None and toward is not None:
+        raise ValueError("toward: want None beside a target, got both")
+    ball = get_norm(norm)
+    with victim.call(x, y, target=target, ids=ids) as call:
+        closest, noise = Closest(call, ball), call.noise(seed)
+        if not call.active.numel():
+            return call.result(call.x)
+        boundary = _Boundary(call, ball, candidates, toward)
+        for restart in bar(range(restarts), show=progress, label="fab restarts"):
+            start = call.x.flatten(1)[call.active]
+            if restart:
+                reach = torch.maximum(call.x - call.low, call.high - call.x).flatten(1)
+                reach = torch.minimum(ball.length(reach), closest.distance)
+                reach = (reach if radius is None else torch.minimum(reach, radius))[call.active] / 2
+                start = start + ball.uniform(noise.take(call.active), restart, start, reach)
+            _run(call, closest, boundary, start.clamp(call.low, call.high), steps, alpha_max, eta, beta)
+        closest.pull()
+        return call.result(closest.points, asked=True, revert=True)
+
+
+def _run(
+    call: Call,
+    closest: Closest,
+    boundary: _Boundary,
+    points: Tensor,
+    steps: int,
+    alpha_max: float,
+    eta: float,
+    beta: float,
+) -> None:
+    """One start: ``points`` (n, d) for the active samples."""
+    rows, ball, box = call.active, closest.norm, (call.low, call.high)
+    clean = call.x.flatten(1)[rows]
+    for _ in range(steps):
+        paying = call.can_pay(rows, 2)
+        rows, points, clean = rows[paying], points[paying], clean[paying]
+        if not rows.numel():
+            break
+        gap, slope = boundary(points, rows)
+        behind = torch.linalg.vecdot(slope, points - clean)
+        moves = to_hyperplane(ball, torch.stack([points, clean]), slope, torch.stack([gap, gap + behind]), *box)
+        here, there = ball.length(moves[0]), ball.length(moves[1])
+        alpha = (here / (here + there)).nan_to_num_(0.0).clamp_max_(alpha_max)
+        if call.target is not None:  # several boundaries meet at a target: no leaning back before it is reached
+            alpha *= closest.distance[rows].isfinite()
+        alpha = alpha.unsqueeze(1)
+        points = torch.lerp(points.add(moves[0], alpha=eta), clean.add(moves[1], alpha=eta), alpha).clamp_(*box)
+
+        asked = points.reshape(-1, *call.x.shape[1:])
+        won = call.secure(call.ask(asked, rows).logits, rows)
+        delta = points - clean
+        closest.keep(rows, asked, ball.length(delta), won)
+        points = torch.where(won.unsqueeze(1), clean.add(delta, alpha=beta), points)
+
+
+class _Boundary:
+    """The nearest linearized boundary: called with points (n, d), gives gap (n,) and slope (n, d).
+
+    At a point z + v the goal is met, as far as linearization goes, if ⟨slope, v⟩ ≥ gap.
+    """
+
+    def __init__(self, call: Call, ball: Norm, candidates: int, toward: Tensor | None) -> None:
+        self.call, self.dual, self.toward = call, ball.dual, toward
+        assert call.clean is not None
+        if toward is not None:
+            checks.in_classes("toward", toward, call.clean.shape[1])
+            same = (toward == call.y)[call.active]
+            if bool(same.any()):
+                raise ValueError(f"toward: want a label other than y, got y in rows {call.active[same][:10].tolist()}")
+        ranked = call.clean.scatter(1, call.y[:, None], torch.inf).argsort(dim=1, descending=True)
+        self.classes = ranked[:, :candidates]
+
+    def __call__(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        images = points.reshape(-1, *self.call.x.shape[1:])
+        if self.toward is not None or self.call.target is not None:
+            toward = None if self.toward is None else self.toward[rows]
+            answer = self.call.gradient(images, rows, partial(_shortfall, toward))
+            return answer.loss, answer.grad.flatten(1).neg()
+        answer, classes, slopes = self.call.jacobian(images, rows, lambda logits: self.classes[rows], relative=True)
+        scores, slopes = answer.logits.gather(1, classes), slopes.flatten(2)
+        gaps = scores[:, :1] - scores[:, 1:] + spare(answer.logits).unsqueeze(1)
+        length = self.dual.length(slopes.flatten(0, 1)).reshape(gaps.shape)
+        nearest = torch.where(length > 0, gaps.abs() / length, torch.inf).argmin(dim=1)
+        chosen = torch.arange(len(rows), device=rows.device), nearest
+        return gaps[chosen], slopes[chosen]
+
+
+def _shortfall(toward: Tensor | None, logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
+    """How much is missing to the goal or, given ``toward``, to a tie of that class with y; spare included."""
+    if toward is None:
+        return spare(logits) - goal_margin(logits, y, target)
+    return spare(logits) + (logits.gather(1, y[:, None]) - logits.gather(1, toward[:, None])).squeeze(1)

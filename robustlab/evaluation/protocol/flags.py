@@ -1,0 +1,98 @@
+"""What AutoAttack notices about a model before it attacks: the protocol's warnings.
+
+Croce and Hein (2020), and the checks that their evaluation protocol runs. Each is a sign that a robust accuracy
+measured with fixed gradient attacks may be too high; none proves it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustlab.call import Call
+from robustlab.losses import LossFunction
+from robustlab.victim import Victim
+
+_REPEATS, _SPREAD, _NEAR_ONE = 5, 1e-4, 1e-5
+
+RANDOMIZED = "equal questions get different answers: attack the expectation (evaluation.eot)"
+PROBABILITIES = "the outputs are probabilities: give the logits, or say Victim(model, output='probs')"
+DYNAMIC = "the model takes gradients, or changes itself, when it is asked: fixed attacks do not see that"
+BATCH = "the answer for a sample depends on the others in its batch"
+
+
+def first_look(victim: Victim, x: Tensor, y: Tensor) -> tuple[dict[str, str], int, Tensor]:
+    """Flags of one batch (x, y), the number of classes, and the queries that each sample paid for them, (n,)."""
+    flags: dict[str, str] = {}
+    with victim.call(x, y, access="soft") as call:
+        assert call.clean is not None
+        every = torch.arange(len(x), device=x.device)
+        before = _copy(victim)
+        with _gradients_taken() as taken:
+            answers = [call.clean, call.ask(x, every).logits]
+        if taken or _copy(victim) != before:
+            flags["dynamic"] = DYNAMIC
+        answers += [call.ask(x, every).logits for _ in range(_REPEATS - 2)]
+        if _differ(answers):
+            flags["randomized"] = RANDOMIZED
+        elif len(x) > 1 and _batch_matters(call, every):
+            flags["batch_dependent"] = BATCH
+        if victim.output == "logits" and _are_probabilities(call.clean):
+            flags["probabilities"] = PROBABILITIES
+        return flags, call.clean.shape[1], call.queries.cpu()
+
+
+def zero_gradients(call: Call, loss: LossFunction) -> int:
+    """How many of the samples whose goal is not met have an input gradient of ``loss`` that is 0 everywhere."""
+    if not call.active.numel():
+        return 0
+    grad = call.gradient(call.x[call.active], call.active, loss).grad
+    return int((grad.flatten(1) == 0).all(dim=1).sum())
+
+
+def _differ(answers: list[Tensor]) -> bool:
+    """Whether labels, or directions of the logits, differ between answers to one question."""
+    units = torch.stack([torch.nn.functional.normalize(z.double(), dim=1) for z in answers])
+    labels = torch.stack([z.argmax(dim=1) for z in answers])
+    return bool((labels != labels[0]).any()) or bool(((units - units[0]).norm(dim=2) > _SPREAD).any())
+
+
+def _batch_matters(call: Call, every: Tensor) -> bool:
+    """The first sample alone against itself among the others."""
+    assert call.clean is not None
+    alone = call.ask(call.x[:1], every[:1]).logits
+    return float((alone - call.clean[:1]).abs().max()) > 1e-3 * max(1.0, float(call.clean[:1].abs().max()))
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    inside = (output > -_NEAR_ONE) & (output < 1 + _NEAR_ONE)
+    return bool(inside.all()) and bool(((output.sum(dim=1) - 1).abs() < _NEAR_ONE).all())
+
+
+def _copy(victim: Victim) -> list[int]:
+    """How often each of the model's parameters and buffers has been written to."""
+    return [tensor._version for tensor in victim._tensors()]
+
+
+@contextmanager
+def _gradients_taken() -> Iterator[list[str]]:
+    """A list that gets an entry for every gradient taken inside, whoever asks for it."""
+    taken: list[str] = []
+    watched = {torch.autograd.grad.__code__: "grad", torch.autograd.backward.__code__: "backward"}
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code in watched:
+            taken.append(watched[frame.f_code])
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield taken
+    finally:
+        sys.setprofile(before)

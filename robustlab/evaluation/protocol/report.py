@@ -1,0 +1,95 @@
+"""What AutoAttack returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robustlab.statistics import wilson
+
+
+@dataclass(frozen=True)
+class AttackRun:
+    """What one attack of the sequence did.
+
+    Attributes:
+        name: as in :mod:`robustlab.evaluation.protocol.autoattack`.
+        tried, fooled: how many samples were handed to it, and how many of them it broke.
+        accuracy: the robust accuracy after it.
+        seconds: it took, over all batches.
+        queries, gradients: it cost, over all samples.
+    """
+
+    name: str
+    tried: int
+    fooled: int
+    accuracy: float
+    seconds: float
+    queries: int
+    gradients: int
+
+
+@dataclass(frozen=True, eq=False)
+class AutoAttackReport:
+    """The outcome on N samples.
+
+    Attributes:
+        norm, eps: the ball.
+        attacks: what each attack did, in order.
+        x_adv: (N, ...), inside the ball and the box: what broke each sample; x where nothing did, or nothing had to.
+        broken_by: (N,) int64 on the CPU: 0 where the model is wrong at x, k where the k-th attack succeeded (from 1),
+            −1 where none did.
+        queries, gradients: (N,) int64 on the CPU, spent on each sample in all, the first checks included.
+        flags: what makes the number doubtful: a word → a sentence. Empty if nothing was noticed.
+        confidence: level of the interval.
+    """
+
+    norm: str
+    eps: float
+    attacks: tuple[AttackRun, ...]
+    x_adv: Tensor
+    broken_by: Tensor
+    queries: Tensor
+    gradients: Tensor
+    flags: dict[str, str]
+    confidence: float
+
+    def __len__(self) -> int:
+        return self.broken_by.shape[0]
+
+    @property
+    def robust(self) -> Tensor:
+        """(N,) bool: which samples nobody has fooled."""
+        return self.broken_by < 0
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of samples that the model gets right at x."""
+        return float((self.broken_by != 0).double().mean())
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share that is left in the end: an upper bound of the robust accuracy on these samples."""
+        return float(self.robust.double().mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of ``robust_accuracy``, for the population that the samples were drawn from."""
+        low, high = wilson(int(self.robust.sum()), len(self), self.confidence)
+        return float(low), float(high)
+
+    def summary(self) -> str:
+        """A table: a line for each attack, and one for each flag."""
+        low, high = self.interval
+        lines = [
+            f"AutoAttack in {self.norm}, eps {self.eps:g}, {len(self)} samples: "
+            f"clean {100 * self.clean_accuracy:.1f} %, robust {100 * self.robust_accuracy:.1f} % "
+            f"[{100 * low:.1f}, {100 * high:.1f}]"
+        ]
+        lines += [
+            f"{run.name:9} tried {run.tried:5}  fooled {run.fooled:5}  left {100 * run.accuracy:5.1f} %  "
+            f"{run.seconds:7.1f} s  {run.queries} queries  {run.gradients} gradients"
+            for run in self.attacks
+        ]
+        return "\n".join(lines + [f"flag {word}: {sentence}" for word, sentence in self.flags.items()])

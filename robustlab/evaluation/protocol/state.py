@@ -1,0 +1,96 @@
+"""How far a run of AutoAttack has come, kept in a file so that it can go on after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlab.victim import Victim
+
+
+class State:
+    """What is known of the N samples after some batches of some of A attacks; attack 0 is the clean check.
+
+    Attributes:
+        broken_by: (N,) int64, the attack that fooled the model on each sample, −1 for none yet.
+        seen_by: (N,) int64, the last attack that has been at each sample, −1 for none.
+        queries, gradients: (A + 1, N) int64.
+        x_adv: (N, ...), where a sample is broken the input that did it, else x.
+        classes: of the model; 0 before the clean check.
+        seconds: of each attack.
+        flags: what was noticed, a word and a sentence each.
+    """
+
+    def __init__(self, x: Tensor, attacks: int) -> None:
+        n = x.shape[0]
+        self.broken_by = torch.full((n,), -1, dtype=torch.int64)
+        self.seen_by = torch.full((n,), -1, dtype=torch.int64)
+        self.queries = torch.zeros(attacks + 1, n, dtype=torch.int64)
+        self.gradients = torch.zeros_like(self.queries)
+        self.x_adv = x.detach().clone()
+        self.classes = 0
+        self.seconds = [0.0] * (attacks + 1)
+        self.flags: dict[str, str] = {}
+        self._path: Path | None = None
+        self._run: dict[str, Any] = {}
+
+    @classmethod
+    def begin(cls, path: str | os.PathLike[str] | None, x: Tensor, attacks: int, run: dict[str, Any]) -> State:
+        """A fresh state, or the one in the file ``path`` if there is one; ``run`` says which run it belongs to."""
+        state = cls(x, attacks)
+        state._path, state._run = None if path is None else Path(path), run
+        if state._path is not None and state._path.exists():
+            state._read(state._path)
+        return state
+
+    def save(self) -> None:
+        """Write the file, if there is to be one: whole or not at all."""
+        if self._path is None:
+            return
+        from safetensors.torch import save_file
+
+        broken = self.broken_by >= 0
+        tensors = {"broken_by": self.broken_by, "seen_by": self.seen_by, "queries": self.queries}
+        tensors |= {"gradients": self.gradients, "x_adv": self.x_adv.cpu()[broken].contiguous()}
+        facts = {"run": self._run, "classes": self.classes, "seconds": self.seconds, "flags": self.flags}
+        part = self._path.with_name(self._path.name + ".part")
+        save_file(tensors, part, {"autoattack": json.dumps(facts)})
+        os.replace(part, self._path)
+
+    def _read(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["autoattack"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"state: want a file that AutoAttack has written, got {path} ({error})") from None
+        other = [key for key, value in self._run.items() if facts["run"].get(key) != value]
+        if other:
+            raise ValueError(f"state: want that of this run, got one of another {', '.join(other)} in {path}")
+        self.x_adv[(tensors["broken_by"] >= 0).to(self.x_adv.device)] = tensors.pop("x_adv").to(self.x_adv)
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+        self.classes, self.seconds, self.flags = facts["classes"], facts["seconds"], facts["flags"]
+
+
+def fingerprint(victim: Victim, x: Tensor, y: Tensor) -> dict[str, str]:
+    """Digests of the data and, where it has parameters, of the model."""
+    tensors = victim.model.state_dict() if isinstance(victim.model, nn.Module) else {}
+    return {"data": _digest({"x": x, "y": y}), "model": _digest(tensors)}
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous().flatten()
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(flat.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
