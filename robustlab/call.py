@@ -6,13 +6,13 @@ Opened by :meth:`robustlab.victim.Victim.call`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.losses import goal_margin
+from robustlab.losses import goal_margin, spare
 from robustlab.noise import Noise
 from robustlab.norms import measure
 from robustlab.results import AttackResult
@@ -126,12 +126,12 @@ class Call:
         return Answer(logits, self._count(logits, rows), value.detach(), grad)
 
     def jacobian(
-        self, points: Tensor, rows: Tensor, choose: Callable[[Tensor], Tensor], relative: bool = False
+        self, points: Tensor, rows: Tensor, choose: Callable[[Tensor], Tensor]
     ) -> tuple[Answer, Tensor, Tensor]:
-        """Gradients of chosen logits: the answer, the classes (n, C) = choose(logits), the gradients (n, C, ...).
+        """How the logits of chosen classes move against that of the first of them.
 
-        One query and C gradients a row. With ``relative`` the gradients are those of z_k − z_first, (n, C − 1, ...),
-        and cost one less.
+        Returns the answer, the classes (n, C) = choose(logits), and the gradients of z_k − z_first for the others,
+        (n, C − 1, ...). One query and C − 1 gradients a row.
         """
         self._need("white")
         with torch.enable_grad():
@@ -139,7 +139,7 @@ class Call:
             logits = self._forward(points)
             classes = choose(logits.detach())
             chosen = logits.gather(1, classes)
-            chosen = (chosen[:, 1:] - chosen[:, :1] if relative else chosen).sum(dim=0)
+            chosen = (chosen[:, 1:] - chosen[:, :1]).sum(dim=0)
             parts = [_input_gradient(part, points, retain=i + 1 < len(chosen))[0] for i, part in enumerate(chosen)]
         self.gradients[rows] += len(chosen)
         logits = logits.detach()
@@ -162,8 +162,13 @@ class Call:
 
     def secure(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Goal met with κ + 1e-4·max(1, largest |logit|) to spare, so that rounding cannot undo it."""
-        spare = 1e-4 * logits.abs().amax(dim=1).clamp_min(1.0)
-        return self.goal_margin(logits, rows) >= self.kappa + spare
+        return self.goal_margin(logits, rows) >= self.kappa + spare(logits)
+
+    def check_toward(self, label: Tensor) -> None:
+        """Raises unless every ``label`` (N,), at which an untargeted attack aims, is one of the others."""
+        if self.clean is not None:
+            checks.in_classes("toward", label, self.clean.shape[1])
+            checks.other_than_y("toward", label, self.y)
 
     # Means -----------------------------------------------------------------------------------------------------
 
@@ -188,7 +193,7 @@ class Call:
         """
         success = torch.ones_like(self.queries, dtype=torch.bool)
         success[self.active] = False
-        final = self.x.clone() if revert else torch.where(_beside(success, self.x), self.x, x_adv.to(self.x.dtype))
+        final = self.x.clone() if revert else torch.where(beside(success, self.x), self.x, x_adv.to(self.x.dtype))
         rows = self.active[self.first_success[self.active] >= 0] if asked else self.active
         if rows.numel():
             points = x_adv[rows].to(self.x.dtype)
@@ -225,9 +230,14 @@ class Call:
         return points
 
 
-def _beside(flags: Tensor, x: Tensor) -> Tensor:
-    """``flags`` (N,) in the shape of x, to broadcast."""
-    return flags.reshape((-1,) + (1,) * (x.dim() - 1))
+def beside(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` (n,) as (n, 1, ..., 1), to broadcast with ``like`` (n, ...)."""
+    return values.reshape((-1,) + (1,) * (like.dim() - 1))
+
+
+def part_of(value: Any, rows: Tensor, n: int) -> Any:
+    """What of an argument belongs to ``rows``: those of a tensor with one row for each of n samples, else all of it."""
+    return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
 def _input_gradient(value: Tensor, points: Tensor, retain: bool = False) -> tuple[Tensor, ...]:

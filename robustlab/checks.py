@@ -26,6 +26,18 @@ def at_least(name: str, value: float, low: float, *, integer: bool = False) -> N
         raise ValueError(f"{name}: want at least {low}, got {value}")
 
 
+def at_most(name: str, value: float, high: float) -> None:
+    """Raises ValueError unless ``value`` is at most ``high``."""
+    if not value <= high:
+        raise ValueError(f"{name}: want at most {high}, got {value}")
+
+
+def below(name: str, value: float, high: float) -> None:
+    """Raises ValueError unless ``value`` is below ``high``."""
+    if not value < high:
+        raise ValueError(f"{name}: want below {high}, got {value}")
+
+
 def one_of(name: str, value: object, wanted: Collection[object]) -> None:
     """Raises ValueError unless ``value`` is one of ``wanted``."""
     if value not in wanted:
@@ -42,6 +54,20 @@ def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
         raise ValueError(f"{name}: want a number or shape ({like.shape[0]},), got shape {tuple(tensor.shape)}")
     positive(name, tensor)
     return tensor.expand(like.shape[0])
+
+
+def same_shape(name: str, value: object, x: Tensor) -> None:
+    """Raises ValueError unless ``value`` is a tensor of the shape of ``x``."""
+    if not isinstance(value, Tensor) or value.shape != x.shape:
+        raise ValueError(
+            f"{name}: want a tensor of the shape of x {tuple(x.shape)}, got {getattr(value, 'shape', value)}"
+        )
+
+
+def pictures(x: Tensor) -> None:
+    """Raises ValueError unless ``x`` is (N, C, H, W)."""
+    if x.dim() != 4:
+        raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
 
 
 def images(x: Tensor, bounds: tuple[float, float]) -> None:
@@ -71,6 +97,20 @@ def labels(name: str, value: int | Tensor, x: Tensor) -> Tensor:
     if label.shape != x.shape[:1]:
         raise ValueError(f"{name}: want shape ({x.shape[0]},), got shape {tuple(label.shape)}")
     return label.to(torch.int64)
+
+
+def toward(value: int | Tensor, x: Tensor, target: int | Tensor | None) -> Tensor:
+    """The labels (N,) at which an untargeted attack on ``x`` aims; one integer stands for all."""
+    if target is not None:
+        raise ValueError("toward: want None beside a target, got both")
+    return labels("toward", torch.full(x.shape[:1], value) if isinstance(value, int) else value, x)
+
+
+def other_than_y(name: str, label: Tensor, y: Tensor) -> None:
+    """Raises ValueError where ``label`` (N,) is ``y`` (N,), and names the rows."""
+    if bool((label == y).any()):
+        rows = (label == y).nonzero().flatten().tolist()
+        raise ValueError(f"{name}: want a label other than y, got {name} = y in rows {rows[:10]}")
 
 
 def in_classes(name: str, label: Tensor, classes: int) -> None:

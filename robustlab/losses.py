@@ -73,6 +73,21 @@ def log_probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = No
     return truncated_margin(F.log_softmax(logits, dim=1), y, target, kappa)
 
 
+def spare(logits: Tensor) -> Tensor:
+    """1e-4·max(1, largest |logit|), (n,): the margin by which a success must be won for rounding not to undo it."""
+    return 1e-4 * logits.detach().abs().amax(dim=1).clamp_min(1.0)
+
+
+def beyond(logits: Tensor) -> Tensor:
+    """1 % more than ``spare``: who aims at the very threshold approaches it forever."""
+    return 1.01 * spare(logits)
+
+
+def shortfall(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+    """κ + 1.01·spare − goal margin: 0 or less where the goal is met clearly. Not cut off at 0."""
+    return kappa + beyond(logits) - goal_margin(logits, y, target)
+
+
 def probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
     """The margin loss on the softmax output f_θ."""
     return truncated_margin(F.softmax(logits, dim=1), y, target, kappa)

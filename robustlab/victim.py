@@ -99,15 +99,14 @@ class Victim:
         checks.at_least("kappa", kappa, 0.0)
         y = None if y is None else checks.labels("y", y, x)
         target = None if target is None else checks.labels("target", target, x)
-        if target is not None and y is not None and bool((target == y).any()):
-            rows = (target == y).nonzero().flatten().tolist()
-            raise ValueError(f"target: want a label other than y, got target = y in rows {rows[:10]}")
+        if target is not None and y is not None:
+            checks.other_than_y("target", target, y)
         ids = torch.arange(x.shape[0]) if ids is None else torch.as_tensor(ids)
         if ids.shape != x.shape[:1] or ids.is_floating_point():
             raise ValueError(f"ids: want {x.shape[0]} integers, got shape {tuple(ids.shape)} of {ids.dtype}")
         self._check_home(x)
         needed = max(min_classes, (loss.min_classes if target is None else loss.min_classes_targeted) if loss else 2)
-        with torch.inference_mode(False), torch.no_grad(), self._held(x.device):
+        with torch.inference_mode(False), torch.no_grad(), self.held(x.device):
             # Tensors made in inference mode cannot take part in autograd; their clones can.
             x, y, target, ids = (t.clone() if t is not None and t.is_inference() else t for t in (x, y, target, ids))
             yield Call(
@@ -121,7 +120,7 @@ class Victim:
         if not isinstance(out, Tensor):
             raise ValueError(f"model: want a tensor of shape (N, K), got {type(out).__name__}")
         if self.output == "probs" and out.is_floating_point():
-            out = out.clamp_min(torch.finfo(out.dtype).tiny).log()
+            out = as_logits(out)
         return out
 
     def _check_home(self, x: Tensor) -> None:
@@ -144,7 +143,7 @@ class Victim:
             yield from self.model.buffers()
 
     @contextmanager
-    def _held(self, device: torch.device) -> Iterator[None]:
+    def held(self, device: torch.device) -> Iterator[None]:
         """Mode set and parameters frozen; on leaving, everything is as it was."""
         cuda = [device] if device.type == "cuda" else []
         with ExitStack() as undo:
@@ -167,6 +166,11 @@ class Victim:
         return f"Victim({name}, bounds={self.bounds}, access={self.access!r}, budget={self.budget})"
 
 
+def as_logits(probs: Tensor) -> Tensor:
+    """The logarithm of probabilities, finite also where they are 0; it serves as logits."""
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+
+
 def _restore(saved: list[tuple[Tensor, Tensor]]) -> None:
     for buffer, value in saved:
         buffer.copy_(value)
@@ -182,7 +186,7 @@ def _thaw(modes: list[tuple[nn.Module, bool]], frozen: list[nn.Parameter]) -> No
 def predict(model: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor:
     """Top-1 labels ŷ_θ(x), (N,), in evaluation mode, without gradients; the model's mode is restored."""
     victim = Victim(model, access="soft")
-    with torch.inference_mode(False), torch.no_grad(), victim._held(x.device):
+    with torch.inference_mode(False), torch.no_grad(), victim.held(x.device):
         parts = [model(part).argmax(dim=1) for part in x.split(batch_size)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=x.device)
 

@@ -27,8 +27,7 @@ def random_shift(pixels: int = 2) -> Callable[..., Tensor]:
     checks.at_least("pixels", pixels, 1, integer=True)
 
     def augment(x: Tensor, *, ids: Tensor, seed: int) -> Tensor:
-        if x.dim() != 4:
-            raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+        checks.pictures(x)
         _, _, height, width = x.shape
         shifts = Noise(seed, ids, x.device).integers(0, (2,), 2 * pixels + 1)
         padded = F.pad(x, [pixels] * 4).permute(0, 2, 3, 1)

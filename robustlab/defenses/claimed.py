@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.norms import get_norm
 
 AuthorsAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """``attack(model, x, y, eps) -> x_adv``: how the authors of a defense attacked it."""
@@ -55,3 +57,8 @@ class Claim:
         for name in ("attack", "detector"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name}: want a callable or None, got {getattr(self, name)!r}")
+
+    def span(self, x: Tensor) -> float:
+        """The distance between opposite corners of the box, for inputs like ``x`` (N, ...)."""
+        low, high = self.bounds
+        return float(get_norm(self.norm).length(torch.full_like(x[:1], high - low)))

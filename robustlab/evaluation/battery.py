@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -92,8 +91,7 @@ class Battery:
     @functools.cached_property
     def everywhere(self) -> Tensor:
         """Fooled by PGD whose ball holds the whole box."""
-        d, (low, high) = self.x[0].numel(), self.claim.bounds
-        reach = (high - low) * {"linf": 1.0, "l2": math.sqrt(d), "l1": float(d)}[self.claim.norm]
+        reach = self.claim.span(self.x)
         return self._pgd(eps=reach) | self._pgd(eps=reach, loss="margin") | self._pgd(eps=reach / 2, loss="margin")
 
     def _pgd(self, **changes: Any) -> Tensor:
@@ -161,7 +159,7 @@ class Battery:
     def _maximize(self, model: nn.Module) -> Tensor:
         """The end of PGD with all its steps: no early stop."""
         claim = self.claim
-        with Victim(model, bounds=claim.bounds)._held(self.x.device):
+        with Victim(model, bounds=claim.bounds).held(self.x.device):
             return pgd_maximize(
                 model, self.x, self.y, norm=claim.norm, eps=claim.eps, steps=self.steps, seed=self.seed,
                 bounds=claim.bounds,
@@ -171,7 +169,7 @@ class Battery:
 
     def gradient(self, loss: Callable[..., Tensor], at: Tensor) -> Tensor:
         """The raw gradient of an attacker's loss at points (N, ...), with whatever is not a number in it."""
-        with self.victim._held(self.x.device), torch.enable_grad():
+        with self.victim.held(self.x.device), torch.enable_grad():
             point = at.detach().clone().requires_grad_(True)
             value = loss(self.victim.model(point), self.y).sum()
             (grad,) = torch.autograd.grad(value, point, allow_unused=True)
@@ -193,7 +191,7 @@ class Battery:
         near = self.ball.uniform(noise, 0, self.x, 0.1 * self.claim.eps)
         start = (self.x + near).clamp(low, high)
         step = 0.1 * self.claim.eps * self.ball.steepest(-self.gradient(truncated_margin, start).nan_to_num())
-        with self.victim._held(self.x.device), torch.no_grad():
+        with self.victim.held(self.x.device), torch.no_grad():
             before = truncated_margin(self.victim.model(start), self.y)
             after = truncated_margin(self.victim.model((start + step).clamp(low, high)), self.y)
         right = before > 0
@@ -203,6 +201,6 @@ class Battery:
 @torch.no_grad()
 def _frozen(model: nn.Module, x: Tensor, seed: int, train: bool) -> Tensor:
     """Logits at x with torch's generator seeded; mode, statistics and generator stay as they were."""
-    with Victim(model, mode="asis" if train else "eval")._held(x.device):
+    with Victim(model, mode="asis" if train else "eval").held(x.device):
         torch.manual_seed(seed)
         return model(x.clone())

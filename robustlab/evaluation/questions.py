@@ -37,7 +37,7 @@ def units(x: Tensor, claim: Claim) -> Check:
     """Data, box and ε speak of the same units."""
     low, high = claim.bounds
     least, most = (float(end) for end in torch.aminmax(x))
-    reach = {"linf": 1.0, "l2": math.sqrt(x[0].numel()), "l1": float(x[0].numel())}[claim.norm] * (high - low)
+    reach = claim.span(x)
     return Check(
         "data, box and eps are in the same units",
         low <= least and most <= high and most - least > (high - low) / 2 and claim.eps < reach / 2,
@@ -127,7 +127,7 @@ def authors(b: Battery) -> Iterator[Check]:
     """The attack behind the claim is one that the claim is about."""
     if b.claim.attack is None:
         return
-    with Victim(b.model, mode="asis")._held(b.x.device):
+    with Victim(b.model, mode="asis").held(b.x.device):
         torch.manual_seed(b.seed)
         found = b.claim.attack(b.model, b.x, b.y, b.claim.eps).detach()
     low, high = b.claim.bounds

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.call import part_of
 from robustlab.data import Dataset
 from robustlab.norms import Norm, get_norm
 from robustlab.progress import bar
@@ -183,7 +184,7 @@ def evaluate(
         rows = (radius > (bound if has_budget else 0.0)).nonzero().flatten()
         parts = rows.split(batch_size) if rows.numel() else ()
         for part in bar(parts, show=progress, label=f"{name} eps {bound:g}" if has_budget else name):
-            given = {key: _cut(value, part, n) for key, value in arguments.items()}
+            given = {key: part_of(value, part, n) for key, value in arguments.items()}
             if has_budget:
                 given["eps"] = bound
             result = attack(victim, x[part], y[part], **given)
@@ -242,11 +243,6 @@ def _name(attack: Attack) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _cut(value: Any, rows: Tensor, n: int) -> Any:
-    """The part of an argument that belongs to ``rows``."""
-    return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
 def found_distance(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustlab.attacks import deepfool
 from robustlab.norms import get_norm
@@ -44,13 +44,13 @@ def test_overshoot_scales_the_result(overshoot: float) -> None:
 
 
 def test_candidates_are_the_largest_logits() -> None:
-    """12 classes, 4 candidates: 4 gradients an iteration, and only those classes are considered."""
+    """12 classes, 4 candidates: 3 gradients an iteration, and only those classes are considered."""
     model, x, y = affine_problem(12, 20, 6, CPU, spread=1.0)
     victim = Victim(model, bounds=WIDE)
     few, all_of_them = deepfool(victim, x, y, candidates=4), deepfool(victim, x, y, candidates=12)
     iterations = few.queries - 2
-    assert torch.equal(few.gradients, 4 * iterations)
-    assert torch.equal(all_of_them.gradients, 12 * (all_of_them.queries - 2))
+    assert torch.equal(few.gradients, 3 * iterations)
+    assert torch.equal(all_of_them.gradients, 11 * (all_of_them.queries - 2))
     assert torch.equal(deepfool(victim, x, y, candidates=99).x_adv, all_of_them.x_adv)
     assert bool((few.distances["l2"] >= all_of_them.distances["l2"] - 1e-9).all())
     with torch.no_grad():
@@ -73,6 +73,22 @@ def test_a_pixel_at_the_bound_does_not_swallow_the_step() -> None:
         result = deepfool(model, x, torch.tensor([0]), norm=norm, overshoot=1e-3)
         assert bool(result.success)
         assert result.x_adv[0].tolist() == pytest.approx([1.0, 0.5], abs=2e-3)
+
+
+def test_delta_stays_in_the_box() -> None:
+    """The lead falls steeply with x_0, which is at its bound, but only while x_1 is small.
+
+    Were the steps on x_0 added up beyond the box, the search would have to undo them before the point could leave
+    that face, and most of its steps would be spent there.
+    """
+
+    class Bent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            lead = 2 - 2 * x[:, 1] + 10 * x[:, 0] * (0.5 - x[:, 1])
+            return torch.stack([lead, torch.zeros_like(lead)], dim=1)
+
+    result = deepfool(Bent(), torch.tensor([[0.0, 0.2]]), torch.tensor([0]), steps=30)
+    assert bool(result.success) and int(result.gradients) <= 12
 
 
 def test_linf_is_smaller_in_linf() -> None:

@@ -172,7 +172,7 @@ def test_toward_leaves_y_by_one_boundary() -> None:
         assert bool((result.gradients == 10).all())
         best = torch.minimum(best, result.radius("l2"))
     assert bool((best <= deepfool(model, x, y).radius("l2") * 1.001).all())
-    with pytest.raises(ValueError, match=r"toward: want a label other than y, got y in rows \[2\]"):
+    with pytest.raises(ValueError, match=r"toward: want a label other than y, got toward = y in rows \[2\]"):
         fab(model, x, y, toward=(y + (torch.arange(8) != 2)) % 4)
     with pytest.raises(ValueError, match="toward: want None beside a target"):
         fab(model, x, y, toward=1, target=(y + 1) % 4)

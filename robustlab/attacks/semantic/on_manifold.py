@@ -22,7 +22,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
+from robustlab.call import Call, beside
 from robustlab.losses import LossFunction, attacker_loss
 from robustlab.norms import get_norm
 from robustlab.progress import bar
@@ -104,8 +104,7 @@ def on_manifold(
         if not rows.numel():
             return call.result(best)
         center = manifold.encode(call.x[rows], call.y[rows]) if latent is None else latent[rows].detach().to(call.x)
-        beside = (-1,) + (1,) * (center.dim() - 1)
-        radius, step = eps[rows].reshape(beside), alpha[rows].reshape(beside)
+        radius, step = beside(eps[rows], center), beside(alpha[rows], center)
         low, high = center - radius, center + radius
         if bounds is not None:
             low, high = low.clamp(*bounds), high.clamp(*bounds)

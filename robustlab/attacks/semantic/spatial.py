@@ -95,8 +95,7 @@ def spatial(
         raise ValueError(f"grid: want three numbers, got {grid}")
     g, victim = attacker_loss(loss), Victim.of(victim)
     checks.images(x, victim.bounds)
-    if x.dim() != 4:
-        raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+    checks.pictures(x)
     alpha = checks.per_sample("step_size", step_size, x)
     access = "white" if search == "first_order" else "soft"
     with victim.call(x, y, ids=ids, kappa=kappa, access=access, loss=g) as call:

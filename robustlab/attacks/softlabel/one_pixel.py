@@ -77,8 +77,7 @@ def one_pixel(
     checks.positive("weight", weight)
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
-    if x.dim() != 4:
-        raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+    checks.pictures(x)
     with victim.call(x, y, target=target, ids=ids, access="soft") as call:
         noise, rows, best = call.noise(seed), call.active, call.x.clone()
         rows = rows[call.can_pay(rows, population)]

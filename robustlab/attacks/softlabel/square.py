@@ -97,13 +97,11 @@ def square(
     checks.at_least("queries", queries, 1, integer=True)
     checks.at_least("restarts", restarts, 1, integer=True)
     checks.positive("p_init", p_init)
-    if p_init > 1:
-        raise ValueError(f"p_init: want at most 1, got {p_init}")
+    checks.at_most("p_init", p_init, 1)
     g = attacker_loss(loss)
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
-    if x.dim() != 4:
-        raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+    checks.pictures(x)
     eps = checks.per_sample("eps", eps, x)
     with victim.call(x, y, target=target, ids=ids, access="soft", loss=g) as call:
         best, best_loss = call.x.clone(), call.x.new_full(call.x.shape[:1], torch.inf)

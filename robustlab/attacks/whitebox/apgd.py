@@ -28,12 +28,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacks.whitebox.apgd_descent import Descent, beside
+from robustlab.attacks.whitebox.apgd_descent import Descent
 from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import beside
 from robustlab.losses import LossFunction, attacker_loss
 from robustlab.noise import Noise
 from robustlab.norms import Norm, get_norm
@@ -104,24 +104,20 @@ def apgd(
     checks.at_least("steps", steps, 1, integer=True)
     checks.at_least("restarts", restarts, 1, integer=True)
     checks.positive("rho", rho)
-    if rho > 1:
-        raise ValueError(f"rho: want at most 1, got {rho}")
+    checks.at_most("rho", rho, 1)
     if multi_eps and norm != "l1":
         raise ValueError(f"multi_eps: want False unless norm is 'l1', got True with norm {norm!r}")
     ball, g = get_norm(norm), attacker_loss(loss)
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
-    if init is not None and (not isinstance(init, Tensor) or init.shape != x.shape):
-        raise ValueError(f"init: want a tensor of the shape of x {tuple(x.shape)}, got {getattr(init, 'shape', init)}")
-    aim = None if toward is None else _label(toward, x, target)
+    if init is not None:
+        checks.same_shape("init", init, x)
+    aim = None if toward is None else checks.toward(toward, x, target)
     needed = 2 if aim is None else g.min_classes_targeted
     with victim.call(x, y, target=target, ids=ids, loss=g if aim is None else None, min_classes=needed) as call:
-        if aim is not None and call.clean is not None:
-            checks.in_classes("toward", aim, call.clean.shape[1])
-            if bool((aim == call.y).any()):
-                rows = (aim == call.y).nonzero().flatten().tolist()
-                raise ValueError(f"toward: want a label other than y, got toward = y in rows {rows[:10]}")
+        if aim is not None:
+            call.check_toward(aim)
         search = Descent(call, ball, eps, rho, trace)
         noise, rows = call.noise(seed), call.active
         phases = _phases(steps) if multi_eps else [(1.0, steps)]
@@ -136,13 +132,6 @@ def apgd(
                 rows, delta = search.run(rows, delta, factor, count, g, aim, own, progress and restarts == 1)
                 own = True  # a later phase goes on from the best point of the one before
         return call.result(search.best, asked=True, trace=search.traces())
-
-
-def _label(toward: int | Tensor, x: Tensor, target: int | Tensor | None) -> Tensor:
-    """``toward`` as (N,)."""
-    if target is not None:
-        raise ValueError("toward: want None beside a target, got both")
-    return checks.labels("toward", torch.full(x.shape[:1], toward) if isinstance(toward, int) else toward, x)
 
 
 def _phases(steps: int) -> list[tuple[float, int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from robustlab.call import Call
+from robustlab.call import Call, beside
 from robustlab.losses import LossFunction
 from robustlab.norms import Norm
 from robustlab.progress import bar
@@ -202,11 +202,6 @@ class Descent:
             return points.clamp_(s.low, s.high)
         delta = self.ball.project_box(points.sub_(s.clean), s.eps, s.low, s.high)
         return delta.add_(s.clean).clamp_(self.call.low, self.call.high)
-
-
-def beside(value: Tensor, points: Tensor) -> Tensor:
-    """``value`` (n,) in a shape that broadcasts with ``points``."""
-    return value.reshape((-1,) + (1,) * (points.dim() - 1))
 
 
 def _support(delta: Tensor, eps: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
+from robustlab.call import Call, beside
 from robustlab.losses import goal_margin
 from robustlab.norms import get_norm
 from robustlab.progress import bar
@@ -110,7 +110,7 @@ def biggio_evasion(
                 history.append((_filled(call, rows, value), _filled(call, rows, p)))
             if k < steps:
                 clean = call.x[rows]
-                size = step[rows].reshape((-1,) + (1,) * (clean.dim() - 1))
+                size = beside(step[rows], clean)
                 delta = points - clean - size * get_norm("l2").steepest(slope)
                 delta = ball.project_box(delta, eps[rows], call.low - clean, call.high - clean)
                 points = (clean + delta).clamp(call.low, call.high)

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import pgd
+from robustlab.call import part_of
 from robustlab.norms import measure
 from robustlab.progress import bar
 from robustlab.results import AttackResult
-from robustlab.victim import Victim
+from robustlab.victim import Victim, as_logits
 
 Detector = Callable[[Tensor], Tensor]
 
@@ -116,7 +117,7 @@ def bypass_detectors(
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
     joint = Victim(Joint(_logits_of(victim), detector, float(threshold)), bounds=victim.bounds, mode=victim.mode)
-    with victim.call(x, y, target=target, ids=ids) as call, joint._held(x.device):
+    with victim.call(x, y, target=target, ids=ids) as call, joint.held(x.device):
         if call.clean is None:  # an empty batch
             return call.result(call.x.clone())
         x, y, ids, queries = call.x, call.y, call.ids, call.queries
@@ -138,7 +139,7 @@ def bypass_detectors(
         for place in bar(range(tries), show=progress, label="targets"):
             if not rows.numel():
                 break
-            given = {name: _cut(value, rows, len(x)) for name, value in arguments.items()}
+            given = {name: part_of(value, rows, len(x)) for name, value in arguments.items()}
             given |= {"norm": norm, "eps": eps[rows], "target": goals[rows, place], "seed": seed, "ids": ids[rows]}
             result = attack(joint, x[rows], y[rows], **given)
             won = result.success
@@ -165,12 +166,4 @@ class _LogOf(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        probs = self.model(x)
-        return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
-
-
-def _cut(value: Any, rows: Tensor, n: int) -> Any:
-    """The part of an argument that belongs to ``rows``."""
-    if isinstance(value, Tensor) and value.shape[:1] == (n,):
-        return value[rows.to(value.device)]
-    return value
+        return as_logits(self.model(x))

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacks.whitebox.cw_descent import Schedule, column, descend
+from robustlab.attacks.whitebox.cw_descent import Schedule, descend
 from robustlab.attacks.whitebox.pgd import Model
 from robustlab.attacks.whitebox.weight_search import WeightSearch
-from robustlab.call import Call
+from robustlab.call import Call, beside
 from robustlab.results import AttackResult
 from robustlab.victim import Victim
 
@@ -130,7 +130,7 @@ class _Linf(Schedule):
         self.solved = torch.zeros_like(self.c, dtype=torch.bool)
 
     def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        excess = (delta.abs() - column(self.tau[rows], delta)).clamp_min(0)
+        excess = (delta.abs() - beside(self.tau[rows], delta)).clamp_min(0)
         return excess.flatten(1).sum(dim=1), delta.sign() * (excess > 0)
 
     def counts(self, value: Tensor, rows: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from robustlab.call import Call
-from robustlab.losses import goal_margin
+from robustlab.call import Call, beside
+from robustlab.losses import shortfall
 from robustlab.progress import bar
 
 # Keeps atanh finite for pixels exactly at the bounds.
@@ -37,20 +37,6 @@ class TanhBox:
         t = torch.tanh(w)
         point = t.add(1).mul_(self.half).add_(self.low).clamp_(self.low, self.high)
         return point, t.mul_(t).neg_().add_(1).mul_(self.half)
-
-
-def shortfall(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
-    """κ + spare − goal margin, aiming just beyond what :meth:`robustlab.call.Call.secure` asks for.
-
-    The attack's g is this, cut off at 0. Its slope is wanted beyond as well: the ℓ0 attack ranks elements by it.
-    """
-    spare = 1e-4 * logits.detach().abs().amax(dim=1).clamp_min(1.0)
-    return kappa + 1.01 * spare - goal_margin(logits, y, target)
-
-
-def column(values: Tensor, like: Tensor) -> Tensor:
-    """(n,) as (n, 1, ..., 1) beside ``like`` (n, ...)."""
-    return values.reshape((-1,) + (1,) * (like.dim() - 1))
 
 
 class Schedule(ABC):
@@ -124,7 +110,7 @@ def descend(call: Call, plan: Schedule, steps: int, abort_early: bool, progress:
             state.previous = torch.where(asked, total, state.previous)
         if plan.stop_at_success:
             over |= won
-        state.adam((answer.grad * column(c * (answer.loss > 0), delta)).add_(pull).mul_(slope))
+        state.adam((answer.grad * beside(c * (answer.loss > 0), delta)).add_(pull).mul_(slope))
         if bool(over.any()):
             more = ~over
             more[over] = plan.next(rows[over], state.won[over])
@@ -150,8 +136,8 @@ class _Runs:
         t = self.step.to(self.lr.dtype)
         self.mean.lerp_(grad, 0.1)
         self.square.mul_(0.999).addcmul_(grad, grad, value=0.001)
-        root = (self.square / column(1 - 0.999**t, grad)).sqrt_().add_(1e-8)
-        self.w.sub_((self.mean * column(self.lr / (1 - 0.9**t), grad)).div_(root))
+        root = (self.square / beside(1 - 0.999**t, grad)).sqrt_().add_(1e-8)
+        self.w.sub_((self.mean * beside(self.lr / (1 - 0.9**t), grad)).div_(root))
 
     def restart(self, over: Tensor, rows: Tensor, plan: Schedule) -> None:
         """Begin the next run of the samples that are ``over``."""

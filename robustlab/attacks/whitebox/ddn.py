@@ -23,6 +23,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
 from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import beside
 from robustlab.losses import ce
 from robustlab.norms import get_norm
 from robustlab.progress import bar
@@ -75,8 +76,7 @@ def ddn(
     checks.one_of("norm", norm, ("l2",))
     checks.at_least("steps", steps, 1, integer=True)
     checks.positive("gamma", gamma)
-    if gamma >= 1:
-        raise ValueError(f"gamma: want below 1, got {gamma}")
+    checks.below("gamma", gamma, 1)
     checks.positive("init_eps", init_eps)
     if levels is not None:
         checks.at_least("levels", levels, 2, integer=True)
@@ -87,7 +87,6 @@ def ddn(
             return call.result(call.x)
         width, noise = call.high - call.low, call.noise(seed).take(rows)
         clean = call.x[rows]
-        column = (-1,) + (1,) * (clean.dim() - 1)
         points, delta = clean, torch.zeros_like(clean)
         farthest = ball.length(torch.maximum(clean - call.low, call.high - clean))
         length, eps = torch.zeros_like(farthest), torch.full_like(farthest, init_eps * width)
@@ -101,11 +100,11 @@ def ddn(
             size = ball.length(answer.grad)
             grad = answer.grad
             if bool((flat := size == 0).any()):
-                grad = torch.where(flat.reshape(column), noise.normal(k, clean.shape[1:], clean.dtype), grad)
+                grad = torch.where(beside(flat, grad), noise.normal(k, clean.shape[1:], clean.dtype), grad)
                 size = ball.length(grad)
-            delta = torch.addcmul(delta, grad, (-width * cosine(1.0, 0.01, k, steps) / size).reshape(column))
+            delta = torch.addcmul(delta, grad, beside(-width * cosine(1.0, 0.01, k, steps) / size, grad))
             eps = torch.minimum(eps * torch.where(won, 1 - gamma, 1 + gamma), farthest)
-            scale = (eps / ball.length(delta)).nan_to_num_(0.0, 0.0).reshape(column)
+            scale = beside((eps / ball.length(delta)).nan_to_num_(0.0, 0.0), delta)
             points = torch.addcmul(clean, delta, scale).clamp_(call.low, call.high)
             if levels is not None:
                 points = points.sub_(call.low).mul_((levels - 1) / width).round_().mul_(width / (levels - 1))

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
+from robustlab.call import Call, beside
+from robustlab.losses import beyond
 from robustlab.norms import Norm, get_norm
 from robustlab.progress import bar
 from robustlab.results import AttackResult
@@ -65,7 +66,7 @@ def deepfool(
         progress: show a bar in a terminal.
 
     Returns:
-        AttackResult; where it fails, x. Cost: a query and ``candidates`` gradients (targeted: 2) an iteration.
+        AttackResult; where it fails, x. Cost: a query and ``candidates`` − 1 gradients (targeted: 1) an iteration.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -91,11 +92,11 @@ def deepfool(
             if not rows.numel():
                 break
             points = (call.x[rows] + (1 + overshoot) * delta).clamp_(call.low, call.high)
-            answer, classes, jacobian = call.jacobian(points, rows, partial(_classes, call, rows, others))
+            answer, classes, slopes = call.jacobian(points, rows, partial(_classes, call, rows, others))
             done = call.secure(answer.logits, rows)
             best[rows[done]] = points[done]
             extra, avoid_box = 0.0 if k < 3 else 1e-4 * (call.high - call.low), 2 * k >= steps
-            move, stuck = _to_nearest(ball, answer.logits, classes, jacobian, points, call, extra, avoid_box)
+            move, stuck = _to_nearest(ball, answer.logits, classes, slopes, points, call, extra, avoid_box)
             going = ~done & ~stuck
             rows, delta = rows[going], (delta + move)[going]
             clean = call.x[rows]
@@ -123,13 +124,10 @@ def _to_nearest(
 ) -> tuple[Tensor, Tensor]:
     """The step onto the nearest of the linearized boundaries, ``extra`` longer, and which samples have none.
 
-    With ``box``, elements that the box keeps from moving take no part.
+    ``slopes`` are the gradients of z_k − z_first. With ``box``, elements that the box keeps from moving take no part.
     """
     scores = logits.gather(1, classes)
-    # 1 % more than Call.secure asks for: aiming at its very threshold would approach it for ever.
-    spare = 1.01e-4 * logits.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
-    gap = scores[:, :1] - scores[:, 1:] + spare
-    slopes = slopes[:, 1:] - slopes[:, :1]
+    gap = scores[:, :1] - scores[:, 1:] + beyond(logits).unsqueeze(1)
     if box:
         points = points.unsqueeze(1)
         blocked = ((points <= call.low) & (slopes < 0)) | ((points >= call.high) & (slopes > 0))
@@ -140,5 +138,5 @@ def _to_nearest(
     distance, nearest = distance.min(dim=1)
     stuck = ~distance.isfinite()
     slope = slopes[torch.arange(n, device=slopes.device), nearest]
-    size = (distance + extra).masked_fill(stuck, 0.0).reshape((-1,) + (1,) * (slope.dim() - 1))
+    size = beside((distance + extra).masked_fill(stuck, 0.0), slope)
     return size * ball.steepest(slope), stuck

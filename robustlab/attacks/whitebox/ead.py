@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacks.whitebox.cw_descent import column, shortfall
 from robustlab.attacks.whitebox.minimum_norm import Closest
 from robustlab.attacks.whitebox.pgd import Model
 from robustlab.attacks.whitebox.weight_search import WeightSearch
-from robustlab.call import Call
+from robustlab.call import Call, beside
+from robustlab.losses import shortfall
 from robustlab.norms import get_norm
 from robustlab.progress import bar
 from robustlab.results import AttackResult
@@ -157,7 +157,7 @@ class _Fista:
                 break
             old, lr = iterate, self.lr * (1 - k / self.steps) ** 0.5
             answer = call.gradient(momentum, rows, shortfall)
-            slope = answer.grad * column(c * (answer.loss > 0) * self.width**2, clean)
+            slope = answer.grad * beside(c * (answer.loss > 0) * self.width**2, clean)
             slope.add_(momentum - clean, alpha=2)
             threshold = self.beta * self.width * (lr if self.scaled else 1.0)
             iterate = shrink(slope.mul_(-lr).add_(momentum), clean, threshold, call.low, call.high)

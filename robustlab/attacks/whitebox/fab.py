@@ -28,10 +28,10 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
-from robustlab.attacks.whitebox.minimum_norm import Closest, spare
+from robustlab.attacks.whitebox.minimum_norm import Closest
 from robustlab.attacks.whitebox.pgd import Model
 from robustlab.call import Call
-from robustlab.losses import goal_margin
+from robustlab.losses import beyond, shortfall
 from robustlab.norms import Norm, get_norm
 from robustlab.progress import bar
 from robustlab.results import AttackResult
@@ -96,24 +96,18 @@ def fab(
     checks.at_least("alpha_max", alpha_max, 0.0)
     checks.at_least("eta", eta, 1.0)
     checks.positive("beta", beta)
-    for name, value in (("alpha_max", alpha_max), ("beta", beta)):
-        if value > 1:
-            raise ValueError(f"{name}: want at most 1, got {value}")
+    checks.at_most("alpha_max", alpha_max, 1)
+    checks.at_most("beta", beta, 1)
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     radius = None if eps is None else checks.per_sample("eps", eps, x)
-    if isinstance(toward, int):
-        toward = torch.full(x.shape[:1], toward, device=x.device)
-    if toward is not None:
-        toward = checks.labels("toward", toward, x)
-    if target is not None and toward is not None:
-        raise ValueError("toward: want None beside a target, got both")
+    aim = None if toward is None else checks.toward(toward, x, target)
     ball = get_norm(norm)
     with victim.call(x, y, target=target, ids=ids) as call:
         closest, noise = Closest(call, ball), call.noise(seed)
         if not call.active.numel():
             return call.result(call.x)
-        boundary = _Boundary(call, ball, candidates, toward)
+        boundary = _Boundary(call, ball, candidates, aim)
         for restart in bar(range(restarts), show=progress, label="fab restarts"):
             start = call.x.flatten(1)[call.active]
             if restart:
@@ -171,10 +165,7 @@ class _Boundary:
         self.call, self.dual, self.toward = call, ball.dual, toward
         assert call.clean is not None
         if toward is not None:
-            checks.in_classes("toward", toward, call.clean.shape[1])
-            same = (toward == call.y)[call.active]
-            if bool(same.any()):
-                raise ValueError(f"toward: want a label other than y, got y in rows {call.active[same][:10].tolist()}")
+            call.check_toward(toward)
         ranked = call.clean.scatter(1, call.y[:, None], torch.inf).argsort(dim=1, descending=True)
         self.classes = ranked[:, :candidates]
 
@@ -184,9 +175,9 @@ class _Boundary:
             toward = None if self.toward is None else self.toward[rows]
             answer = self.call.gradient(images, rows, partial(_shortfall, toward))
             return answer.loss, answer.grad.flatten(1).neg()
-        answer, classes, slopes = self.call.jacobian(images, rows, lambda logits: self.classes[rows], relative=True)
+        answer, classes, slopes = self.call.jacobian(images, rows, lambda logits: self.classes[rows])
         scores, slopes = answer.logits.gather(1, classes), slopes.flatten(2)
-        gaps = scores[:, :1] - scores[:, 1:] + spare(answer.logits).unsqueeze(1)
+        gaps = scores[:, :1] - scores[:, 1:] + beyond(answer.logits).unsqueeze(1)
         length = self.dual.length(slopes.flatten(0, 1)).reshape(gaps.shape)
         nearest = torch.where(length > 0, gaps.abs() / length, torch.inf).argmin(dim=1)
         chosen = torch.arange(len(rows), device=rows.device), nearest
@@ -196,5 +187,5 @@ class _Boundary:
 def _shortfall(toward: Tensor | None, logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
     """How much is missing to the goal or, given ``toward``, to a tie of that class with y; spare included."""
     if toward is None:
-        return spare(logits) - goal_margin(logits, y, target)
-    return spare(logits) + (logits.gather(1, y[:, None]) - logits.gather(1, toward[:, None])).squeeze(1)
+        return shortfall(logits, y, target)
+    return beyond(logits) + (logits.gather(1, y[:, None]) - logits.gather(1, toward[:, None])).squeeze(1)

@@ -28,7 +28,7 @@ from robustlab import checks
 from robustlab.attacks.whitebox.cw_descent import shortfall
 from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Answer
+from robustlab.call import Answer, beside
 from robustlab.norms import Norm, get_norm
 from robustlab.progress import bar
 from robustlab.results import AttackResult
@@ -84,15 +84,13 @@ def fmn(
     checks.positive("alpha_last", alpha_last)
     for name, value in (("gamma", gamma), ("gamma_last", gamma_last)):
         checks.positive(name, value)
-        if value >= 1:
-            raise ValueError(f"{name}: want below 1, got {value}")
+        checks.below(name, value, 1)
     ball, l2, victim = get_norm(norm), get_norm("l2"), Victim.of(victim)
     with victim.call(x, y, target=target, ids=ids) as call:
         closest, rows = Closest(call, ball), call.active
         if not rows.numel():
             return call.result(call.x)
         width, clean = call.high - call.low, call.x[rows]
-        column = (-1,) + (1,) * (clean.dim() - 1)
         low, high = call.low - clean, call.high - clean
         points, delta = clean, torch.zeros_like(clean)
         farthest = ball.length(torch.maximum(high, -low))
@@ -108,7 +106,7 @@ def fmn(
             eps = torch.minimum(eps, farthest)
             size = l2.length(answer.grad).clamp_min_(torch.finfo(clean.dtype).tiny)
             step = -width * cosine(alpha, alpha_last, k, steps) / size
-            delta = torch.addcmul(delta, answer.grad, step.reshape(column))
+            delta = torch.addcmul(delta, answer.grad, beside(step, delta))
             if norm == "l0":
                 delta = ball.project_box(delta, eps, low, high)
             else:  # the box holds 0, so that shrinking does not leave it

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from robustlab.call import Call
+from robustlab.call import Call, beside
+from robustlab.losses import beyond
 from robustlab.norms import Norm
 
 
@@ -54,7 +55,7 @@ class Closest:
                 break
             part = (below / (below - above)).nan_to_num_(0.5, 0.5, 0.5).clamp_(0.0, 1.0)
             where = torch.lerp(inside, outside, part)
-            points = torch.lerp(call.x[rows], far, where.reshape((-1,) + (1,) * (far.dim() - 1)))
+            points = torch.lerp(call.x[rows], far, beside(where, far))
             points.clamp_(call.low, call.high)
             answer = call.ask(points, rows)
             won, value = call.secure(answer.logits, rows), excess(call, answer.logits, rows)
@@ -63,14 +64,9 @@ class Closest:
             outside, above = torch.where(won, where, outside), torch.where(won, value, above)
 
 
-def spare(logits: Tensor) -> Tensor:
-    """The margin to aim for: 1 % more than :meth:`robustlab.call.Call.secure` asks."""
-    return 1.01e-4 * logits.detach().abs().amax(dim=1).clamp_min(1.0)
-
-
 def excess(call: Call, logits: Tensor, rows: Tensor) -> Tensor:
-    """Goal margin − spare, (n,)."""
-    return call.goal_margin(logits, rows) - spare(logits)
+    """Goal margin − 1.01·spare, (n,)."""
+    return call.goal_margin(logits, rows) - beyond(logits)
 
 
 def cosine(first: float, last: float, step: int, steps: int) -> float:

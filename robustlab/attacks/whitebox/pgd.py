@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.call import Call
+from robustlab.call import Call, beside
 from robustlab.losses import LossFunction, attacker_loss
 from robustlab.noise import Noise
 from robustlab.norms import Norm, get_norm
@@ -90,8 +90,8 @@ def pgd(
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
     alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
-    if init is not None and (not isinstance(init, Tensor) or init.shape != x.shape):
-        raise ValueError(f"init: want a tensor of the shape of x {tuple(x.shape)}, got {getattr(init, 'shape', init)}")
+    if init is not None:
+        checks.same_shape("init", init, x)
     with victim.call(x, y, target=target, ids=ids, loss=g) as call:
         search = _Search(call, ball, g, eps, alpha, trace)
         noise, rows = call.noise(seed), call.active
@@ -166,11 +166,10 @@ class _Step:
     """x + δ ← x + P(δ − α·v(grad)), for the samples ``clean`` in the box ``bounds``."""
 
     def __init__(self, ball: Norm, clean: Tensor, eps: Tensor, alpha: Tensor, bounds: tuple[float, float]) -> None:
-        shape = (-1,) + (1,) * (clean.dim() - 1)
-        self.ball, self.clean, self.eps, self.alpha, self.bounds = ball, clean, eps, alpha.reshape(shape), bounds
+        self.ball, self.clean, self.eps, self.alpha, self.bounds = ball, clean, eps, beside(alpha, clean), bounds
         if ball.name == "linf":  # ball ∩ box is a box, the same at every step
-            self.low = (clean - eps.reshape(shape)).clamp_(*bounds)
-            self.high = (clean + eps.reshape(shape)).clamp_(*bounds)
+            self.low = (clean - beside(eps, clean)).clamp_(*bounds)
+            self.high = (clean + beside(eps, clean)).clamp_(*bounds)
         else:
             self.low, self.high = bounds[0] - clean, bounds[1] - clean
 

@@ -27,6 +27,7 @@ from robustlab import checks
 from robustlab.attacks.whitebox.cw_descent import shortfall
 from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
 from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import beside
 from robustlab.norms import get_norm
 from robustlab.progress import bar
 from robustlab.results import AttackResult
@@ -81,8 +82,7 @@ def sigma_zero(
     checks.positive("lr", lr)
     checks.positive("sigma", sigma)
     checks.at_least("threshold", threshold, 0.0)
-    if threshold > 1:
-        raise ValueError(f"threshold: want at most 1, got {threshold}")
+    checks.at_most("threshold", threshold, 1)
     checks.positive("threshold_rate", threshold_rate)
     ball, linf, victim = get_norm(norm), get_norm("linf"), Victim.of(victim)
     with victim.call(x, y, target=target, ids=ids) as call:
@@ -90,7 +90,6 @@ def sigma_zero(
         if not rows.numel():
             return call.result(call.x)
         width, clean = call.high - call.low, call.x[rows]
-        column = (-1,) + (1,) * (clean.dim() - 1)
         low, high = (call.low - clean) / width, (call.high - clean) / width
         delta, mean, square = torch.zeros_like(clean), torch.zeros_like(clean), torch.zeros_like(clean)
         tau = torch.full_like(closest.distance[rows], threshold)
@@ -102,9 +101,9 @@ def sigma_zero(
             won = call.secure(answer.logits, rows)
             closest.keep(rows, points, ball.length(points - clean), won)
 
-            grad = answer.grad * (width * (answer.loss > 0)).reshape(column)
+            grad = answer.grad * beside(width * (answer.loss > 0), clean)
             grad += _smooth_count_slope(delta, sigma)
-            grad /= linf.length(grad).clamp_min_(torch.finfo(grad.dtype).tiny).reshape(column)
+            grad /= beside(linf.length(grad).clamp_min_(torch.finfo(grad.dtype).tiny), grad)
             eta = cosine(lr, 0.1 * lr, k, steps)
             mean.lerp_(grad, 0.1)
             square.mul_(0.999).addcmul_(grad, grad, value=0.001)
@@ -113,7 +112,7 @@ def sigma_zero(
 
             eta = cosine(lr, 0.1 * lr, k + 1, steps)
             tau = (tau + threshold_rate * eta * torch.where(won, 1.0, -1.0)).clamp_(0.0, 1.0)
-            delta *= delta.abs() >= tau.reshape(column)
+            delta *= delta.abs() >= beside(tau, delta)
         return call.result(closest.points, asked=True, revert=True)
 
 

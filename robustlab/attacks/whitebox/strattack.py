@@ -34,11 +34,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacks.whitebox.cw_descent import column, shortfall
 from robustlab.attacks.whitebox.minimum_norm import Closest
 from robustlab.attacks.whitebox.pgd import Model
 from robustlab.attacks.whitebox.weight_search import WeightSearch
-from robustlab.call import Call
+from robustlab.call import Call, beside
+from robustlab.losses import shortfall
 from robustlab.norms import get_norm
 from robustlab.progress import bar
 from robustlab.results import AttackResult
@@ -113,8 +113,7 @@ def strattack(
         raise ValueError(f"stride: want at most the window {window}, got {stride}")
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
-    if x.dim() != 4:
-        raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+    checks.pictures(x)
     with victim.call(x, y, target=target, ids=ids, kappa=kappa) as call:
         best, groups, rows = Closest(call, get_norm("l2")), Groups(call.x, window, stride), call.active
         admm = _Admm(call, best, groups, cap, gamma, tau, rho, alpha)
@@ -217,7 +216,7 @@ class _Admm:
             w = torch.clamp(z - s, *limits[1:])
             y = self.groups.prox(z[:, None] - v, tau / rho).mul_(mask[:, None])
             answer = call.gradient(self._point(z, *limits), rows, shortfall)
-            slope = answer.grad * column(c * (answer.loss > 0) * self.width, z)
+            slope = answer.grad * beside(c * (answer.loss > 0) * self.width, z)
             eta = self.alpha * (k + 1) ** 0.5
             u, s, v = u.add_(delta), s.add_(w), v.add_(y)
             together = (u + s).add_(v.sum(dim=1))

@@ -101,8 +101,7 @@ def adversarial_training(
     if step_size is not None:
         checks.positive("step_size", step_size)
     checks.at_least("warmup", warmup, 0.0)
-    if warmup > 1:
-        raise ValueError(f"warmup: want at most 1, got {warmup}")
+    checks.at_most("warmup", warmup, 1)
     checks.one_of("craft_mode", craft_mode, ("eval", "train"))
     if not bounds[0] < bounds[1]:
         raise ValueError(f"bounds: want low < high, got {bounds}")
