@@ -43,7 +43,7 @@ class Call:
 
     def __init__(
         self,
-        forward: Callable[[Tensor], Tensor],
+        forward: Callable[[Tensor, bool], Tensor],
         bounds: tuple[float, float],
         access: Access,
         budget: int | None,
@@ -66,7 +66,7 @@ class Call:
         self.active = torch.arange(n, device=x.device)
         if n == 0:
             return
-        logits = self._forward(x)
+        logits = self._forward(x, False)
         classes = self._check_output(logits, n, min_classes)
         for name, label in (("y", y), ("target", target)):
             if label is not None:
@@ -90,7 +90,7 @@ class Call:
     def ask(self, points: Tensor, rows: Tensor) -> Answer:
         """Scores of ``points``, which belong to the samples ``rows``; one query each."""
         self._need("soft")
-        logits = self._forward(self._inside(points))
+        logits = self._forward(self._inside(points), True)
         empty = logits.new_empty(0)
         return Answer(logits, self._count(logits, rows), empty, empty)
 
@@ -98,14 +98,14 @@ class Call:
         """The top label of each point and whether the goal is met there; one query each. All that hard access shows."""
         if self.kappa:
             raise ValueError("kappa: want 0 under hard access, where no scores are seen")
-        logits = self._forward(self._inside(points))
+        logits = self._forward(self._inside(points), True)
         return logits.argmax(dim=1), self._count(logits, rows)
 
     def ask_many(self, points: Tensor, rows: Tensor) -> Answer:
         """Scores of m points a sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in this order."""
         self._need("soft")
         n, m = points.shape[:2]
-        logits = self._forward(self._inside(points.flatten(0, 1)))
+        logits = self._forward(self._inside(points.flatten(0, 1)), True)
         met = self.met(logits, rows.repeat_interleave(m)).reshape(n, m)
         first = met.any(dim=1) & (self.first_success[rows] < 0)
         self.first_success[rows[first]] = (self.queries[rows] + met.int().argmax(dim=1) + 1)[first]
@@ -118,7 +118,7 @@ class Call:
         self._need("white")
         with torch.enable_grad():
             points = self._inside(points).detach().requires_grad_(True)
-            logits = self._forward(points)
+            logits = self._forward(points, True)
             value = loss(logits, self.y[rows], None if self.target is None else self.target[rows], self.kappa)
             (grad,) = _input_gradient(value.sum(), points)
         self.gradients[rows] += 1
@@ -136,7 +136,7 @@ class Call:
         self._need("white")
         with torch.enable_grad():
             points = self._inside(points).detach().requires_grad_(True)
-            logits = self._forward(points)
+            logits = self._forward(points, True)
             classes = choose(logits.detach())
             chosen = logits.gather(1, classes)
             chosen = (chosen[:, 1:] - chosen[:, :1]).sum(dim=0)
@@ -197,7 +197,7 @@ class Call:
         rows = self.active[self.first_success[self.active] >= 0] if asked else self.active
         if rows.numel():
             points = x_adv[rows].to(self.x.dtype)
-            success[rows] = won = self._count(self._forward(self._inside(points)), rows)
+            success[rows] = won = self._count(self._forward(self._inside(points), False), rows)
             final[rows[won]] = points[won]
         return AttackResult(
             x_adv=final,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacks import pgd
 from robustlab.losses import ATTACKER_LOSSES
 from robustlab.victim import Victim, accuracy, predict
 
@@ -194,3 +195,22 @@ def test_shared_modules_and_frozen_parameters_are_restored() -> None:
     with Victim(model).call(X, torch.tensor([0, 1, 1])):
         assert not any(p.requires_grad for p in model.parameters()) and not model.training
     assert model.training and model.a.weight.requires_grad and not model.a.bias.requires_grad
+
+
+def test_the_search_may_change_the_memory_layout_but_the_judge_does_not() -> None:
+    """On a CPU convolutions are faster in channels-last; the first and the last question keep the caller's layout."""
+    seen = []
+
+    class Watching(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)))
+            return super().forward(x).flatten(1)
+
+    x = torch.rand(5, 3, 4, 4)
+    result = pgd(Watching(3, 2, 4), x, torch.zeros(5, dtype=torch.int64), norm="l2", eps=8.0, steps=3)
+    assert bool(result.success.any())
+    assert seen[0] == seen[-1] == (True, False)
+    assert set(seen[1:-1]) == {(False, True)}
+    seen.clear()
+    pgd(Watching(3, 2, 4).double(), x.double(), norm="l2", eps=1e-3, steps=3)
+    assert set(seen) == {(True, False)}
