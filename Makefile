@@ -35,7 +35,7 @@ test-changed: $(STAMP)  ## the tests of the files changed since origin/main (or 
 	@$(PY) tests/changed.py $(NOTEBOOKS) $(PARALLEL)
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
-	@$(PY) -m jupyterlab chapters
+	@$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) chapters
 
 chapters: $(STAMP)  ## run the chapters again, in place
 	@$(PY) -m book.execute
