@@ -14,6 +14,7 @@ VERIFICATION: tuple[Row, ...] = (
         kind="verifier",
         chapter="21",
         norms=("linf",),
+        callable="robustlab.verification.complete.reluplex:reluplex",
     ),
     Row(
         key="milp",
@@ -24,6 +25,7 @@ VERIFICATION: tuple[Row, ...] = (
         chapter="21",
         beyond_survey=True,
         norms=("linf",),
+        callable="robustlab.verification.complete.milp:milp",
     ),
     Row(
         key="branch_and_bound",
@@ -34,6 +36,7 @@ VERIFICATION: tuple[Row, ...] = (
         chapter="21",
         beyond_survey=True,
         norms=("linf",),
+        callable="robustlab.verification.complete.branch_and_bound:branch_and_bound",
     ),
     # Chapter 22: estimates.
     Row(
@@ -43,8 +46,10 @@ VERIFICATION: tuple[Row, ...] = (
         section="3.3",
         kind="estimate",
         chapter="22",
+        callable="robustlab.verification.estimates.clever:clever",
         norms=("l1", "l2", "linf"),
         targeted=True,
+        quick={"batches": 8, "samples": 8},
     ),
     # Chapter 23: linear relaxations.
     Row(
@@ -54,6 +59,7 @@ VERIFICATION: tuple[Row, ...] = (
         section="3.3",
         kind="verifier",
         chapter="23",
+        callable="robustlab.verification.propagation.fast_lin:fast_lin",
         norms=("l1", "l2", "linf"),
     ),
     Row(
@@ -64,6 +70,7 @@ VERIFICATION: tuple[Row, ...] = (
         kind="verifier",
         chapter="23",
         also=("22",),
+        callable="robustlab.verification.propagation.fast_lip:fast_lip",
         norms=("l1", "l2", "linf"),
     ),
     Row(
@@ -73,6 +80,7 @@ VERIFICATION: tuple[Row, ...] = (
         section="3.3",
         kind="verifier",
         chapter="23",
+        callable="robustlab.verification.propagation.ibp:ibp",
         norms=("linf",),
     ),
     Row(
@@ -82,16 +90,28 @@ VERIFICATION: tuple[Row, ...] = (
         section="3.3",
         kind="verifier",
         chapter="23",
+        callable="robustlab.verification.propagation.crown:crown",
         norms=("l1", "l2", "linf"),
     ),
-    # Chapters 24 and 25: duals, general architectures.
+    Row(
+        key="alpha_crown",
+        title="α-CROWN",
+        cite="xu2021",
+        section="3.3",
+        kind="verifier",
+        chapter="23",
+        callable="robustlab.verification.propagation.alpha_crown:alpha_crown",
+        beyond_survey=True,
+        norms=("l1", "l2", "linf"),
+    ),
     Row(
         key="wong_kolter",
         title="Convex outer polytope, by its dual network",
         cite="wong2018provable",
         section="3.3",
         kind="verifier",
-        chapter="24",
+        chapter="23",
+        callable="robustlab.verification.propagation.wong_kolter:wong_kolter",
         norms=("l1", "l2", "linf"),
     ),
     Row(
@@ -100,7 +120,8 @@ VERIFICATION: tuple[Row, ...] = (
         cite="boopathy2019",
         section="3.3",
         kind="verifier",
-        chapter="25",
+        chapter="23",
+        callable="robustlab.verification.propagation.cnn_cert:cnn_cert",
         norms=("l1", "l2", "linf"),
         dims=("image",),
     ),
@@ -110,9 +131,11 @@ VERIFICATION: tuple[Row, ...] = (
         cite="xu2020a",
         section="3.3",
         kind="verifier",
-        chapter="25",
+        chapter="23",
+        callable="robustlab.verification.propagation.lirpa:lirpa",
         norms=("l1", "l2", "linf"),
     ),
+    # Chapters 24 and 25: duals, semantic changes.
     Row(
         key="lagrangian_dual",
         title="Lagrangian dual",

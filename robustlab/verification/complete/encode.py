@@ -1,0 +1,182 @@
+"""A piecewise-linear network as affine expressions joined by ReLUs: what simplex and integer programs are made of.
+
+Every value of the network is an affine expression of the inputs x and of the outputs a of its ReLUs,
+
+    a_i = max(b_i, 0),   b_i = P_i·(x, a) + p_i,   f(x) = O·(x, a) + o,
+
+where b_i looks only at inputs and at earlier ReLUs. Leaky ReLU, absolute value, clamp and max-pooling are rewritten:
+
+    left·min(z, 0) + right·max(z, 0) = left·z + (right − left)·relu(z)
+    clamp(z, l, h)                   = l + relu(z − l) − relu(z − h)
+    max(y, z)                        = y + relu(z − y)
+
+A ReLU whose sign is known from bounds on its input is no ReLU but 0 or the expression itself: such *stable* neurons
+leave no trace, so that the exact solvers see the others only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustlab.verification.graph.hinge import Clamp, Hinge
+from robustlab.verification.graph.interval import Bounds
+from robustlab.verification.graph.node import Graph, Node
+from robustlab.verification.graph.pool import MaxPool
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """n inputs, r ReLUs that are not stable, m outputs, all float64.
+
+    Attributes:
+        low, high: (n + r,) bounds of the variables, inputs first.
+        P, p: (r, n + r) and (r,), the ReLUs' inputs.
+        lower, upper: (r,), bounds of the ReLUs' inputs, lower < 0 < upper.
+        O, o: (m, n + r) and (m,), the outputs.
+    """
+
+    low: Array
+    high: Array
+    P: Array
+    p: Array
+    lower: Array
+    upper: Array
+    O: Array
+    o: Array
+
+    @property
+    def inputs(self) -> int:
+        return len(self.low) - len(self.p)
+
+
+@torch.no_grad()
+def encode(graph: Graph, low: Tensor, high: Tensor, layers: Sequence[Bounds] | None = None) -> System:
+    """The network on one box.
+
+    Args:
+        graph: with affine operators, ReLUs and what can be rewritten in ReLUs.
+        low, high: (n,), the flat box.
+        layers: sound bounds (1, *shape) of every node, for example by CROWN; None takes intervals alone, in which the
+            stable neurons of earlier layers are already seen through.
+
+    Raises:
+        ValueError: naming an operator that is not piecewise linear.
+    """
+    graph = graph.to("cpu", torch.float64)
+    return _Encoder(graph, low.double().cpu(), high.double().cpu()).run(layers)
+
+
+class _Encoder:
+    """Expressions are tensors (1 + variables, *shape): the constant, then one coefficient a variable."""
+
+    def __init__(self, graph: Graph, low: Tensor, high: Tensor) -> None:
+        self.graph, self.n = graph, len(low)
+        self.low, self.high = low, high
+        self.rows: list[Tensor] = []
+        self.lower, self.upper = low.new_empty(0), low.new_empty(0)
+
+    def run(self, layers: Sequence[Bounds] | None) -> System:
+        identity = torch.eye(1 + self.n, dtype=torch.float64)[:, 1:]
+        values = [identity.reshape(1 + self.n, *self.graph.input_shape)]
+        for node in self.graph.nodes[1:]:
+            parts = [self._pad(values[i]) for i in node.inputs]
+            known = None if layers is None else layers[node.inputs[0]]
+            values.append(self._apply(node, parts, known))
+        output = self._pad(values[-1].flatten(1)).T
+        width = len(self.low)
+        rows = [F.pad(part, (0, 1 + width - part.shape[1])) for part in self.rows]
+        relus = torch.cat([*rows, torch.empty(0, 1 + width, dtype=torch.float64)])
+        pieces = (self.low, self.high, relus[:, 1:], relus[:, 0], self.lower, self.upper, output[:, 1:], output[:, 0])
+        return System(*(piece.numpy() for piece in pieces))
+
+    def _apply(self, node: Node, parts: list[Tensor], known: Bounds | None) -> Tensor:
+        op = node.op
+        assert op is not None
+        if op.affine:
+            linear = op.forward(*parts) - op.forward(*(torch.zeros_like(part[:1]) for part in parts))
+            return torch.cat([op.forward(*(part[:1] for part in parts)), linear[1:]])
+        (z,) = parts
+        if isinstance(op, Hinge):
+            return self._sum((op.left, z), (op.right - op.left, self._relu(z, known)))
+        if isinstance(op, Clamp):
+            if op.low > -np.inf:
+                z = _shift(self._relu(_shift(z, -op.low), _moved(known, -op.low)), op.low)
+            if op.high < np.inf:
+                z = self._sum((1.0, z), (-1.0, self._relu(_shift(z, -op.high), None)))
+            return z
+        if isinstance(op, MaxPool):
+            return self._max_pool(op, z)
+        raise ValueError(
+            f"model: exact methods want affine operators, ReLU, leaky ReLU, abs, clamp and max-pooling, "
+            f"got {type(op).__name__} at node {node.name!r}"
+        )
+
+    def _relu(self, z: Tensor, known: Bounds | None) -> Tensor:
+        """relu of an expression: 0, the expression, or a new variable."""
+        rows = z.flatten(1).T
+        lower, upper = self._range(rows)
+        if known is not None:
+            lower = torch.maximum(lower, known.lower[0].flatten().to(lower))
+            upper = torch.minimum(upper, known.upper[0].flatten().to(upper))
+        out = torch.where(lower >= 0, z.flatten(1), 0.0)
+        new = ((lower < 0) & (upper > 0)).nonzero().flatten()
+        self.rows.append(rows[new])
+        self.lower, self.upper = torch.cat([self.lower, lower[new]]), torch.cat([self.upper, upper[new]])
+        self.low = torch.cat([self.low, torch.zeros_like(lower[new])])
+        self.high = torch.cat([self.high, upper[new]])
+        fresh = torch.zeros(len(new), out.shape[1], dtype=torch.float64)
+        fresh[torch.arange(len(new)), new] = 1.0
+        return torch.cat([out, fresh]).reshape(-1, *z.shape[1:])
+
+    def _max_pool(self, op: MaxPool, z: Tensor) -> Tensor:
+        """The maximum, one element of each window after the other; padding is never the maximum."""
+        _, channels, height, width = z.shape
+        (ph, pw), places = op.padding, torch.arange(1.0, 1 + channels * height * width, dtype=torch.float64)
+        padded = F.pad(places.reshape(1, channels, height, width), (pw, pw, ph, ph))
+        windows = F.unfold(padded, op.kernel, op.dilation, 0, op.stride).reshape(channels, np.prod(op.kernel), -1)
+        windows = windows.long().movedim(1, 0).flatten(1)  # (elements, outputs), 0 where padding is
+        out_shape = op.forward(z[:1]).shape[1:]
+        windows = windows.sort(dim=0, descending=True).values  # padding last: the first element is real
+        flat = z.flatten(1)
+        best = flat[:, windows[0] - 1]
+        for window in windows[1:]:
+            flat, best = self._pad(flat), self._pad(best)
+            rise = torch.where(window > 0, flat[:, (window - 1).clamp_min(0)] - best, 0.0)
+            best = self._sum((1.0, best), (1.0, self._relu(rise, None)))
+        return best.reshape(-1, *out_shape)
+
+    def _range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Interval arithmetic over the variables."""
+        constant, slope = rows[:, 0], rows[:, 1:]
+        positive, negative = slope.clamp_min(0), slope.clamp_max(0)
+        low, high = self.low[: slope.shape[1]], self.high[: slope.shape[1]]
+        return constant + positive @ low + negative @ high, constant + positive @ high + negative @ low
+
+    def _pad(self, value: Tensor) -> Tensor:
+        """Zero coefficients for the variables that have come since."""
+        missing = 1 + len(self.low) - value.shape[0]
+        return torch.cat([value, value.new_zeros(missing, *value.shape[1:])]) if missing else value
+
+    def _sum(self, *terms: tuple[float, Tensor]) -> Tensor:
+        total = torch.zeros(())
+        for factor, value in terms:
+            if factor:
+                total = total + factor * self._pad(value)
+        return total
+
+
+def _shift(z: Tensor, by: float) -> Tensor:
+    return torch.cat([z[:1] + by, z[1:]])
+
+
+def _moved(known: Bounds | None, by: float) -> Bounds | None:
+    return None if known is None else Bounds(known.lower + by, known.upper + by)

@@ -1,0 +1,119 @@
+"""One door to the complete verifiers: is a label kept on a whole ℓ∞ ball?"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.results import Certificate
+from robustlab.verification.complete.query import Clock, Replay, Verdict, label_cases
+from robustlab.verification.graph.trace import trace
+from robustlab.victim import Victim
+
+METHODS = ("branch_and_bound", "milp", "reluplex")
+
+
+def verify(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor,
+    method: str = "branch_and_bound",
+    timeout: float | None = 60.0,
+    box: tuple[float, float] = (0.0, 1.0),
+    progress: bool = False,
+) -> Certificate:
+    """Decide, sample by sample, whether labels are kept on ℓ∞ balls.
+
+    Label y is kept if f_y(x′) > f_k(x′) for all k ≠ y and all x′ in the box with ‖x′ − x‖∞ ≤ ε. A complete verifier
+    answers that with yes or with an x′, given time:
+
+    * ``"verified"``: for every k the solver has shown f_y − f_k > 1e-6 on the ball, in float64;
+    * ``"falsified"``: there is an x′ in the ball whose label, asked of the model itself, is not y;
+    * ``"unknown"``: the time ran out, or what decides is within 1e-6 of a tie.
+
+    Args:
+        model: from (N, ...) to (N, K), with operators that the method knows.
+        x: (N, ...) in the box.
+        y: (N,) labels; None takes the model's own prediction.
+        norm: ``"linf"``, the only one.
+        eps: ε > 0, one number or one a sample, in the units of x.
+        method: ``"branch_and_bound"`` (default), ``"milp"`` or ``"reluplex"``.
+        timeout: seconds for each sample (default 60); None for no limit.
+        box: the range of valid inputs (default (0, 1)).
+        progress: show a bar, where the method has one.
+
+    Returns:
+        A Certificate; the radius is ε where verified, else 0; counterexamples are (N, ...), NaN where there is none.
+
+    Raises:
+        ValueError, TypeError: naming the argument that is wrong, or the operator that the method does not know.
+
+    Source: Katz et al. (2017); Tjeng et al. (2019); Bunel et al. (2018).
+    """
+    checks.one_of("method", method, METHODS)
+    if norm != "linf":
+        raise ValueError(f"norm: complete verifiers want 'linf', got {norm!r}")
+    checks.images(x, box)
+    radius = checks.per_sample("eps", eps, x)
+    exact = torch.as_tensor(eps, dtype=torch.float64).expand(len(x))  # a number is not rounded to the dtype of x
+    if timeout is not None:
+        checks.positive("timeout", timeout)
+    solve = import_module(f"robustlab.verification.complete.{method}").solve
+    options = {"progress": progress} if method == "branch_and_bound" else {}
+    victim = Victim(model, bounds=box)
+    status = ["verified"] * len(x)
+    found = torch.full_like(x, torch.nan)
+    with victim.call(x, y) as call:
+        graph = trace(model, x).to(torch.float64) if len(x) else None
+        for i in range(len(x)):
+            assert graph is not None and call.clean is not None
+            label = int(call.y[i])
+            if int(call.clean[i].argmax()) != label:
+                status[i], found[i] = "falsified", x[i]
+                continue
+            low, high = ball(x[i], float(exact[i]), box)
+            cases = label_cases(low.flatten(), high.flatten(), label, call.clean.shape[1])
+            replay = _replay(model, x[i], label, low, high)
+            verdict: Verdict = solve(graph, cases, replay, Clock(timeout), **options)
+            if verdict.witness is not None:
+                found[i] = verdict.witness
+            status[i] = "unknown" if verdict.status == "timeout" else verdict.status
+    verified = torch.tensor([s == "verified" for s in status], dtype=torch.bool, device=x.device)
+    return Certificate(
+        status=status,
+        radius=torch.where(verified, radius, 0.0),
+        norm=norm,
+        method=method,
+        counterexample=found if "falsified" in status else None,
+    )
+
+
+def ball(x: Tensor, eps: float, box: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """The ends of the ℓ∞ ball within the box, float64 on the CPU."""
+    center = x.detach().double().cpu()
+    return (center - eps).clamp(*box), (center + eps).clamp(*box)
+
+
+def _replay(model: nn.Module, x: Tensor, y: int, low: Tensor, high: Tensor) -> Replay:
+    """Ask the model itself, in its own dtype, at the nearest points that are in the ball in that dtype too."""
+    inside = tuple(_inward(end, x, sign) for end, sign in ((low, 1.0), (high, -1.0)))
+
+    def ask(points: Tensor) -> Tensor | None:
+        candidates = points.reshape(-1, *x.shape).to(x).clamp(*inside)
+        wrong = model(candidates).argmax(dim=1) != y
+        return candidates[int(wrong.int().argmax())] if bool(wrong.any()) else None
+
+    return ask
+
+
+def _inward(end: Tensor, x: Tensor, sign: float) -> Tensor:
+    """An end of the ball in the dtype of x, rounded towards the inside."""
+    near = end.to(x)
+    beyond = (near.double() - end.to(x.device)) * sign < 0
+    return torch.where(beyond, torch.nextafter(near, x), near)

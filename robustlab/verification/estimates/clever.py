@@ -1,0 +1,169 @@
+"""CLEVER: a score from the extreme values of gradient norms.
+
+Weng et al., "Evaluating the robustness of neural networks: an extreme value theory approach" (2018), algorithms 1
+(targeted) and 2 (untargeted). For a target class j let g(x) = z_y − z_j. If L bounds ‖∇g‖_q over the ball of radius R
+around x, with q dual to p (theorem 3.2),
+
+    no δ with ‖δ‖_p < min(g(x) / L, R) makes j win.
+
+L, the local cross-Lipschitz constant, is not known. Gradient norms at random points of the ball are bounded by it, so
+the maxima of many batches of them follow a reverse Weibull law whose location is L: fit it, and divide.
+
+    v_i = max { ‖∇g(x + δ)‖_q : δ among N_s random points },  i = 1 … N_b
+    score_j = min(g(x) / â, R),   â = location of the law fitted to v_1 … v_Nb;   untargeted: min_{j ≠ y} score_j
+
+It is an estimate: nothing keeps a network from being steep where no point fell. Hence an Estimate, never a Certificate.
+
+Different here: points are clipped to the victim's box, since an attack stays inside it too, and only the gradients in
+ball ∩ box matter to the theorem (both are convex); the paper's ball without a box is that of a Victim with wide bounds.
+One set of points serves all classes of a sample. The likelihood is maximized by its profile (weibull.py), where the
+authors' code runs a simplex search from many starts, with a small penalty on the shape. Where the Kolmogorov–Smirnov
+test rejects the fit, or there is none (all maxima are equal, as on an affine model), â is the largest maximum.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacks.whitebox.pgd import Model
+from robustlab.call import Call
+from robustlab.noise import Noise
+from robustlab.norms import get_norm
+from robustlab.progress import bar
+from robustlab.results import Estimate
+from robustlab.verification.estimates.weibull import fit_reverse_weibull
+from robustlab.victim import Victim
+
+CHOICES = ("random", "top2", "least")
+_CHOOSE, _SAMPLE = 0, 1  # draws
+
+
+def clever(
+    victim: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "l2",
+    radius: float | Tensor,
+    target: int | Tensor | str | None = None,
+    batches: int = 500,
+    samples: int = 1024,
+    level: float = 0.05,
+    batch_size: int = 1024,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    progress: bool = False,
+) -> Estimate:
+    """CLEVER score: margin over an estimated local Lipschitz constant. No guarantee.
+
+        min over j of min((z_y − z_j) / â_j, R)
+
+    Args:
+        victim: a Victim, or a model with logits (N, K).
+        x: (N, ...), in the box.
+        y: (N,) labels; None takes the model's prediction. The score is 0 where the model does not predict y.
+        norm: ``"l1"``, ``"l2"`` or ``"linf"``, in which the score is measured.
+        radius: R > 0, or (N,): radius of the ball that is sampled, and the largest score.
+        target: None for all classes but y; a label, or (N,), for a targeted score; ``"random"``, ``"top2"`` (the
+            largest other logit at x) or ``"least"`` (the smallest logit) choose one target a sample.
+        batches: N_b ≥ 2, the number of maxima.
+        samples: N_s, points whose gradients each maximum is taken over.
+        level: of the Kolmogorov–Smirnov test; a fit with a smaller p-value is rejected. 0 accepts all.
+        batch_size: points evaluated at once; memory only.
+        seed, ids: randomness, by sample; ids None means 0 … N − 1.
+        progress: show a bar in a terminal.
+
+    Returns:
+        Estimate. ``value`` is the score, (N,); ``details`` holds, for each of the C classes tried, (N, C):
+        ``classes``, ``scores``, ``lipschitz`` (â), ``shape``, ``p_value``, ``fitted`` (False where the largest
+        maximum stands in); and ``maxima``, (N, C, N_b). Cost: N_b·N_s + 1 queries and C·N_b·N_s gradients a sample.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work.
+
+    Source:
+        Weng et al. (2018b), algorithms 1 and 2.
+    """
+    checks.one_of("norm", norm, ("l1", "l2", "linf"))
+    checks.at_least("batches", batches, 2, integer=True)
+    checks.at_least("samples", samples, 1, integer=True)
+    checks.at_least("batch_size", batch_size, 1, integer=True)
+    checks.at_least("level", level, 0.0)
+    checks.images(x, (-torch.inf, torch.inf))
+    limit = checks.per_sample("radius", radius, x)
+    if isinstance(target, str):
+        checks.one_of("target", target, CHOICES)
+    victim = Victim.of(victim)
+    if victim.budget is not None and victim.budget < batches * samples + 1:
+        raise ValueError(f"budget: want at least {batches * samples + 1} queries a sample, got {victim.budget}")
+    label = None if isinstance(target, str) else target
+    with victim.call(x, y, target=label, ids=ids) as call:
+        if call.clean is None:  # an empty batch
+            return Estimate(x.new_zeros(0), norm, "clever")
+        classes = _classes(call, target, seed)
+        maxima = _maxima(call, classes, norm, limit, batches, samples, batch_size, seed, progress)
+        own = call.clean.gather(1, call.y[:, None])
+        right = call.clean.argmax(dim=1) == call.y
+        margin = (own - call.clean.gather(1, classes)).clamp_min(0) * right[:, None]
+    fit = fit_reverse_weibull(maxima)
+    fitted = fit.exists & (fit.p_value >= level)
+    lipschitz = torch.where(fitted, fit.location, maxima.amax(dim=2).double())
+    scores = torch.minimum(margin / lipschitz, limit[:, None].double())
+    scores = torch.where(margin > 0, scores, 0.0).to(x.dtype)  # also where margin and L are both 0
+    details = {
+        "classes": classes,
+        "scores": scores,
+        "lipschitz": lipschitz.to(x.dtype),
+        "shape": fit.shape.to(x.dtype),
+        "p_value": fit.p_value.to(x.dtype),
+        "fitted": fitted,
+        "maxima": maxima,
+    }
+    return Estimate(scores.amin(dim=1), norm, "clever", details)
+
+
+def _classes(call: Call, target: int | Tensor | str | None, seed: int) -> Tensor:
+    """(N, C): the classes j of each sample."""
+    assert call.clean is not None
+    k = call.clean.shape[1]
+    if call.target is not None:
+        checks.other_than_y("target", call.target, call.y)
+        return call.target[:, None]
+    if target == "top2":
+        return call.clean.scatter(1, call.y[:, None], -torch.inf).argmax(dim=1, keepdim=True)
+    if target == "least":
+        return call.clean.scatter(1, call.y[:, None], torch.inf).argmin(dim=1, keepdim=True)
+    step = torch.arange(1, k, device=call.y.device).expand(len(call.y), -1)
+    if target == "random":
+        step = 1 + call.noise(seed).integers(_CHOOSE, (1,), k - 1)
+    return (call.y[:, None] + step) % k
+
+
+def _maxima(
+    call: Call,
+    classes: Tensor,
+    norm: str,
+    limit: Tensor,
+    batches: int,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> Tensor:
+    """(N, C, N_b) maxima of ‖∇(z_y − z_j)‖_q over N_s points each, ``batch_size`` points at a time."""
+    n, many = classes.shape[0], batches * samples
+    ball = get_norm(norm)
+    pairs = torch.cat([call.y[:, None], classes], dim=1)
+    maxima = call.x.new_zeros(n * batches, classes.shape[1])
+    for start in bar(range(0, n * many, batch_size), show=progress, label="clever"):
+        place = torch.arange(start, min(start + batch_size, n * many), device=call.x.device)
+        rows, point = place // many, place % many
+        noise = Noise(seed, call.ids[rows] * many + point)  # each point of each sample has a number of its own
+        center = call.x[rows]
+        points = (center + ball.uniform(noise, _SAMPLE, center, limit[rows])).clamp_(call.low, call.high)
+        _, _, slopes = call.jacobian(points, rows, lambda _, rows=rows: pairs[rows])
+        length = ball.dual.length(slopes.flatten(0, 1)).reshape(slopes.shape[:2])
+        maxima.scatter_reduce_(0, (place // samples)[:, None].expand_as(length), length, "amax")
+    return maxima.reshape(n, batches, -1).transpose(1, 2)

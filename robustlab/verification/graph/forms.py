@@ -1,0 +1,114 @@
+"""Linear forms on the value of one node: what a backward pass carries from the output to the input.
+
+A form is ⟨coef, value⟩ for the value of one sample. Those of a whole batch stand in one tensor, each with the number
+of the sample that it belongs to, so that a sample with many unstable neurons costs no more in company than alone.
+
+A neuron of a convolutional layer looks at a small window of the layer before. Its form is then stored as that window
+alone, (C, kh, kw) instead of (C, H, W), with the place of the window's corner; going back through another convolution
+makes the window larger (the receptive field of the neuron) until it is as large as the map and is written out in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Where the windows of R forms lie in their map.
+
+    Attributes:
+        corner: (R, 2) row and column of the upper left corner; it may lie outside the map.
+        low, high: smallest and largest corner that can occur, known without looking at ``corner``.
+    """
+
+    corner: Tensor
+    low: tuple[int, int]
+    high: tuple[int, int]
+
+    def margins(self, size: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int, int]:
+        """How far windows of ``size`` may stick out of the map: (left, right, top, bottom), as ``F.pad`` wants it."""
+        before = [max(0, -low) for low in self.low]
+        after = [max(0, high + k - n) for high, k, n in zip(self.high, size, shape[-2:], strict=True)]
+        return before[1], after[1], before[0], after[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """R linear forms on the value of one node.
+
+    Attributes:
+        coef: (R, *shape of the node), or windows (R, C, kh, kw).
+        sample: (R,) int64, the sample whose value each form is applied to.
+        window: where the windows lie; None for forms written out in full. Coefficients outside the map are 0.
+    """
+
+    coef: Tensor
+    sample: Tensor
+    window: Window | None = None
+
+    def to(self, coef: Tensor) -> Forms:
+        """Forms of the same samples, in the same windows, with other coefficients."""
+        return replace(self, coef=coef)
+
+    def pick(self, values: Tensor) -> Tensor:
+        """``values`` (N, *shape) as each form meets them: of its sample, in its window; 0 outside the map."""
+        if self.window is None:
+            return values if values.shape[0] == 1 else values.index_select(0, self.sample)
+        kh, kw = self.coef.shape[-2:]
+        left, right, top, bottom = self.window.margins((kh, kw), values.shape)
+        views = F.pad(values, (left, right, top, bottom)).unfold(2, kh, 1).unfold(3, kw, 1)
+        row, column = self.window.corner.unbind(1)
+        sample = self.sample if values.shape[0] > 1 else torch.zeros_like(self.sample)
+        return views[sample, :, row + top, column + left]
+
+    def dot(self, values: Tensor) -> Tensor:
+        """⟨coef, values⟩ for values as ``pick`` gives them (or that broadcast), (R,)."""
+        return torch.linalg.vecdot(self.coef.flatten(1), values.expand_as(self.coef).flatten(1))
+
+    def full(self, shape: Sequence[int]) -> Forms:
+        """The same forms written out over a node of ``shape``."""
+        if self.window is None:
+            return self
+        rows, channels, kh, kw = self.coef.shape
+        left, right, top, bottom = self.window.margins((kh, kw), shape)
+        height, width = shape[-2] + top + bottom, shape[-1] + left + right
+        corner = self.window.corner[:, 0] + top, self.window.corner[:, 1] + left
+        inside = torch.arange(kh, device=corner[0].device)[:, None] * width + torch.arange(kw, device=corner[0].device)
+        place = (corner[0] * width + corner[1])[:, None] + inside.flatten()
+        padded = self.coef.new_zeros(rows, channels, height * width)
+        padded = padded.scatter(2, place[:, None].expand(-1, channels, -1), self.coef.flatten(2))
+        padded = padded.reshape(rows, channels, height, width)
+        return Forms(padded[..., top : height - bottom, left : width - right], self.sample)
+
+    def plus(self, other: Forms, shape: Sequence[int]) -> Forms:
+        """The sum of two sets of forms on the same node, where two branches of the graph meet."""
+        if self.window is other.window and self.coef.shape == other.coef.shape:
+            return self.to(self.coef + other.coef)
+        return self.full(shape).to(self.full(shape).coef + other.full(shape).coef)
+
+
+def units(sample: Tensor, place: Tensor, shape: Sequence[int], sign: Tensor) -> Forms:
+    """The forms ±e_place on a node of ``shape``: one neuron each.
+
+    Args:
+        sample, place: (R,) int64, the sample and the flat index of the neuron.
+        shape: of the node.
+        sign: (R,) of +1 and −1.
+    """
+    if len(shape) == 3:
+        channels, height, width = shape
+        channel, spot = place // (height * width), place % (height * width)
+        coef = sign.new_zeros(len(place), channels).scatter(1, channel[:, None], sign[:, None])
+        corner = torch.stack([spot // width, spot % width], dim=1)
+        return Forms(coef[:, :, None, None], sample, Window(corner, (0, 0), (height - 1, width - 1)))
+    size = 1
+    for length in shape:
+        size *= length
+    coef = sign.new_zeros(len(place), size).scatter(1, place[:, None], sign[:, None])
+    return Forms(coef.reshape(-1, *shape), sample)

@@ -1,0 +1,101 @@
+"""The one backward pass behind all linear-relaxation methods.
+
+Forms ⟨a, z⟩ on the value of a node are carried to the input, node by node in reverse topological order; at each node
+its operator's backward rule turns them into forms on its inputs, never larger, and a constant. Where a value is used
+more than once, its coefficients add up. What arrives at the input is a linear lower bound,
+
+    ⟨a, z(x)⟩  ≥  ⟨a₀, x⟩ + c      for all x in the region,
+
+whose least value on the region is known in closed form.
+
+Source: Zhang et al., "Efficient neural network robustness certification with general activation functions" (2018),
+theorem 3.2; Xu et al., "Automatic perturbation analysis for scalable certified robustness and beyond" (2020), algorithm
+1, for graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustlab.verification.graph.affine import Linear
+from robustlab.verification.graph.conv import Conv
+from robustlab.verification.graph.forms import Forms
+from robustlab.verification.graph.interval import Bounds
+from robustlab.verification.graph.node import Graph
+from robustlab.verification.propagation.region import Region, box_minimum
+
+WIDEN = 32.0
+"""Float32 bounds are moved outward by this many units of rounding of the sum of the absolute values of their terms."""
+
+
+def backward(
+    graph: Graph, lines: Mapping[int, Any], forms: Forms, start: int, extra: Mapping[int, Tensor] | None = None
+) -> tuple[Forms, Tensor]:
+    """Carry forms on the node ``start`` to the input.
+
+    Args:
+        graph: the network.
+        lines: for every nonlinear node before ``start``, its relaxation.
+        forms: R forms on the value of ``start``.
+        start: index of a node.
+        extra: for some nodes, coefficients (R, *shape) that are added to those that arrive there (the multipliers of
+            constraints, in branch and bound).
+
+    Returns:
+        Forms on the input, and the constant (R,).
+    """
+    pending: dict[int, Forms] = {start: forms}
+    constant = forms.coef.new_zeros(forms.coef.shape[0])
+    for node in reversed(graph.nodes[1 : start + 1]):
+        here = pending.pop(node.index, None)
+        if here is None:
+            continue
+        if extra is not None and node.index in extra:
+            here = here.full(node.shape)
+            here = here.to(here.coef + extra[node.index])
+        assert node.op is not None
+        shapes = [graph.nodes[i].shape for i in node.inputs]
+        arriving, left = node.op.backward(here, shapes, lines.get(node.index))
+        constant = constant + left
+        for i, part in zip(node.inputs, arriving, strict=True):
+            pending[i] = pending[i].plus(part, graph.nodes[i].shape) if i in pending else part
+    return pending[0], constant
+
+
+def concretize(region: Region, forms: Forms, constant: Tensor, *, exact: bool = True) -> Tensor:
+    """The least value of ⟨a₀, x⟩ + c on the region, (R,), widened where rounding matters."""
+    value = region.minimum(forms, exact=exact) + constant
+    if value.dtype == torch.float64:
+        return value
+    hull = region.hull
+    largest = torch.maximum(hull.lower.abs(), hull.upper.abs())
+    return value - slack(forms.to(forms.coef.abs()).dot(forms.pick(largest)) + constant.abs())
+
+
+def slack(scale: Tensor) -> Tensor:
+    """How far a bound is moved outward that was summed from terms of this absolute sum: WIDEN units; 0 in float64."""
+    return scale * (0.0 if scale.dtype == torch.float64 else WIDEN * torch.finfo(scale.dtype).eps)
+
+
+def interval_bound(graph: Graph, layers: list[Bounds], forms: Forms) -> Tensor:
+    """Lower bounds of forms on the output from interval bounds of the last hidden layer, (R,).
+
+    The last affine layer is merged into the forms ("elided"): one backward step, then the least value on the box of the
+    node before. This is never looser than the intervals of the logits.
+
+    Source: Gowal et al., "Scalable verified training for provably robust image classification" (2019), section 3.
+    """
+    node, constant = graph.nodes[-1], forms.coef.new_zeros(forms.coef.shape[0])
+    done = False
+    while node.op is not None and node.op.affine and len(node.inputs) == 1 and not done:
+        (forms,), left = node.op.backward(forms, [graph.nodes[node.inputs[0]].shape], None)
+        constant, done = constant + left, isinstance(node.op, (Linear, Conv))
+        node = graph.nodes[node.inputs[0]]
+    box = layers[node.index]
+    value = box_minimum(box, forms) + constant
+    largest = torch.maximum(box.lower.abs(), box.upper.abs())
+    return value - slack(forms.to(forms.coef.abs()).dot(forms.pick(largest)) + constant.abs())

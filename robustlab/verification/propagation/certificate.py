@@ -1,0 +1,100 @@
+"""From a bound to a certificate: what all incomplete verifiers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.results import Certificate
+from robustlab.verification.graph.node import Graph
+from robustlab.verification.graph.trace import trace
+from robustlab.verification.propagation.region import Ball, Region
+from robustlab.verification.propagation.specification import margins
+
+Bound = Callable[[Graph, Region, Tensor], Tensor]
+"""(graph, region, C (N, M, K)) → lower bounds of C·output, (N, M)."""
+Interval = tuple[float, float]
+
+
+def prepare(
+    model: nn.Module | Graph, x: Tensor, y: Tensor | None, norm: str, box: Interval | None
+) -> tuple[Graph, Tensor, Tensor]:
+    """Check the arguments that all verifiers share and read the model.
+
+    Returns:
+        The graph, its logits at x (N, K), and the labels (N,); for an empty batch, empty tensors.
+    """
+    checks.one_of("norm", norm, ("l1", "l2", "linf"))
+    checks.images(x, box if box is not None else (-torch.inf, torch.inf))
+    if y is not None:
+        y = checks.labels("y", y, x)
+    if isinstance(model, nn.Module):
+        weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+        if weight is not None and weight.dtype != x.dtype:
+            raise TypeError(
+                f"x: want the model's dtype {weight.dtype}, got {x.dtype}; say model.double() or x.to({weight.dtype})"
+            )
+        if weight is not None and weight.device != x.device:
+            raise ValueError(f"x: want the model's device {weight.device}, got {x.device}")
+    graph = trace(model, x)
+    if tuple(x.shape[1:]) != graph.input_shape:
+        raise ValueError(f"x: want shape (N, {graph.input_shape}), got {tuple(x.shape)}")
+    if len(graph.output_shape) != 1 or graph.output_shape[0] < 2:
+        raise ValueError(f"model: want output of shape (N, K) with K ≥ 2, got (N, *{graph.output_shape})")
+    classes = graph.output_shape[0]
+    if y is not None:
+        checks.in_classes("y", y, classes)
+    if not len(x):
+        return graph, x.new_empty(0, classes), torch.empty(0, dtype=torch.int64, device=x.device)
+    logits = graph(x)
+    if bool(logits.isnan().any()):
+        raise ValueError("model: want numbers at x, got NaN")
+    return graph, logits, logits.argmax(dim=1) if y is None else y
+
+
+@torch.no_grad()
+def certificate(
+    bound: Bound,
+    method: str,
+    model: nn.Module | Graph,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor,
+    box: Interval | None = (0.0, 1.0),
+) -> Certificate:
+    """Verified where ``bound`` shows that all margins z_y − z_j are positive on the ball around x, cut off by the box.
+
+    Args:
+        bound: lower bounds of C·output.
+        method: the catalogue key that the certificate carries.
+        model, x, y, norm, eps, box: as in :func:`robustlab.verification.certify`.
+
+    Returns:
+        The certificate: ``"verified"``, ``"falsified"`` where x itself is not classified as y, else ``"unknown"``.
+    """
+    checks.images(x, box if box is not None else (-torch.inf, torch.inf))
+    radius = checks.per_sample("eps", eps, x)
+    graph, logits, y = prepare(model, x, y, norm, box)
+    right = logits.argmax(dim=1) == y
+    proven = torch.zeros_like(right)
+    rows = right.nonzero().flatten()
+    if len(rows):
+        C = margins(y[rows], logits.shape[1], x.dtype)
+        proven[rows] = (bound(graph, Ball(x[rows], radius[rows], norm, box), C) > 0).all(dim=1)
+    return stated(proven, right, torch.where(proven, radius, 0.0), x, norm, method)
+
+
+def stated(proven: Tensor, right: Tensor, radius: Tensor, x: Tensor, norm: str, method: str) -> Certificate:
+    """The certificate from what was proven; a sample that is misclassified is its own counterexample."""
+    status = [
+        "verified" if p else "unknown" if r else "falsified"
+        for p, r in zip(proven.tolist(), right.tolist(), strict=True)
+    ]
+    wrong = ~right.reshape(-1, *[1] * (x.dim() - 1))
+    counterexample = torch.where(wrong, x, torch.nan) if bool(wrong.any()) else None
+    return Certificate(status, radius, norm, method, counterexample=counterexample)

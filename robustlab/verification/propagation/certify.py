@@ -1,0 +1,170 @@
+"""The front of the incomplete verifiers: bounds, certificates at a radius, and the largest radius that is certified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.results import Certificate
+from robustlab.verification.graph.interval import Bounds
+from robustlab.verification.graph.node import Graph
+from robustlab.verification.graph.trace import trace
+from robustlab.verification.propagation.alpha_crown import alpha_crown_bound
+from robustlab.verification.propagation.certificate import Interval, certificate, prepare, stated
+from robustlab.verification.propagation.cnn_cert import cnn_cert_bound
+from robustlab.verification.propagation.crown import crown_bound, crown_ibp_bound
+from robustlab.verification.propagation.fast_lin import fast_lin_bound
+from robustlab.verification.propagation.fast_lip import fast_lip_bound
+from robustlab.verification.propagation.ibp import ibp_bound
+from robustlab.verification.propagation.lirpa import lirpa_bound
+from robustlab.verification.propagation.region import Ball, Region
+from robustlab.verification.propagation.specification import margins
+from robustlab.verification.propagation.wong_kolter import wong_kolter_bound
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "ibp": ibp_bound,
+    "fast_lin": fast_lin_bound,
+    "fast_lip": fast_lip_bound,
+    "crown": crown_bound,
+    "crown_ibp": crown_ibp_bound,
+    "alpha_crown": alpha_crown_bound,
+    "wong_kolter": wong_kolter_bound,
+    "cnn_cert": cnn_cert_bound,
+    "lirpa": lirpa_bound,
+}
+"""Catalogue key → function (graph, region, C, **options) → lower bounds of C·output, (N, M)."""
+
+
+def bounds(
+    model: nn.Module | Graph, region: Region, C: Tensor | None = None, *, method: str = "crown", **options: Any
+) -> Bounds:
+    """Bounds of C·f(x) that hold for all x in a region.
+
+    Args:
+        model: a module from (N, ...) to (N, K), read in evaluation mode, or its graph.
+        region: N sets of inputs, a :class:`~robustlab.verification.propagation.region.Box` or ``Ball``.
+        C: (N, M, K), or (M, K) for all; None for the outputs themselves.
+        method: one of ``METHODS``.
+        options: the method's own, such as ``intersect=False``.
+
+    Returns:
+        :class:`~robustlab.verification.graph.interval.Bounds` of shape (N, M), differentiable in the model's parameters
+        and in the region where autograd is on (but for α-CROWN's).
+
+    Raises:
+        ValueError, TypeError: naming the argument, or the node that cannot be bounded.
+    """
+    checks.one_of("method", method, METHODS)
+    graph = trace(model, region.hull.lower)
+    if region.hull.lower.shape[1:] != graph.input_shape:
+        raise ValueError(f"region: want inputs of shape {graph.input_shape}, got {tuple(region.hull.lower.shape[1:])}")
+    if len(graph.output_shape) != 1:
+        raise ValueError(f"model: want output of shape (N, K), got (N, *{graph.output_shape})")
+    classes = graph.output_shape[0]
+    if C is None:
+        C = torch.eye(classes, dtype=region.hull.lower.dtype, device=region.hull.lower.device)
+    if C.dim() not in (2, 3) or C.shape[-1] != classes or (C.dim() == 3 and len(C) != len(region)):
+        raise ValueError(f"C: want shape ({len(region)}, M, {classes}) or (M, {classes}), got {tuple(C.shape)}")
+    if C.dtype != region.hull.lower.dtype:
+        raise TypeError(f"C: want the region's dtype {region.hull.lower.dtype}, got {C.dtype}")
+    if not len(region):
+        return Bounds(C.new_empty(0, C.shape[-2]), C.new_empty(0, C.shape[-2]))
+    both = METHODS[method](graph, region, torch.cat([C, -C], dim=-2), **options)
+    lower, negated = both.chunk(2, dim=1)
+    return Bounds(lower, -negated)
+
+
+def certify(
+    model: nn.Module | Graph,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "linf",
+    eps: float | Tensor,
+    method: str = "crown",
+    box: Interval | None = (0.0, 1.0),
+    **options: Any,
+) -> Certificate:
+    """Which predictions provably cannot change within ‖x′ − x‖ ≤ ε.
+
+    Args:
+        model: a module from (N, ...) to (N, K), read in evaluation mode; or its graph.
+        x: (N, ...), inside the box, of the model's dtype.
+        y: (N,) labels; None takes the model's predictions.
+        norm: ``"l1"``, ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, above 0, or one a sample (N,), in the units of x.
+        method: one of ``robustlab.verification.propagation.certify.METHODS``.
+        box: the range of valid inputs, which cuts off the ball; None for no limits.
+        options: the method's own.
+
+    Returns:
+        A :class:`~robustlab.results.Certificate`: ``"verified"`` with radius ε where every margin has a positive lower
+        bound, ``"falsified"`` where x itself is not classified as y, ``"unknown"`` elsewhere.
+
+    Raises:
+        ValueError, TypeError: naming the argument that is wrong, or the node that cannot be bounded.
+    """
+    checks.one_of("method", method, METHODS)
+
+    def bound(graph: Graph, region: Region, C: Tensor) -> Tensor:
+        return METHODS[method](graph, region, C, **options)
+
+    return certificate(bound, method, model, x, y, norm=norm, eps=eps, box=box)
+
+
+@torch.no_grad()
+def certified_radius(
+    model: nn.Module | Graph,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    norm: str = "linf",
+    method: str = "crown",
+    box: Interval | None = (0.0, 1.0),
+    start: float = 1e-3,
+    largest: float = 1e3,
+    steps: int = 12,
+    **options: Any,
+) -> Certificate:
+    """The largest radius that a method certifies, for each sample, by doubling and bisection.
+
+    Args:
+        model, x, y, norm, method, box, options: as in :func:`certify`.
+        start: first radius tried; it is doubled while it is certified.
+        largest: radius at which doubling ends.
+        steps: bisections of the last factor of 2, in which the radius is then known to 2^−steps.
+
+    Returns:
+        A :class:`~robustlab.results.Certificate` whose radius was certified as it stands, 0 where x is misclassified.
+
+    Raises:
+        ValueError, TypeError: as :func:`certify`.
+    """
+    checks.one_of("method", method, METHODS)
+    checks.positive("start", start)
+    checks.positive("largest", largest)
+    checks.at_least("steps", steps, 0, integer=True)
+    graph, logits, y = prepare(model, x, y, norm, box)
+    right = logits.argmax(dim=1) == y
+    low, high = x.new_zeros(len(x)), x.new_full((len(x),), start)
+
+    def proven(rows: Tensor, radius: Tensor) -> Tensor:
+        C = margins(y[rows], logits.shape[1], x.dtype)
+        return (METHODS[method](graph, Ball(x[rows], radius, norm, box), C, **options) > 0).all(dim=1)
+
+    growing = right.nonzero().flatten()
+    while len(growing):
+        won = growing[proven(growing, high[growing])]
+        low[won] = high[won]
+        growing = won[high[won] < largest]
+        high[growing] = high[growing] * 2
+    rows = (right & (low < high)).nonzero().flatten()
+    for _ in range(steps if len(rows) else 0):
+        middle = (low[rows] + high[rows]) / 2
+        good = proven(rows, middle)
+        low[rows], high[rows] = torch.where(good, middle, low[rows]), torch.where(good, high[rows], middle)
+    return stated(low > 0, right, low, x, norm, method)

@@ -1,0 +1,149 @@
+"""Bounds of all nodes, and the relaxations that follow from them: one pass from the input to the output.
+
+Interval arithmetic bounds each node from the nodes before it. Where the policy says so, the nodes whose values enter a
+nonlinear operator are bounded again, by backward passes from their neurons through the relaxations found so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustlab.verification.graph.affine import Reshape, ScaleShift
+from robustlab.verification.graph.forms import units
+from robustlab.verification.graph.interval import Bounds
+from robustlab.verification.graph.node import Graph, Node
+from robustlab.verification.propagation.backward import backward, concretize, slack
+from robustlab.verification.propagation.policy import Policy
+from robustlab.verification.propagation.region import Region
+
+BUDGET = 2**20
+"""How many coefficients a backward pass may carry at once at a node: its forms are cut into parts of that size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """What is known of a network on a region.
+
+    Attributes:
+        bounds: of every node, (N, *shape of the node).
+        lines: nonlinear node → its relaxation.
+    """
+
+    bounds: list[Bounds]
+    lines: dict[int, Any]
+
+
+def interval_layers(graph: Graph, region: Region) -> list[Bounds]:
+    """Interval arithmetic alone: bounds of every node on a region."""
+    bounds = [region.hull]
+    for node in graph.nodes[1:]:
+        assert node.op is not None
+        bounds.append(node.op.interval(*(bounds[i] for i in node.inputs)))
+    return bounds
+
+
+def layer_bounds(
+    graph: Graph,
+    region: Region,
+    policy: Policy,
+    *,
+    splits: Mapping[int, Tensor] | None = None,
+    known: Mapping[int, Bounds] | None = None,
+) -> Layers:
+    """Bounds and relaxations of all nodes on a region.
+
+    Args:
+        graph: the network.
+        region: N sets of inputs.
+        policy: the method's choices.
+        splits: for some nodes, what is assumed of the signs of their values: (N, *shape) of −1 (not positive), 1 (not
+            negative) or 0 (nothing). Where that contradicts the bounds, lower > upper: no such input exists.
+        known: bounds of some nodes that are known already, (N, *shape): they are intersected with interval arithmetic
+            and not computed again.
+
+    Returns:
+        The bounds and lines of all nodes.
+    """
+    bounds, lines = [region.hull], {}
+    targets = set(graph.pre_activations) if policy.intermediate == "backward" else set()
+    for node in graph.nodes[1:]:
+        assert node.op is not None
+        inputs = [bounds[i] for i in node.inputs]
+        here = node.op.interval(*inputs)
+        if not node.op.affine:
+            lines[node.index] = node.op.relax(policy, *inputs)
+        if node.index in graph.pre_activations:
+            margin = slack(torch.maximum(here.lower.abs(), here.upper.abs()))
+            here = Bounds(here.lower - margin, here.upper + margin)
+        if known is not None and node.index in known:
+            given = known[node.index]
+            here = Bounds(torch.maximum(here.lower, given.lower), torch.minimum(here.upper, given.upper))
+        elif node.index in targets and not (region.is_box and _first(graph, node)):
+            here = _bounded_again(graph, region, policy, node, here, lines)
+        if splits is not None and node.index in splits:
+            sign = splits[node.index]
+            here = Bounds(
+                torch.where(sign > 0, here.lower.clamp_min(0.0), here.lower),
+                torch.where(sign < 0, here.upper.clamp_max(0.0), here.upper),
+            )
+        bounds.append(here)
+    return Layers(bounds, lines)
+
+
+def _bounded_again(
+    graph: Graph, region: Region, policy: Policy, node: Node, here: Bounds, lines: Mapping[int, Any]
+) -> Bounds:
+    """``here`` with the neurons that matter bounded by backward passes, two forms a neuron: z and −z."""
+    lower, upper = here.lower.flatten(1), here.upper.flatten(1)
+    wanted = torch.ones_like(lower, dtype=torch.bool)
+    if policy.intersect:
+        wanted = _unstable(graph, node, here).flatten(1)
+    sample, place = wanted.nonzero(as_tuple=True)
+    found = []
+    for some in torch.arange(len(sample), device=sample.device).split(max(1, BUDGET // (2 * graph.widest))):
+        sign = lower.new_ones(len(some))
+        forms = units(sample[some].repeat(2), place[some].repeat(2), node.shape, torch.cat([sign, -sign]))
+        at_input, constant = backward(graph, lines, forms, node.index)
+        found.append(concretize(region, at_input, constant, exact=False).reshape(2, -1))
+    if not found:
+        return here
+    new_lower, negated = torch.cat(found, dim=1)
+    new_upper = -negated
+    if policy.intersect:
+        new_lower = torch.maximum(new_lower, lower[sample, place])
+        new_upper = torch.minimum(new_upper, upper[sample, place])
+    return Bounds(
+        lower.index_put((sample, place), new_lower).reshape(here.lower.shape),
+        upper.index_put((sample, place), new_upper).reshape(here.upper.shape),
+    )
+
+
+def _first(graph: Graph, node: Node) -> bool:
+    """Whether this is the first layer, where interval arithmetic is exact on a box: one layer, after scales at most."""
+    while True:
+        node = graph.nodes[node.inputs[0]]
+        if node.op is None:
+            return True
+        if not isinstance(node.op, (ScaleShift, Reshape)):
+            return False
+
+
+def _unstable(graph: Graph, node: Node, here: Bounds) -> Tensor:
+    """Which neurons some operator after this node cannot treat exactly.
+
+    Where an activation's own value enters another nonlinear operator (max-pooling after a ReLU), its interval matters
+    there, and all neurons are wanted.
+    """
+    wanted = torch.zeros_like(here.lower, dtype=torch.bool)
+    again = {i for user in graph.nonlinear for i in user.inputs}
+    for user in graph.nonlinear:
+        if node.index in user.inputs:
+            assert user.op is not None
+            alone = len(user.inputs) == 1 and user.index not in again
+            wanted |= user.op.unstable(here)[0] if alone else here.lower < here.upper
+    return wanted

@@ -1,0 +1,106 @@
+"""What the verifiers' suite runs: every finished verifier of the catalogue, in every norm it knows.
+
+A new verifier is tested by its catalogue row alone: a function (model, x, y, *, norm, eps) → Certificate, of kind
+``"verifier"`` with tags ``norms``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustlab.catalogue import Row, rows
+from robustlab.norms import get_norm
+from robustlab.results import Certificate
+from tests.suite.models import Center, seeded
+
+SHAPES = {"flat": (5,), "image": (1, 5, 5)}
+# Radii at which some of the samples of ``problem`` can be verified and some cannot.
+EPS = {"l1": 0.3, "l2": 0.15, "linf": 0.05}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One verifier in one norm."""
+
+    row: Row
+    verifier: Callable[..., Certificate]
+    norm: str
+
+    def __str__(self) -> str:
+        return f"{self.row.key}-{self.norm}"
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, eps: float | Tensor, **changes: Any) -> Certificate:
+        """The verifier with the catalogue's quick arguments."""
+        return self.verifier(model, x, y, norm=self.norm, eps=eps, **{**self.row.quick, **changes})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return SHAPES["flat" if "flat" in self.row.dims else "image"]
+
+
+def _function(row: Row) -> Callable[..., Certificate]:
+    module, _, name = str(row.callable).partition(":")
+    return getattr(import_module(module), name)
+
+
+def _takes_ball(row: Row) -> bool:
+    return bool(row.norms) and {"norm", "eps"} <= set(inspect.signature(_function(row)).parameters)
+
+
+CASES = [
+    Case(row, _function(row), norm) for row in rows("verifier", done=True) if _takes_ball(row) for norm in row.norms
+]
+over_all = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def relu_net(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0, classes: int = 3) -> nn.Module:
+    """Two hidden layers; for images, a convolution is the first."""
+
+    def build() -> nn.Module:
+        if len(shape) == 1:
+            first, width = [nn.Linear(shape[0], 8)], 8
+        else:
+            first, width = [nn.Conv2d(shape[0], 2, 3, stride=2, padding=1)], 2 * ((shape[1] + 1) // 2) ** 2
+        net = nn.Sequential(
+            Center(), *first, nn.ReLU(), nn.Flatten(), nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, classes)
+        )
+        for p in net.parameters():
+            p.data *= 2.0
+        return net
+
+    return seeded(build, seed).to(dtype)
+
+
+def problem(
+    case: Case, n: int = 6, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small net, points of the box and the labels that it gives them."""
+    model = relu_net(case.shape, dtype, seed)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, *case.shape, generator=generator, dtype=torch.float64).to(dtype)
+    with torch.no_grad():
+        return model, x, model(x).argmax(dim=1)
+
+
+def points_of_ball(norm: str, x: Tensor, eps: float | Tensor, count: int, seed: int = 0) -> Tensor:
+    """(count, N, ...) points of ball ∩ box, most of them on the surface, and many at its corners."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(count, *x.shape, generator=generator, dtype=torch.float64).to(x)
+    half = count // 2
+    if norm == "linf":
+        u[:half] = u[:half].sign()
+    elif norm == "l1":  # signed unit vectors
+        flat = u[:half].flatten(2)
+        only = torch.zeros_like(flat).scatter(2, flat.abs().argmax(2, keepdim=True), 1.0)
+        u[:half] = (only * flat.sign()).reshape(u[:half].shape)
+    length = get_norm(norm).length(u.flatten(0, 1)).reshape(count, len(x), *[1] * (x.dim() - 1))
+    eps = torch.as_tensor(eps, dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    return (x + u / length * eps).clamp(0, 1)

@@ -1,0 +1,261 @@
+"""Reluplex, MILP and branch and bound against each other and against one linear program for each ReLU pattern."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustlab.attacks import pgd
+from robustlab.verification import bounds, branch_and_bound, milp, reluplex, verify
+from robustlab.verification.complete import branch_and_bound as search
+from robustlab.verification.complete import milp as programs
+from robustlab.verification.complete import reluplex as simplices
+from robustlab.verification.complete.query import Case, Clock, label_cases
+from robustlab.verification.graph.trace import trace
+from robustlab.verification.propagation.region import Box
+from tests.unit.relu_patterns import box, exact_minimum, tiny
+
+SOLVERS = {
+    "reluplex": simplices.solve,
+    "milp": programs.solve,
+    "input splits": lambda *query: search.solve(*query, split="input"),
+    "relu splits": lambda *query: search.solve(*query, split="relu"),
+}
+over_solvers = pytest.mark.parametrize("name", SOLVERS)
+
+
+def instance(seed: int, rows: int = 1, radius: float = 0.3) -> tuple[nn.Sequential, Case, float]:
+    """A tiny net, a case and its exact minimum."""
+    net = tiny((3, 4, 3, 3), seed)
+    low, high = box(3, seed, radius)
+    generator = torch.Generator().manual_seed(seed)
+    C = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    case = Case(low, high, C, torch.randn(rows, generator=generator, dtype=torch.float64))
+    return net, case, exact_minimum(net, case)
+
+
+def ask(net: nn.Module, case: Case, name: str) -> tuple[str, Tensor | None]:
+    def replay(points: Tensor) -> Tensor | None:
+        inside = ((points >= case.low) & (points <= case.high)).all(dim=1)
+        hits = ((case.margin(net(points)) <= 0) & inside).nonzero().flatten()
+        return points[hits[0]] if len(hits) else None
+
+    with torch.no_grad():
+        verdict = SOLVERS[name](trace(net, (3,)), [case], replay, Clock(60.0))
+    return verdict.status, verdict.witness
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_both_sides_of_the_exact_minimum(seed: int) -> None:
+    """Moved so that the least margin is 0.01 or −0.01: the answers must be verified and falsified."""
+    net, case, least = instance(seed, rows=1 + seed % 2)
+    for shift, wanted in ((0.01, "verified"), (-0.01, "falsified")):
+        moved = Case(case.low, case.high, case.C, case.d - least + shift)
+        for name in SOLVERS:
+            status, witness = ask(net, moved, name)
+            assert status == wanted, name
+            assert (witness is not None) == (wanted == "falsified")
+
+
+@over_solvers
+def test_a_tie_is_unknown(name: str) -> None:
+    """A net whose least margin is 0 and is never taken: f = relu(x) + 1e-9 on an interval that contains 0."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3)).double()
+    net[0].weight.data = torch.eye(2, 3, dtype=torch.float64)
+    net[0].bias.data[:] = -0.5
+    net[2].weight.data[:], net[2].bias.data[:] = 0.0, 0.0
+    net[2].weight.data[0, 0], net[2].bias.data[0] = 1.0, 1e-9
+    low, high = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    tie = Case(low, high, torch.eye(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    if name == "input splits":  # a whole face of the box is a tie: no end within reason
+        high = torch.tensor([0.5 + 1e-8, 0.0, 0.0], dtype=torch.float64)
+        low = torch.tensor([0.5 - 1e-8, 0.0, 0.0], dtype=torch.float64)
+        tie = Case(low, high, tie.C, tie.d)
+    assert ask(net, tie, name)[0] == "unknown"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_minimum_is_exact_and_in_the_sandwich(seed: int) -> None:
+    """CROWN ≤ exact ≤ any point; milp.minimum against brute force."""
+    net, case, least = instance(seed)
+    graph = trace(net, (3,))
+    proved, found, x = programs.minimum(graph, case)
+    assert proved == pytest.approx(least, abs=2e-5) and found == pytest.approx(least, abs=2e-5)
+    assert x is not None and float(case.margin(net(x[None]).detach())[0]) == pytest.approx(least, abs=2e-5)
+    crown = float(bounds(net, Box(case.low[None], case.high[None]), case.C[None]).lower.detach() + case.d)
+    assert crown <= least + 1e-9
+    points = case.low + torch.rand(2000, 3, dtype=torch.float64) * (case.high - case.low)
+    assert least <= float(case.margin(net(points)).min()) + 1e-9
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.1, 0.3])
+def test_certificates_agree_and_pgd_breaks_none(eps: float) -> None:
+    net = tiny((4, 6, 5, 3), 1)
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    y = net(x).argmax(dim=1)
+    answers = [method(net, x, y, norm="linf", eps=eps) for method in (reluplex, milp, branch_and_bound)]
+    assert answers[0].status == answers[1].status == answers[2].status
+    assert "unknown" not in answers[0].status
+    broken = pgd(net, x, y, norm="linf", eps=eps, steps=20, restarts=3).success
+    for answer in answers:
+        sure = torch.tensor([s == "verified" for s in answer.status])
+        assert not bool((sure & broken).any())
+        if answer.counterexample is not None:
+            rows = torch.tensor([s == "falsified" for s in answer.status])
+            found = answer.counterexample[rows]
+            assert bool((net(found).argmax(dim=1) != y[rows]).all())
+            assert float((found - x[rows]).abs().max()) <= eps + 1e-12
+            assert float(found.min()) >= 0 and float(found.max()) <= 1
+
+
+class Everything(nn.Module):
+    """Convolution, batch norm, max-pool, a residual sum, leaky ReLU, abs and clamp."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conv, self.norm = nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2)
+            self.norm.running_mean.normal_(std=0.1)
+            self.inner, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.out.weight.data *= 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = nn.functional.max_pool2d(self.norm(self.conv(x)).relu(), 2, stride=2, padding=1).flatten(1)
+        z = z + nn.functional.leaky_relu(self.inner(z), 0.1)
+        return self.out(z.abs().clamp(0.05, 0.6))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_piecewise_linear_graph(seed: int) -> None:
+    """MILP, which rewrites everything in ReLUs, against ReLU and input splits on the relaxed operators."""
+    net = Everything(seed).double().eval()
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = net(x).argmax(dim=1)
+    for eps in (0.02, 0.15):
+        exact = milp(net, x, y, norm="linf", eps=eps)
+        assert "unknown" not in exact.status
+        assert reluplex(net, x, y, norm="linf", eps=eps, timeout=20).status == exact.status
+        split = branch_and_bound(net, x, y, norm="linf", eps=eps, timeout=2)
+        assert all(a == b or b == "unknown" for a, b in zip(exact.status, split.status, strict=True))
+
+
+def test_encoding_equals_the_network() -> None:
+    """The affine pieces and ReLUs, evaluated in order, give the network's outputs."""
+    from robustlab.verification.complete.encode import encode
+
+    net = Everything(0).double().eval()
+    low, high = torch.zeros(16, dtype=torch.float64), torch.ones(16, dtype=torch.float64)
+    system = encode(trace(net, (1, 4, 4)), low, high)
+    points = torch.rand(50, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = points.numpy()
+    for i in range(len(system.p)):
+        before = values @ system.P[i, : values.shape[1]] + system.p[i]
+        assert (before >= system.lower[i] - 1e-9).all() and (before <= system.upper[i] + 1e-9).all()
+        assert not system.P[i, values.shape[1] :].any()
+        values = torch.cat([torch.from_numpy(values), torch.from_numpy(before)[:, None].relu()], dim=1).numpy()
+    outputs = torch.from_numpy(values @ system.O.T + system.o)
+    torch.testing.assert_close(outputs, net(points.reshape(-1, 1, 4, 4)), atol=1e-10, rtol=0)
+
+
+def test_tightening_is_sound_and_helps() -> None:
+    """Bounds by linear programs hold what sampled points reach, and are no looser."""
+    from robustlab.verification.complete.encode import encode
+
+    net = tiny((3, 6, 6, 3), 3)
+    low, high = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    loose = encode(trace(net, (3,)), low, high)
+    tight = programs.tighten(loose, Clock(None))
+    assert (tight.lower >= loose.lower).all() and (tight.upper <= loose.upper).all()
+    assert (tight.upper - tight.lower).sum() < 0.95 * (loose.upper - loose.lower).sum()
+    values = torch.rand(5000, 3, dtype=torch.float64).numpy()
+    for i in range(len(loose.p)):
+        before = values @ loose.P[i, : values.shape[1]] + loose.p[i]
+        assert (before >= tight.lower[i]).all() and (before <= tight.upper[i]).all()
+        values = torch.cat([torch.from_numpy(values), torch.from_numpy(before)[:, None].relu()], dim=1).numpy()
+
+
+@pytest.mark.parametrize("method", ["reluplex", "milp", "branch_and_bound"])
+def test_time_limit(method: str) -> None:
+    net = tiny((12, 24, 24, 24, 3), 0)
+    x = torch.full((1, 12), 0.5, dtype=torch.float64)
+    y = net(x).argmax(dim=1)
+    net[-1].bias.data[y] += 60.0  # hard to prove, hard to break
+    answer = verify(net, x, y, eps=0.5, method=method, timeout=0.2)
+    assert answer.status[0] in ("unknown", "verified", "falsified") and answer.radius.shape == (1,)
+
+
+def test_float32_models_are_replayed_in_float32() -> None:
+    net = tiny((4, 6, 5, 3), 1).float()
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(2))
+    y = net(x).argmax(dim=1)
+    for method in ("reluplex", "milp", "branch_and_bound"):
+        answer = verify(net, x, y, eps=0.3, method=method)
+        rows = torch.tensor([s == "falsified" for s in answer.status])
+        assert bool(rows.any()) and answer.counterexample is not None
+        found = answer.counterexample[rows]
+        assert found.dtype == torch.float32 and bool((net(found).argmax(dim=1) != y[rows]).all())
+        assert float((found.double() - x[rows].double()).abs().max()) <= 0.3
+
+
+def test_domain_limit_is_unknown() -> None:
+    net, case, least = instance(0)
+    close = Case(case.low, case.high, case.C, case.d - least + 1e-4)
+    verdict = search.solve(trace(net, (3,)), [close], lambda points: None, Clock(None), split="input", batch=4, limit=3)
+    assert verdict.status == "unknown"
+
+
+def test_arguments() -> None:
+    net, x = tiny((3, 4, 3), 0), torch.full((1, 3), 0.5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="norm: complete verifiers want 'linf', got 'l2'"):
+        verify(net, x, eps=0.1, norm="l2")
+    with pytest.raises(ValueError, match="method: want one of"):
+        verify(net, x, eps=0.1, method="magic")
+    with pytest.raises(ValueError, match="timeout"):
+        verify(net, x, eps=0.1, timeout=0.0)
+    with pytest.raises(ValueError, match="Smooth at node"):
+        milp(nn.Sequential(net, nn.Tanh()), x, norm="linf", eps=0.1)
+
+
+def test_smooth_nets_with_few_inputs_are_decided() -> None:
+    """Input splits need no piecewise linearity."""
+    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for p in net.parameters():
+            p.data.normal_()
+    x = torch.rand(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = net(x).argmax(dim=1)
+    answer = branch_and_bound(net, x, y, norm="linf", eps=0.1)
+    grid = torch.linspace(-0.1, 0.1, 41, dtype=torch.float64)
+    offsets = torch.cartesian_prod(grid, grid)
+    for i in range(8):
+        kept = bool((net((x[i] + offsets).clamp(0, 1)).argmax(dim=1) == y[i]).all())
+        assert answer.status[i] == ("verified" if kept else "falsified")
+
+
+def test_label_cases() -> None:
+    cases = label_cases(torch.zeros(2), torch.ones(2), 1, 3)
+    logits = torch.tensor([[0.0, 1.0, 3.0], [0.0, 2.0, 1.0]])
+    lost = torch.stack([case.margin(logits) <= 0 for case in cases]).any(dim=0)
+    assert lost.tolist() == [True, False]
+
+
+def test_on_any_device(device: torch.device) -> None:
+    net = tiny((4, 6, 5, 3), 1)
+    x = torch.rand(4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    y = net(x).argmax(dim=1)
+    for method in ("branch_and_bound", "milp"):
+        here = verify(net, x, y, eps=0.1, method=method)
+        there = verify(net.to(device), x.to(device), y.to(device), eps=0.1, method=method)
+        net.cpu()
+        assert there.status == here.status and there.radius.device.type == device.type
+
+
+def test_relu_splits_on_any_device(device: torch.device) -> None:
+    net = tiny((14, 8, 6, 3), 1)
+    x = torch.rand(2, 14, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    here = branch_and_bound(net, x, norm="linf", eps=0.1)
+    there = branch_and_bound(net.to(device), x.to(device), norm="linf", eps=0.1)
+    assert there.status == here.status

@@ -1,0 +1,220 @@
+"""ONNX files against ONNX's own reference evaluator, and whole instances of the verification competition."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robustlab.verification.__main__ import main
+from robustlab.verification.complete.competition import check
+from robustlab.verification.graph.read_onnx import load_onnx, read_onnx
+from tests.unit.relu_patterns import exact_minimum, tiny
+
+onnx = pytest.importorskip("onnx")
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
+
+
+def network(
+    nodes: list[Any], constants: dict[str, np.ndarray], shape: tuple[int, ...], *, listed: bool = False
+) -> onnx.ModelProto:
+    """A model from "x" to "y"; ``listed`` also lists the constants as inputs, as old files do."""
+    kind = onnx.TensorProto.FLOAT
+    made = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
+    inputs = [helper.make_tensor_value_info("x", kind, shape)]
+    if listed:
+        inputs = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in made] + inputs
+    graph = helper.make_graph(nodes, "net", inputs, [helper.make_tensor_value_info("y", kind, None)], made)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def agree(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    graph, evaluator = read_onnx(model), ReferenceEvaluator(model)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        x = rng.normal(size=shape).astype(np.float32)
+        (wanted,) = evaluator.run(None, {"x": x})
+        got = graph(torch.from_numpy(x).double().reshape(1, *graph.input_shape))
+        np.testing.assert_allclose(got.detach().numpy().reshape(wanted.shape), wanted, atol=2e-5)
+
+
+def rand(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+N = helper.make_node
+IMAGE, FLAT = (1, 2, 6, 6), (1, 6)
+ONE: dict[str, tuple[tuple[int, ...], list[Any], dict[str, np.ndarray]]] = {
+    "gemm": (FLAT, [N("Gemm", ["x", "w", "b"], ["y"], transB=1, alpha=0.5, beta=2.0)], {"w": rand(4, 6), "b": rand(4)}),
+    "gemm, not transposed": (FLAT, [N("Gemm", ["x", "w"], ["y"])], {"w": rand(6, 4)}),
+    "matmul": (FLAT, [N("MatMul", ["x", "w"], ["y"])], {"w": rand(6, 4)}),
+    "matmul from the left": ((1, 6, 3), [N("MatMul", ["w", "x"], ["y"])], {"w": rand(4, 6)}),
+    "matmul by a vector": ((1, 3, 6), [N("MatMul", ["x", "w"], ["y"])], {"w": rand(6)}),
+    "one dimension, from the left": ((6,), [N("MatMul", ["w", "x"], ["y"])], {"w": rand(4, 6)}),
+    "one dimension, from the right": ((6,), [N("MatMul", ["x", "w"], ["y"])], {"w": rand(6, 4)}),
+    "add": (FLAT, [N("Add", ["x", "c"], ["y"])], {"c": rand(6)}),
+    "constant minus": (FLAT, [N("Sub", ["c", "x"], ["y"])], {"c": rand(1)}),
+    "minus constant": (FLAT, [N("Sub", ["x", "c"], ["y"])], {"c": rand(1, 6)}),
+    "mul": (IMAGE, [N("Mul", ["x", "c"], ["y"])], {"c": rand(2, 1, 1)}),
+    "div": (IMAGE, [N("Div", ["x", "c"], ["y"])], {"c": rand(1, 2, 1, 1)}),
+    "a constant that is larger": ((1, 1, 6), [N("Add", ["x", "c"], ["y"])], {"c": rand(4, 6)}),
+    "conv": (IMAGE, [N("Conv", ["x", "w", "b"], ["y"], strides=[2, 1], pads=[1, 0, 1, 0], dilations=[1, 2])],
+             {"w": rand(3, 2, 3, 3), "b": rand(3)}),
+    "grouped conv": (IMAGE, [N("Conv", ["x", "w"], ["y"], group=2)], {"w": rand(4, 1, 3, 3)}),
+    "conv of sequences": ((1, 2, 9), [N("Conv", ["x", "w"], ["y"], strides=[2])], {"w": rand(3, 2, 3)}),
+    "batch norm": (IMAGE, [N("BatchNormalization", ["x", "g", "b", "m", "v"], ["y"], epsilon=1e-3)],
+                   {"g": rand(2), "b": rand(2), "m": rand(2), "v": rand(2) ** 2}),
+    "relu": (FLAT, [N("Relu", ["x"], ["y"])], {}),
+    "leaky relu": (FLAT, [N("LeakyRelu", ["x"], ["y"], alpha=0.2)], {}),
+    "abs": (FLAT, [N("Abs", ["x"], ["y"])], {}),
+    "neg": (FLAT, [N("Neg", ["x"], ["y"])], {}),
+    "sigmoid": (FLAT, [N("Sigmoid", ["x"], ["y"])], {}),
+    "tanh": (FLAT, [N("Tanh", ["x"], ["y"])], {}),
+    "clip": (FLAT, [N("Clip", ["x", "l", "h"], ["y"])], {"l": np.float32(-0.3), "h": np.float32(0.4)}),
+    "clip from above": (FLAT, [N("Clip", ["x", "", "h"], ["y"])], {"h": np.float32(0.4)}),
+    "max pool": (IMAGE, [N("MaxPool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 0])], {}),
+    "average pool": (IMAGE, [N("AveragePool", ["x"], ["y"], kernel_shape=[3, 2], strides=[3, 2])], {}),
+    "global average": (IMAGE, [N("GlobalAveragePool", ["x"], ["y"])], {}),
+    "mean": (IMAGE, [N("ReduceMean", ["x"], ["y"], axes=[2, -1], keepdims=0)], {}),
+    "flatten": (IMAGE, [N("Flatten", ["x"], ["y"])], {}),
+    "reshape": (IMAGE, [N("Reshape", ["x", "s"], ["y"])], {"s": np.array([0, 4, -1])}),
+    "squeeze": ((1, 1, 6), [N("Squeeze", ["x", "a"], ["y"])], {"a": np.array([1])}),
+    "unsqueeze": (FLAT, [N("Unsqueeze", ["x", "a"], ["y"])], {"a": np.array([1, -1])}),
+    "transpose": (IMAGE, [N("Transpose", ["x"], ["y"], perm=[0, 2, 3, 1])], {}),
+    "concat": (IMAGE, [N("Relu", ["x"], ["r"]), N("Concat", ["r", "x", "r"], ["y"], axis=-1)], {}),
+    "concat with a constant": (FLAT, [N("Concat", ["c", "x"], ["y"], axis=1)], {"c": rand(1, 3)}),
+    "sum of two": (IMAGE, [N("Relu", ["x"], ["r"]), N("Sub", ["r", "x"], ["y"])], {}),
+    "product of two": (FLAT, [N("Relu", ["x"], ["r"]), N("Mul", ["r", "x"], ["y"])], {}),
+    "identity and dropout": (FLAT, [N("Identity", ["x"], ["i"]), N("Dropout", ["i"], ["d"]), N("Neg", ["d"], ["y"])],
+                             {}),
+    "constants are folded": (FLAT, [N("Constant", [], ["k"], value=numpy_helper.from_array(rand(6, 3))),
+                                    N("Transpose", ["k"], ["t"]), N("Gemm", ["x", "t"], ["y"], transB=1)], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_operator(name: str) -> None:
+    shape, nodes, constants = ONE[name]
+    agree(network(nodes, constants, shape), shape)
+
+
+def test_old_files_list_constants_as_inputs() -> None:
+    agree(network([N("Gemm", ["x", "w"], ["y"])], {"w": rand(6, 4)}, FLAT, listed=True), FLAT)
+
+
+def test_residual_network(tmp_path: Path) -> None:
+    nodes = [
+        N("Sub", ["x", "mean"], ["a"]), N("Conv", ["a", "w1", "b1"], ["c"], pads=[1, 1, 1, 1]), N("Relu", ["c"], ["r"]),
+        N("Conv", ["r", "w2"], ["d"], pads=[1, 1, 1, 1]), N("Add", ["d", "a"], ["e"]), N("Relu", ["e"], ["f"]),
+        N("AveragePool", ["f"], ["p"], kernel_shape=[2, 2], strides=[2, 2]), N("Flatten", ["p"], ["g"]),
+        N("Gemm", ["g", "w3", "b3"], ["y"], transB=1),
+    ]  # fmt: skip
+    constants = {"mean": rand(2, 1, 1), "w1": rand(3, 2, 3, 3), "b1": rand(3), "w2": rand(2, 3, 3, 3),
+                 "w3": rand(4, 18), "b3": rand(4)}  # fmt: skip
+    model = network(nodes, constants, IMAGE)
+    agree(model, IMAGE)
+    path = tmp_path / "net.onnx.gz"
+    path.write_bytes(gzip.compress(model.SerializeToString()))
+    x = torch.rand(1, 2, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(read_onnx(path)(x), read_onnx(model)(x))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape", "message"),
+    [
+        ([N("Erf", ["x"], ["y"], name="strange")], FLAT, "operator Erf of node 'strange' is not known; want one of"),
+        ([N("Transpose", ["x"], ["y"], perm=[1, 0])], FLAT, "keeps the batch in front"),
+        ([N("MatMul", ["x", "x"], ["y"])], (1, 4, 4), "constant matrix"),
+        ([N("Flatten", ["x"], ["y"], axis=0)], FLAT, "Flatten of all but the batch"),
+        ([N("Relu", ["x"], ["y"])], (3, 6), "a batch of 1"),
+    ],
+)
+def test_errors(nodes: list[Any], shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_onnx(network(nodes, {}, shape))
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"no model at all")
+    with pytest.raises(ValueError, match=r"want an ONNX model, got net\.onnx"):
+        load_onnx(path)
+
+
+# Instances with a planted answer ---------------------------------------------------------------------------------
+
+UNSAFE = {
+    "one bound": lambda t: f"(assert (<= Y_0 {t}))",
+    "conjunction": lambda t: f"(assert (<= Y_0 {t})) (assert (<= Y_1 100.0))",
+    "disjunction": lambda t: f"(assert (or (and (<= Y_0 {t})) (and (>= Y_1 100.0))))",
+    "mixed": lambda t: f"(assert (or (and (<= X_0 0.6) (<= Y_0 {t})) (and (>= X_0 0.6) (<= Y_0 {t}) (<= Y_2 100.0))))",
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A network of 4 inputs and the exact least value of its first output on the box, found by brute force."""
+    from robustlab.verification.complete.query import Case
+
+    net = tiny((4, 4, 3, 3), 5)
+    linear = [m for m in net if isinstance(m, torch.nn.Linear)]
+    constants, nodes, at = {}, [N("Flatten", ["x"], ["z0"])], "z0"
+    for i, layer in enumerate(linear):
+        layer.weight.data, layer.bias.data = layer.weight.data.float().double(), layer.bias.data.float().double()
+        constants |= {f"w{i}": layer.weight.detach().float().numpy(), f"b{i}": layer.bias.detach().float().numpy()}
+        out = "y" if i == len(linear) - 1 else f"h{i}"
+        nodes.append(N("Gemm", [at, f"w{i}", f"b{i}"], [out], transB=1))
+        if out != "y":
+            nodes.append(N("Relu", [out], [f"r{i}"]))
+            at = f"r{i}"
+    path = tmp_path_factory.mktemp("instance") / "net.onnx"
+    path.write_bytes(network(nodes, constants, (1, 1, 1, 4)).SerializeToString())
+    low, high = torch.full((4,), 0.25, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    row, zero = torch.eye(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    return path, exact_minimum(net, Case(low, high, row, zero))
+
+
+@pytest.mark.parametrize("kind", UNSAFE)
+@pytest.mark.parametrize(("shift", "wanted"), [(-0.01, "unsat"), (0.01, "sat")])
+def test_planted_counterexamples(
+    planted: tuple[Path, float],
+    tmp_path: Path,
+    kind: str,
+    shift: float,
+    wanted: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    network_file, least = planted
+    text = "".join(f"(declare-const X_{i} Real)(assert (>= X_{i} 0.25))(assert (<= X_{i} 1.0))\n" for i in range(4))
+    text += "".join(f"(declare-const Y_{i} Real)\n" for i in range(3)) + UNSAFE[kind](least + shift)
+    spec = tmp_path / "p.vnnlib"
+    spec.write_text(text)
+    assert main([str(network_file), str(spec), "--timeout", "60"]) == 0
+    answer, _, witness = capsys.readouterr().out.partition("\n")
+    assert answer == wanted
+    if wanted == "sat":
+        values = [float(word.split()[1]) for word in witness.replace("(", "").split(")") if word.strip()]
+        x = np.array(values[:4], dtype=np.float32).reshape(1, 1, 1, 4)
+        (y,) = ReferenceEvaluator(str(network_file)).run(None, {"x": x})
+        assert (x >= 0.25).all() and (x <= 1).all() and y[0, 0] <= least + shift
+        np.testing.assert_allclose(values[4:], y.flatten(), atol=1e-6)
+
+
+def test_timeout_and_errors(planted: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network_file, least = planted
+    text = "".join(f"(declare-const X_{i} Real)(assert (>= X_{i} 0.25))(assert (<= X_{i} 1.0))\n" for i in range(4))
+    text += "".join(f"(declare-const Y_{i} Real)\n" for i in range(3)) + f"(assert (<= Y_0 {least - 1e-5}))"
+    spec = tmp_path / "p.vnnlib"
+    spec.write_text(text)
+    assert check(network_file, spec, timeout=1e-9)[0] in ("timeout", "unsat")
+    spec.write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))")
+    assert main([str(network_file), str(spec)]) == 2
+    assert "want 4 inputs and 3 outputs" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""VNN-LIB files against what an evaluator of their expressions says of sampled points."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustlab.verification.complete.vnnlib import parse_vnnlib, read_vnnlib
+
+HEAD = "".join(f"(declare-const {letter}_{i} Real)\n" for letter in "XY" for i in range(2))
+BOX = "(assert (>= X_0 -1)) (assert (<= X_0 1.5)) (assert (>= X_1 0)) (assert (<= X_1 2e-1)) ; a comment (\n"
+
+
+def python(text: str) -> str:
+    """The assertions as a Python expression: an evaluator that shares nothing with the reader."""
+    tokens = re.findall(r"[()]|[^\s()]+", re.sub(r";.*", "", text))
+
+    def parse(at: int) -> tuple[Any, int]:
+        if tokens[at] != "(":
+            return tokens[at], at + 1
+        at, items = at + 1, []
+        while tokens[at] != ")":
+            item, at = parse(at)
+            items.append(item)
+        return items, at + 1
+
+    def show(e: Any) -> str:
+        if isinstance(e, str):
+            return e
+        op, *args = e
+        parts = [show(a) for a in args]
+        if op == "-" and len(parts) == 1:
+            return f"(-{parts[0]})"
+        joint = {"and": " and ", "or": " or ", "=": " == "}.get(op, f" {op} ")
+        return "(" + joint.join(parts) + ")"
+
+    claims, at = [], 0
+    while at < len(tokens):
+        e, at = parse(at)
+        if e[0] == "assert":
+            claims.append(show(e[1]))
+    return " and ".join(claims)
+
+
+SPECS = {
+    "conjunction": "(assert (<= Y_0 Y_1)) (assert (>= Y_0 -0.5))",
+    "disjunction": "(assert (or (and (<= Y_0 Y_1)) (and (>= Y_0 1.0) (<= Y_1 0.25))))",
+    "two disjunctions": "(assert (or (<= Y_0 0) (>= Y_1 0.5))) (assert (or (<= Y_1 Y_0) (>= Y_0 0.9)))",
+    "mixed": "(assert (or (and (>= X_0 0.5) (<= Y_0 0.3)) (and (<= X_0 -0.25) (or (>= Y_1 0.1) (<= Y_0 -0.7)))))",
+    "linear terms": "(assert (<= (+ (* 2 Y_0) (- Y_1) 0.5) (- Y_1 (* Y_0 3.0) 0.25)))",
+    "nested": "(assert (and (or (<= Y_0 0.2) (and (<= Y_1 0) (or (>= Y_0 0.4) (< Y_1 -0.4)))) (> Y_0 -0.8)))",
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_same_unsafe_set(spec: str) -> None:
+    text = HEAD + BOX + spec
+    cases, truth = parse_vnnlib(text), compile(python(text), "spec", "eval")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(400, 2, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 0.25]) - torch.tensor(
+        [1.25, 0.02]
+    )
+    y = torch.rand(400, 2, generator=generator, dtype=torch.float64) * 4 - 2
+    for xi, yi in zip(x, y, strict=True):
+        values = {"X_0": float(xi[0]), "X_1": float(xi[1]), "Y_0": float(yi[0]), "Y_1": float(yi[1])}
+        ours = any(
+            bool((xi >= case.low).all() and (xi <= case.high).all() and case.margin(yi[None])[0] <= 0) for case in cases
+        )
+        assert ours == eval(truth, values), (values, spec)
+
+
+def test_equality_and_empty_box() -> None:
+    (case,) = parse_vnnlib(HEAD + BOX + "(assert (= X_0 0.25)) (assert (<= Y_0 1))")
+    assert float(case.low[0]) == float(case.high[0]) == 0.25
+    assert parse_vnnlib(HEAD + BOX + "(assert (>= X_0 2)) (assert (<= Y_0 1))") == []
+
+
+def test_gz(tmp_path: Path) -> None:
+    path = tmp_path / "p.vnnlib.gz"
+    path.write_bytes(gzip.compress((HEAD + BOX + "(assert (<= Y_0 Y_1))").encode()))
+    (case,) = read_vnnlib(path)
+    torch.testing.assert_close(case.low, torch.tensor([-1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(case.high, torch.tensor([1.5, 0.2], dtype=torch.float64))
+    assert case.C.tolist() == [[1.0, -1.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + "(assert (<= X_0 1)) (assert (<= Y_0 1))", "both bounds"),
+        (HEAD + BOX + "(assert (<= X_0 Y_0))", "bounds of single inputs"),
+        (HEAD + BOX + "(assert (<= (* Y_0 Y_1) 1))", "linear term"),
+        (HEAD + BOX + "(assert (implies Y_0 Y_1))", "and, or or a comparison"),
+        (HEAD + BOX + "(assert (<= Y_7 1))", "declared variable, got Y_7"),
+        (HEAD + BOX + "(assert (<= Y_0 1)", "balanced"),
+        (HEAD + BOX + "(assert (<= Y_0 1)))", "balanced"),
+        ("(declare-const Z Real)", "X_i and Y_j"),
+        ("(check-sat)", "declare-const or assert"),
+        ("(declare-const X_1 Real)(declare-const Y_0 Real)", "X_0, X_1"),
+    ],
+)
+def test_errors(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_vnnlib(text)
