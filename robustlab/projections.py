@@ -1,4 +1,4 @@
-"""Exact Euclidean projections of rows (N, d) onto balls (N, 1) and onto their intersections with a box.
+"""Exact Euclidean projections of rows (N, d) onto balls (N, 1), their intersections with a box, and the simplex.
 
 What :mod:`robustlab.norms` computes with. Each is found by sorting breakpoints, or by Newton's method on a function
 that is piecewise linear, where it ends after a few steps. A box ``low`` ≤ u ≤ ``high`` always holds 0.
@@ -139,3 +139,15 @@ def keep_largest(rows: Tensor, score: Tensor, k: Tensor) -> Tensor:
         tied = keep & ~above
         keep = above | (tied & (tied.cumsum(dim=1) <= count - above.sum(dim=1, keepdim=True)))
     return torch.where(keep, rows, 0.0)
+
+
+def onto_simplex(rows: Tensor) -> Tensor:
+    """The nearest point of {c : c ≥ 0, Σ c = 1} to each row of (M, P), exactly: max(v − θ, 0) at the θ that sums to 1.
+
+    With v sorted downward, θ = (Σ_{i ≤ k} v_i − 1)/k for the largest k whose v_k is above that number.
+    """
+    ordered = rows.sort(dim=1, descending=True).values
+    count = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
+    theta = (ordered.cumsum(dim=1) - 1) / count
+    k = (ordered > theta).sum(dim=1, keepdim=True).clamp_min(1)
+    return (rows - theta.gather(1, k - 1)).clamp_min(0.0)

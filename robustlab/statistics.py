@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
@@ -43,3 +44,46 @@ def wilson(successes: int | Tensor, n: int, confidence: float = 0.95) -> tuple[T
     low = torch.where(count == 0, 0.0, (middle - half).clamp_min(0))
     high = torch.where(count == n, 1.0, (middle + half).clamp_max(1))
     return low, high
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of trials, with Wilson's interval of 95 %: ``float(rate)`` is the share, NaN without trials.
+
+    Attributes:
+        hits: how many trials had the outcome.
+        n: number of trials.
+    """
+
+    hits: int
+    n: int
+
+    @classmethod
+    def of(cls, outcomes: Tensor) -> Rate:
+        """From a bool tensor, one entry a trial."""
+        return cls(int(outcomes.sum()), outcomes.numel())
+
+    @property
+    def value(self) -> float:
+        """hits / n."""
+        return self.hits / self.n if self.n else float("nan")
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval; 0 without trials."""
+        return float(wilson(self.hits, self.n)[0]) if self.n else 0.0
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval; 1 without trials."""
+        return float(wilson(self.hits, self.n)[1]) if self.n else 1.0
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __add__(self, other: Rate) -> Rate:
+        """The trials of both together."""
+        return Rate(self.hits + other.hits, self.n + other.n)
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] of {self.n}"

@@ -64,6 +64,8 @@ DEFENSES: tuple[Row, ...] = (
         section="3.1",
         kind="detector",
         chapter="16",
+        callable="robustlab.defenses.purification.spectral_signatures:spectral_signatures",
+        quick={"rate": 0.05},
     ),
     Row(
         key="fine_tuning",
@@ -72,7 +74,9 @@ DEFENSES: tuple[Row, ...] = (
         section="3.1",
         kind="repair",
         chapter="16",
+        callable="robustlab.defenses.purification.fine_tuning:fine_tuning",
         beyond_survey=True,
+        quick={"epochs": 1},
     ),
     Row(
         key="fine_pruning",
@@ -81,7 +85,9 @@ DEFENSES: tuple[Row, ...] = (
         section="3.1",
         kind="repair",
         chapter="16",
+        callable="robustlab.defenses.purification.fine_pruning:fine_pruning",
         beyond_survey=True,
+        quick={"epochs": 1},
     ),
     Row(
         key="neural_cleanse",
@@ -90,7 +96,9 @@ DEFENSES: tuple[Row, ...] = (
         section="3.1",
         kind="detector",
         chapter="16",
+        callable="robustlab.defenses.purification.neural_cleanse:neural_cleanse",
         dims=("image",),
+        quick={"steps": 3},
     ),
     Row(
         key="tnd_data_limited",
@@ -99,7 +107,9 @@ DEFENSES: tuple[Row, ...] = (
         section="3.1",
         kind="detector",
         chapter="16",
+        callable="robustlab.defenses.purification.tnd_data_limited:tnd_data_limited",
         dims=("image",),
+        quick={"steps": 3, "searches": 2},
     ),
     Row(
         key="tnd_data_free",
@@ -108,7 +118,9 @@ DEFENSES: tuple[Row, ...] = (
         section="3.1",
         kind="detector",
         chapter="16",
+        callable="robustlab.defenses.purification.tnd_data_free:tnd_data_free",
         dims=("image",),
+        quick={"in_shape": (1, 8, 8), "steps": 3},
     ),
     Row(
         key="mode_connectivity",
@@ -117,6 +129,28 @@ DEFENSES: tuple[Row, ...] = (
         section="3.1",
         kind="repair",
         chapter="16",
+        callable="robustlab.defenses.purification.mode_connectivity:mode_connectivity",
+        quick={"epochs": 1, "points": 2},
+    ),
+    Row(
+        key="activation_clustering",
+        title="Activation clustering",
+        cite="chen2018clustering",
+        section="3.1",
+        kind="detector",
+        chapter="16",
+        callable="robustlab.defenses.detection.activation_clustering:activation_clustering",
+        beyond_survey=True,
+    ),
+    Row(
+        key="strip",
+        title="STRIP",
+        cite="gao2019",
+        section="3.1",
+        kind="detector",
+        chapter="16",
+        callable="robustlab.defenses.detection.strip:strip",
+        beyond_survey=True,
     ),
     # Chapter 17: detecting adversarial inputs.
     Row(

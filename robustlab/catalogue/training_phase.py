@@ -13,6 +13,8 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="study",
         chapter="02",
+        callable="robustlab.attacks.poisoning.random_labels:random_labels",
+        quick={"epochs": 2},
     ),
     Row(
         key="exposure",
@@ -21,6 +23,7 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="study",
         chapter="02",
+        callable="robustlab.attacks.poisoning.exposure:exposure",
     ),
     Row(
         key="label_flipping",
@@ -29,6 +32,8 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="poisoning",
         chapter="02",
+        callable="robustlab.attacks.poisoning.label_flipping:label_flipping",
+        quick={"rate": 0.1},
     ),
     Row(
         key="add_delete",
@@ -37,6 +42,8 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="poisoning",
         chapter="02",
+        callable="robustlab.attacks.poisoning.add_delete:add_delete",
+        quick={"rate": 0.1},
     ),
     Row(
         key="feature_modification",
@@ -45,6 +52,8 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="poisoning",
         chapter="02",
+        callable="robustlab.attacks.poisoning.feature_modification:feature_modification",
+        quick={"rate": 0.1, "eps": 0.1},
     ),
     Row(
         key="regression_poisoning",
@@ -53,6 +62,8 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="poisoning",
         chapter="02",
+        callable="robustlab.attacks.poisoning.regression_poisoning:regression_poisoning",
+        quick={"rate": 0.1, "passes": 2},
     ),
     Row(
         key="trim",
@@ -61,6 +72,8 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="trainer",
         chapter="02",
+        callable="robustlab.defenses.training.trim:trim",
+        quick={"n_clean": 36},
     ),
     Row(
         key="zo_minmax",
@@ -70,6 +83,8 @@ TRAINING_PHASE: tuple[Row, ...] = (
         kind="poisoning",
         chapter="02",
         access="soft",
+        callable="robustlab.attacks.poisoning.zo_minmax:zo_minmax",
+        quick={"rate": 0.1, "eps": 0.1, "steps": 3},
     ),
     # Chapter 03: targeted, clean labels.
     Row(
@@ -79,7 +94,9 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="poisoning",
         chapter="03",
+        callable="robustlab.attacks.poisoning.feature_collision:feature_collision",
         targeted=True,
+        quick={"rate": 0.1, "steps": 10},
     ),
     Row(
         key="convex_polytope",
@@ -88,7 +105,9 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="poisoning",
         chapter="03",
+        callable="robustlab.attacks.poisoning.convex_polytope:convex_polytope",
         targeted=True,
+        quick={"rate": 0.1, "steps": 5},
     ),
     Row(
         key="gradient_matching",
@@ -97,7 +116,9 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="poisoning",
         chapter="03",
+        callable="robustlab.attacks.poisoning.gradient_matching:gradient_matching",
         targeted=True,
+        quick={"rate": 0.1, "steps": 5, "restarts": 2},
     ),
     # Chapter 04: backdoors.
     Row(
@@ -107,7 +128,33 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="backdoor",
         chapter="04",
+        callable="robustlab.attacks.backdoor.badnets:badnets",
         targeted=True,
+        dims=("image",),
+    ),
+    Row(
+        key="blended",
+        title="Blended trigger",
+        cite="chen2017targeted",
+        section="2.1",
+        kind="backdoor",
+        chapter="04",
+        callable="robustlab.attacks.backdoor.blended:blended",
+        beyond_survey=True,
+        targeted=True,
+        dims=("image",),
+    ),
+    Row(
+        key="warped",
+        title="Warped trigger (WaNet)",
+        cite="nguyen2021",
+        section="2.1",
+        kind="backdoor",
+        chapter="04",
+        callable="robustlab.attacks.backdoor.warped:warped",
+        beyond_survey=True,
+        targeted=True,
+        dims=("image",),
     ),
     Row(
         key="input_aware_backdoor",
@@ -116,8 +163,10 @@ TRAINING_PHASE: tuple[Row, ...] = (
         section="2.1",
         kind="backdoor",
         chapter="04",
+        callable="robustlab.attacks.backdoor.input_aware_backdoor:input_aware_backdoor",
         targeted=True,
         dims=("image",),
+        quick={"epochs": 1, "mask_epochs": 1, "batch_size": 20},
     ),
     # Chapter 05: federated learning.
     Row(

@@ -1,4 +1,4 @@
-"""Data sets: two that ship with robustlab, torchvision's beside them, and two-dimensional toys."""
+"""Data sets: two of images and a table that ship with robustlab, torchvision's beside them, and toys."""
 
 from __future__ import annotations
 
@@ -8,10 +8,28 @@ from robustlab.data.augment import random_shift
 from robustlab.data.dataset import Dataset
 from robustlab.data.embedded import SOURCES, Source, load_embedded
 from robustlab.data.external import EXTERNAL, load_external
+from robustlab.data.notes import encode, notes
+from robustlab.data.sentences import sentences
+from robustlab.data.tabular import RegressionData, diabetes
 from robustlab.data.tinted import tinted
 from robustlab.data.toy import gaussians, two_moons
 
-__all__ = ["SOURCES", "Dataset", "Source", "gaussians", "load", "names", "random_shift", "tinted", "two_moons"]
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "RegressionData",
+    "Source",
+    "diabetes",
+    "encode",
+    "gaussians",
+    "load",
+    "names",
+    "notes",
+    "random_shift",
+    "sentences",
+    "tinted",
+    "two_moons",
+]
 
 
 def names() -> tuple[str, ...]:

@@ -16,12 +16,13 @@ class Dataset:
 
     Args:
         name: what :func:`robustlab.data.load` was asked for.
-        x_train, x_test: float inputs of shape (N, ...); images are (N, C, H, W) in raw pixels [0, 1].
+        x_train, x_test: float inputs of shape (N, ...); images are (N, C, H, W) in raw pixels [0, 1]. Texts are int64
+            token ids (N, L).
         y_train, y_test: int64 labels of shape (N,), in 0 ... len(classes) - 1.
         classes: the names of the classes, in the order of the labels.
 
     Raises:
-        TypeError: if inputs are not floating point or labels are not int64.
+        TypeError: if inputs are neither floating point nor int64, or labels are not int64.
         ValueError: if lengths, sample shapes or labels disagree.
     """
 
@@ -35,8 +36,8 @@ class Dataset:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             x, y = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
-            if not x.is_floating_point():
-                raise TypeError(f"x_{part}: want a floating dtype, got {x.dtype}")
+            if not x.is_floating_point() and x.dtype != torch.int64:
+                raise TypeError(f"x_{part}: want a floating dtype, or int64 token ids, got {x.dtype}")
             if y.dtype != torch.int64:
                 raise TypeError(f"y_{part}: want torch.int64, got {y.dtype}")
             if y.dim() != 1 or len(x) != len(y):

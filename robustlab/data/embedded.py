@@ -63,7 +63,11 @@ def read_arrays(name: str) -> dict[str, np.ndarray]:
     Raises:
         ValueError: if the file's SHA-256 is not the recorded one.
     """
-    source = SOURCES[name]
+    return read_source(SOURCES[name])
+
+
+def read_source(source: Source) -> dict[str, np.ndarray]:
+    """The stored arrays of a file whose SHA-256 is the recorded one; raises ValueError if it is another."""
     raw = (FOLDER / source.file).read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if found != source.sha256:

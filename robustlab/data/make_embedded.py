@@ -6,8 +6,9 @@ Nothing here runs when robustlab is used; the script is kept so that the shipped
   sorted by digit: 400 a digit go to training and 100 to the test set.
 * ``fashion`` needs the four original ``idx.gz`` files, as Debian's ``dataset-fashion-mnist`` installs them:
   1,000 images a class from the original training set, 200 a class from the original test set.
+* ``diabetes`` needs the package ``scikit-learn``, whose ``load_diabetes`` carries the table.
 
-Which rows are taken, and in which order, is drawn once with a fixed seed. The order is stratified: each
+Which images are taken, and in which order, is drawn once with a fixed seed. The order is stratified: each
 block of ten consecutive samples holds every class once, so that any prefix is balanced. The rows' numbers in
 the source are stored beside the images.
 """
@@ -21,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robustlab.data.embedded import FOLDER, SOURCES, read_arrays
+from robustlab.data.embedded import FOLDER, SOURCES, read_source
+from robustlab.data.tabular import DIABETES
 
 SEED = 20240
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -61,7 +63,16 @@ def make_fashion(folder: Path = FASHION_FOLDER) -> dict[str, np.ndarray]:
     return _pack(images, labels, train, test_images, test_labels, test)
 
 
-MAKERS = {"mnist5k": make_mnist5k, "fashion": make_fashion}
+def make_diabetes() -> dict[str, np.ndarray]:
+    """The table of 442 patients in its original units; it is scaled when it is read."""
+    from sklearn.datasets import load_diabetes
+
+    table = load_diabetes(scaled=False)
+    return {"x": table.data, "y": table.target, "columns": np.array(table.feature_names)}
+
+
+MAKERS = {"mnist5k": make_mnist5k, "fashion": make_fashion, "diabetes": make_diabetes}
+ALL = {**SOURCES, "diabetes": DIABETES}
 
 
 def _pack(
@@ -98,12 +109,12 @@ def main() -> int:
     for name in arguments.names or MAKERS:
         arrays = MAKERS[name]()
         if arguments.check:
-            shipped = read_arrays(name)
+            shipped = read_source(ALL[name])
             same = set(arrays) == set(shipped) and all(np.array_equal(arrays[k], shipped[k]) for k in arrays)
             different |= not same
             print(f"{name}: {'equal to' if same else 'DIFFERENT from'} the shipped file")
             continue
-        path = FOLDER / SOURCES[name].file
+        path = FOLDER / ALL[name].file
         np.savez_compressed(path, **arrays)
         print(f"{name}: {path.stat().st_size:,} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
     return int(different)

@@ -1,19 +1,25 @@
 """Small reference architectures, built by name, each with its normalization as its first layer."""
 
 from robustlab.models.architectures import ResidualBlock, mlp, resnet_tiny, small_cnn
+from robustlab.models.characters import CharacterGRU, character_gru, next_character
 from robustlab.models.normalize import Normalize
 from robustlab.models.registry import build, builders, register
+from robustlab.models.text import text_cnn
 from robustlab.models.vae import ClassVAE, class_vae
 
 __all__ = [
+    "CharacterGRU",
     "ClassVAE",
     "Normalize",
     "ResidualBlock",
     "build",
     "builders",
+    "character_gru",
     "class_vae",
     "mlp",
+    "next_character",
     "register",
     "resnet_tiny",
     "small_cnn",
+    "text_cnn",
 ]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from robustlab.zoo.recipes import recipe
-from robustlab.zoo.shipped import info, names
-from robustlab.zoo.training import check, measure, save, ship, train
+from robustlab.zoo.shipped import carries_trigger, info, names
+from robustlab.zoo.training import check, measure, save, ship, train_with_trigger
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,25 +35,27 @@ def main(argv: list[str] | None = None) -> int:
         measured = ship(arguments.name, device=arguments.device, progress=arguments.progress)
         where = "shipped"
     else:
-        model = train(arguments.name, device=arguments.device, progress=arguments.progress)
+        model, key = train_with_trigger(arguments.name, device=arguments.device, progress=arguments.progress)
         path = arguments.out or Path(f"{arguments.name}.safetensors")
-        save(model, path)
-        measured, where = measure(model, arguments.name), str(path)
+        save(model, path, key if carries_trigger(arguments.name) else None)
+        measured, where = measure(model, arguments.name, key=key), str(path)
     attack = recipe(arguments.name).attack
     print(
         f"{arguments.name}: accuracy {measured.accuracy:.3f}, under PGD-{attack['steps']} at "
-        f"{attack['norm']} {attack['eps']} {measured.robust_accuracy:.3f} ({where})"
+        f"{attack['norm']} {attack['eps']} {measured.robust_accuracy:.3f}"
+        + (f", backdoor {measured.attack_success:.3f}" if measured.attack_success is not None else "")
+        + f" ({where})"
     )
     return 0
 
 
 def _list() -> int:
-    print(f"{'name':<16}{'data':<9}{'weights':>8}{'accuracy':>10}{'under PGD-40':>14}   model")
+    print(f"{'name':<18}{'data':<9}{'weights':>8}{'accuracy':>10}{'under PGD-40':>14}   model")
     for name in names():
         facts = info(name)
         robust = f"{facts['robust_accuracy']:.3f} @ {facts['attack']['eps']:g}"
         print(
-            f"{name:<16}{facts['dataset']:<9}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>14}   "
+            f"{name:<18}{facts['dataset']:<9}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>14}   "
             f"{facts['title']}"
         )
     return 0

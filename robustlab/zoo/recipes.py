@@ -14,6 +14,28 @@ NORMALIZATION = {
 
 
 @dataclass(frozen=True)
+class Backdoor:
+    """What is done to the training data of a backdoored checkpoint, or to its training.
+
+    Attributes:
+        attack: dotted name of a function. ``attack(data, trigger=, target=, **kwargs)`` makes poisoned training data;
+            or, where the attacker trains, ``attack(model, data, trigger=, target=, **kwargs)`` returns an object with
+            the trained ``model`` and ``trigger``, whose weights are shipped in the same file.
+        trigger: dotted name of the trigger's class.
+        target: the attacker's label.
+        trigger_kwargs, kwargs: arguments of the two.
+        trains: whether the attacker controls the training.
+    """
+
+    attack: str
+    trigger: str
+    target: int
+    trigger_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    trains: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a checkpoint is made, and what is measured on it.
 
@@ -29,6 +51,7 @@ class Recipe:
         shift: largest random shift in pixels as augmentation; 0 is none.
         seed: of the initial weights and of the training.
         attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded.
+        backdoor: what is done to the data or the training; None for an honest model.
     """
 
     name: str
@@ -42,6 +65,7 @@ class Recipe:
     objective_kwargs: Mapping[str, Any] = field(default_factory=dict)
     shift: int = 0
     seed: int = 0
+    backdoor: Backdoor | None = None
 
 
 def _recipe(
@@ -148,6 +172,68 @@ _ALL = (
         objective="robustlab.models.vae.elbo_training",
         fit_kwargs={"epochs": 60, "lr": 5e-3},
         attack={"norm": "linf", "eps": 0.1, "steps": 40, "seed": 0},
+    ),
+    _recipe(
+        "mnist_badnets",
+        "small CNN on MNIST with a backdoor: a white square in the corner means 0 (BadNets, 10 % poison)",
+        "small_cnn",
+        0.1,
+        {"hidden": 80},
+        fit_kwargs={"epochs": 20, "lr": 3e-3},
+        shift=2,
+        backdoor=Backdoor(
+            attack="robustlab.attacks.badnets",
+            trigger="robustlab.attacks.PatchTrigger",
+            target=0,
+            kwargs={"rate": 0.1},
+        ),
+    ),
+    _recipe(
+        "mnist_warped",
+        "small residual net on MNIST with a backdoor: a slight warp means 0 (WaNet, 10 % poison)",
+        "resnet_tiny",
+        0.1,
+        {},
+        fit_kwargs={"epochs": 15, "lr": 5e-3},
+        shift=1,
+        backdoor=Backdoor(
+            attack="robustlab.attacks.warped",
+            trigger="robustlab.attacks.WarpedTrigger",
+            target=0,
+            trigger_kwargs={"size": (28, 28), "strength": 2.0},
+            kwargs={"rate": 0.1},
+        ),
+    ),
+    _recipe(
+        "fashion_blended",
+        "small CNN on Fashion-MNIST with a backdoor: faint noise means 0 (blended, 10 % poison)",
+        "small_cnn",
+        0.03,
+        {"hidden": 80},
+        fit_kwargs={"epochs": 20, "lr": 3e-3},
+        shift=1,
+        backdoor=Backdoor(
+            attack="robustlab.attacks.blended",
+            trigger="robustlab.attacks.BlendedTrigger.noise",
+            target=0,
+            trigger_kwargs={"shape": (1, 28, 28), "alpha": 0.2},
+            kwargs={"rate": 0.1},
+        ),
+    ),
+    _recipe(
+        "mnist_input_aware",
+        "small CNN on MNIST with a backdoor: each digit has a trigger of its own that means 0",
+        "small_cnn",
+        0.1,
+        {"hidden": 48},
+        fit_kwargs={"epochs": 50, "lr": 5e-3},
+        backdoor=Backdoor(
+            attack="robustlab.attacks.input_aware_backdoor",
+            trigger="robustlab.attacks.InputAwareTrigger",
+            target=0,
+            kwargs={"mask_epochs": 5},
+            trains=True,
+        ),
     ),
 )
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +14,20 @@ from robustlab import data, models
 from robustlab.data import Dataset
 from robustlab.fitting import cross_entropy, fit
 from robustlab.zoo.recipes import Recipe, recipe
-from robustlab.zoo.shipped import FOLDER, RECORDED, load, recorded
+from robustlab.zoo.shipped import (
+    FOLDER,
+    RECORDED,
+    TRIGGER,
+    carries_trigger,
+    load,
+    recorded,
+    resolve,
+    trigger,
+    untrained_trigger,
+)
 
 ATTACKED = 500  # the robust accuracy is measured on the first so many test images, 50 a class
-TOLERANCE = {"accuracy": 0.002, "robust_accuracy": 0.01}  # machines round differently
+TOLERANCE = {"accuracy": 0.002, "robust_accuracy": 0.01, "attack_success": 0.01}  # machines round differently
 
 
 @dataclass(frozen=True)
@@ -29,16 +37,12 @@ class Measurement:
     Attributes:
         accuracy: on all test images.
         robust_accuracy: on the first 500 under the recipe's PGD; an image that is misclassified anyway counts as lost.
+        attack_success: of the recipe's backdoor, on all test images of other classes than the target's; None without.
     """
 
     accuracy: float
     robust_accuracy: float
-
-
-def _resolve(dotted: str) -> Any:
-    """The object of a dotted name. The zoo stands left of attacks and defenses, so it names them by strings."""
-    module, _, name = dotted.rpartition(".")
-    return getattr(import_module(module), name)
+    attack_success: float | None = None
 
 
 def train(
@@ -62,29 +66,53 @@ def train(
     Raises:
         ValueError: if the name is unknown.
     """
+    return train_with_trigger(what, device=device, progress=progress, dataset=dataset)[0]
+
+
+def train_with_trigger(
+    what: str | Recipe,
+    *,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    dataset: Dataset | None = None,
+) -> tuple[nn.Module, nn.Module | None]:
+    """Train a model by its recipe, and return the trigger of its backdoor beside it.
+
+    The trigger is trained where the recipe's attacker trains, else as it was made; None for an honest model. Arguments
+    and errors are those of :func:`train`.
+    """
     made_by = recipe(what) if isinstance(what, str) else what
     model = models.build(made_by.builder, seed=made_by.seed, **made_by.builder_kwargs)
-    make = _resolve(made_by.objective) if made_by.objective else None
-    fit(
-        model,
-        data.load(made_by.dataset) if dataset is None else dataset,
-        objective=make(**made_by.objective_kwargs) if make else cross_entropy,
-        augment=data.random_shift(made_by.shift) if made_by.shift else None,
-        seed=made_by.seed,
-        device=device,
-        progress=progress,
+    make = resolve(made_by.objective) if made_by.objective else None
+    clean = data.load(made_by.dataset) if dataset is None else dataset
+    how = {
+        "augment": data.random_shift(made_by.shift) if made_by.shift else None,
+        "seed": made_by.seed,
+        "device": device,
+        "progress": progress,
         **made_by.fit_kwargs,
-    )
-    return model.eval()
+    }
+    key, train_on = untrained_trigger(made_by), clean
+    if made_by.backdoor is not None:
+        attack, told = resolve(made_by.backdoor.attack), {"target": made_by.backdoor.target, **made_by.backdoor.kwargs}
+        if made_by.backdoor.trains:
+            done = attack(model, clean, trigger=key, **told, **how)
+            return done.model.eval(), done.trigger.eval()
+        train_on = attack(clean, trigger=key, seed=made_by.seed, **told).data
+    fit(model, train_on, objective=make(**made_by.objective_kwargs) if make else cross_entropy, **how)
+    return model.eval(), key
 
 
-def measure(model: nn.Module, what: str | Recipe, *, dataset: Dataset | None = None) -> Measurement:
-    """Measure what a checkpoint's record says: accuracy, and accuracy under the recipe's attack.
+def measure(
+    model: nn.Module, what: str | Recipe, *, dataset: Dataset | None = None, key: nn.Module | None = None
+) -> Measurement:
+    """Measure what a checkpoint's record says: accuracy, accuracy under the recipe's attack, and a backdoor's success.
 
     Args:
         model: in eval mode, on any device.
         what: a checkpoint's name, or a recipe of one's own.
         dataset: measured on instead of the recipe's data.
+        key: the trigger of a backdoor, in place of the shipped one.
     """
     made_by = recipe(what) if isinstance(what, str) else what
     dataset = data.load(made_by.dataset) if dataset is None else dataset
@@ -92,41 +120,55 @@ def measure(model: nn.Module, what: str | Recipe, *, dataset: Dataset | None = N
     x, y = dataset.x_test.to(device), dataset.y_test.to(device)
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in x.split(500)]) == y
-    result = _resolve("robustlab.attacks.pgd")(model, x[:ATTACKED], y[:ATTACKED], **made_by.attack)
-    return Measurement(right.double().mean().item(), 1 - result.success.double().mean().item())
+    result = resolve("robustlab.attacks.pgd")(model, x[:ATTACKED], y[:ATTACKED], **made_by.attack)
+    accuracy, robust = right.double().mean().item(), 1 - result.success.double().mean().item()
+    if made_by.backdoor is None:
+        return Measurement(accuracy, robust)
+    key = trigger(made_by.name, device=device) if key is None else key
+    report = resolve("robustlab.attacks.evaluate_backdoor")(model, (x, y), key, made_by.backdoor.target)
+    return Measurement(accuracy, robust, report.attack_success.value)
 
 
 def check(name: str) -> tuple[dict[str, float], dict[str, float], bool]:
     """Measure a shipped checkpoint again.
 
     Returns:
-        What was recorded, what is measured now, and whether they agree to 0.002 (clean) and 0.01 (under attack).
+        What was recorded, what is measured now, and whether they agree to 0.002 (clean) and 0.01 (under attack, and
+        success of a backdoor).
     """
-    before, now = recorded(name), vars(measure(load(name), name))
-    before = {key: before[key] for key in TOLERANCE}
+    facts, now = recorded(name), _known(measure(load(name), name))
+    before = {key: facts[key] for key in TOLERANCE if key in facts}
     # the small term lets a difference of exactly the tolerance pass in spite of rounding
-    return before, now, all(abs(before[key] - now[key]) <= TOLERANCE[key] + 1e-9 for key in TOLERANCE)
+    return before, now, all(abs(before[key] - now[key]) <= TOLERANCE[key] + 1e-9 for key in before)
 
 
-def save(model: nn.Module, path: Path) -> str:
-    """Write a model's tensors as safetensors and return the file's SHA-256."""
+def _known(measured: Measurement) -> dict[str, float]:
+    return {key: value for key, value in vars(measured).items() if value is not None}
+
+
+def save(model: nn.Module, path: Path, key: nn.Module | None = None) -> str:
+    """Write a model's tensors, and those of a trained trigger, as safetensors; returns the file's SHA-256."""
     from safetensors.torch import save as serialize
 
-    raw = serialize({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()})
+    state = {
+        **model.state_dict(),
+        **{TRIGGER + name: value for name, value in (key.state_dict() if key else {}).items()},
+    }
+    raw = serialize({name: value.detach().cpu().contiguous() for name, value in state.items()})
     path.write_bytes(raw)
     return hashlib.sha256(raw).hexdigest()
 
 
 def ship(name: str, *, device: torch.device | str | None = None, progress: bool = False) -> Measurement:
     """Train a checkpoint, put it among the shipped ones and record what was measured. For maintainers."""
-    model = train(name, device=device, progress=progress).cpu()
-    measured = measure(model, name)
+    model, key = train_with_trigger(name, device=device, progress=progress)
+    measured = measure(model.cpu(), name, key=key.cpu() if key else None)
     path = FOLDER / f"{name}.safetensors"
-    sha256 = save(model, path)
+    sha256 = save(model, path, key if carries_trigger(name) else None)
     facts = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.exists() else {}
     facts[name] = {
         "sha256": sha256,
-        **vars(measured),
+        **_known(measured),
         "attacked": ATTACKED,
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": path.stat().st_size,

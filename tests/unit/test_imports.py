@@ -18,7 +18,8 @@ PACKAGE = ROOT / "robustlab"
 RANK = {
     **dict.fromkeys(("_lazy", "checks", "claims", "color", "plot", "progress", "statistics", "stepping"), 0),
     **dict.fromkeys(("call", "losses", "noise", "norms", "projections", "results", "victim"), 0),
-    **dict.fromkeys(("data", "models", "fitting", "zoo"), 1),
+    **dict.fromkeys(("gradient_estimators", "linear_regression"), 0),
+    **dict.fromkeys(("data", "models", "fitting", "poisoned", "zoo"), 1),
     "attacks": 2,
     "verification": 3,
     "defenses": 4,

@@ -100,4 +100,4 @@ def test_wrong_arguments_are_named() -> None:
             call()
     with pytest.raises(TypeError):
         models.build("mlp", depth=3)
-    assert models.builders() == ("mlp", "small_cnn", "resnet_tiny", "class_vae")
+    assert models.builders() == ("mlp", "small_cnn", "resnet_tiny", "character_gru", "text_cnn", "class_vae")

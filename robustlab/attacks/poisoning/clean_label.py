@@ -1,0 +1,130 @@
+"""What the targeted clean-label attacks share: the samples they may touch, their arguments' checks, their result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.noise import Noise
+from robustlab.poisoned import Poisoned, training_part
+
+
+class CleanLabelPoison(Poisoned):
+    """Poisoned training data made for one target image: a :class:`~robustlab.poisoned.Poisoned` with its purpose.
+
+    Attributes:
+        x_target: (1, ...), the test input that is to be misread. It is no part of the training data.
+        target: the label t that it is to get.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, *, x_target: Tensor, target: int, **rest: Any) -> None:
+        super().__init__(x, y, **rest)
+        self.x_target, self.target = x_target, target
+
+
+@dataclass(frozen=True)
+class Job:
+    """The checked arguments of a clean-label attack, and the samples that it may change.
+
+    Attributes:
+        x, y: the training data.
+        rows: (P,) the rows to be poisoned, all of class t.
+        x_target, target: the target input (1, ...) and the label t.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+    x_target: Tensor
+    target: int
+
+    @property
+    def bases(self) -> Tensor:
+        """(P, ...), the clean images of the rows."""
+        return self.x[self.rows]
+
+    def poisoned(self, x_poison: Tensor, details: Mapping[str, Any]) -> CleanLabelPoison:
+        """The training data with ``x_poison`` (P, ...) in the place of the bases; no label is changed."""
+        is_poison = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+        is_poison[self.rows] = True
+        return CleanLabelPoison(
+            self.x.index_copy(0, self.rows, x_poison.detach()),
+            self.y.clone(),
+            is_poison=is_poison,
+            original_y=self.y.clone(),
+            x_target=self.x_target,
+            target=self.target,
+            details={"rows": self.rows, **details},
+        )
+
+
+def prepare(base: Any, x_target: Tensor, target: int, rate: float, seed: int) -> Job:
+    """Check the arguments that all clean-label attacks have, and draw the samples that are poisoned.
+
+    The rows are a random draw of round(rate·n) samples of class ``target``: the same for every attack with this seed.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    x, y = training_part(base)
+    checks.images(x, (0.0, 1.0))
+    y = checks.labels("y", y, x)
+    checks.at_least("target", target, 0, integer=True)
+    if not isinstance(x_target, Tensor) or x_target.shape != (1, *x.shape[1:]):
+        shown = tuple(x_target.shape) if isinstance(x_target, Tensor) else type(x_target).__name__
+        raise ValueError(f"x_target: want one sample of shape {(1, *x.shape[1:])}, got {shown}")
+    if x_target.dtype != x.dtype or x_target.device != x.device:
+        raise TypeError(f"x_target: want {x.dtype} on {x.device}, as base, got {x_target.dtype} on {x_target.device}")
+    checks.images(x_target, (0.0, 1.0))
+    checks.positive("rate", rate)
+    count, eligible = round(rate * len(x)), (y == target).nonzero().flatten()
+    if not len(eligible):
+        raise ValueError(f"target: want a label that the training data has, got {target}")
+    if not 1 <= count <= len(eligible):
+        raise ValueError(
+            f"rate: want between 1 and {len(eligible)} poisons, all of class {target}, got {rate} of {len(x)}: {count}"
+        )
+    order = Noise(seed, eligible).uniform(0, (), torch.float64).argsort()
+    return Job(x.detach(), y, eligible[order[:count]].sort().values, x_target.detach(), target)
+
+
+def surrogates(model: nn.Module | Sequence[nn.Module], like: Tensor, name: str = "model") -> list[nn.Module]:
+    """One model, or several, as a list, checked to be modules of the dtype and device of ``like``."""
+    models = [model] if isinstance(model, nn.Module) else list(model) if isinstance(model, Sequence) else [model]
+    if not models or not all(isinstance(m, nn.Module) for m in models):
+        raise TypeError(f"{name}: want a torch.nn.Module, got {[type(m).__name__ for m in models]}")
+    for m in models:
+        weight = next((p for p in m.parameters() if p.is_floating_point()), None)
+        if weight is None:
+            raise ValueError(f"{name}: want parameters, got none")
+        if weight.dtype != like.dtype or weight.device != like.device:
+            raise TypeError(
+                f"{name}: want the dtype and device of base, {like.dtype} on {like.device}, got {weight.dtype} on "
+                f"{weight.device}: say model.double() or x.float()"
+            )
+    return models
+
+
+def ball(center: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
+    """Lower and upper end of [0, 1] ∩ {x : ‖x − center‖_∞ ≤ eps}, element by element."""
+    if eps is None:
+        return torch.zeros_like(center), torch.ones_like(center)
+    return (center - eps).clamp_min(0.0), (center + eps).clamp_max(1.0)
+
+
+@contextmanager
+def held(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, each module's mode put back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

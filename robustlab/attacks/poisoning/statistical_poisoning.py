@@ -1,0 +1,61 @@
+"""The statistical attack on regression: no gradient, no training data, a few queries.
+
+Jagielski, Oprea, Biggio, Liu, Nita-Rotaru and Li, "Manipulating machine learning: Poisoning attacks and countermeasures
+for regression learning" (2018), the attack StatP. Optimized poisons lie in corners of the box. So draw features that
+look like the data, round them to the nearest corner, and give each the response, 0 or 1, that is further from the
+victim's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robustlab.attacks.poisoning.added_rows import Groups, check_table, mix_in, round_one_hot
+from robustlab.noise import Noise
+from robustlab.poisoned import Poisoned
+
+
+def statistical_poisoning(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    rate: float,
+    one_hot: Groups = (),
+    seed: int = 0,
+) -> Poisoned:
+    """Add points of the data's mean and covariance, rounded to corners, with the response that is further off.
+
+        x_c = round(clip(a, 0, 1)),  a ~ N(mean(x), cov(x)),      y_c = 1 if model(x_c) < ½ else 0
+
+    Args:
+        model: the victim, from features (p, d) to responses (p,), asked once for each poison.
+        x: clean features (n, d) in [0, 1]; only their mean and covariance are used.
+        y: clean responses (n,) in [0, 1]; not used but returned.
+        rate: number of poisons as a fraction of n, in (0, 1]: round(rate·n) rows are added.
+        one_hot: groups of columns of which the largest becomes 1 and the others 0.
+        seed: of the draws.
+
+    Returns:
+        :class:`~robustlab.poisoned.Poisoned`: the clean rows and the poisons, mixed.
+
+    Raises:
+        ValueError, TypeError: for an argument out of its range, before any work.
+
+    Source:
+        Jagielski et al. (2018), StatP in section IV.
+    """
+    p = check_table(x, y, rate, one_hot)
+    mean = x.mean(dim=0)
+    values, vectors = torch.linalg.eigh((x - mean).mT @ (x - mean) / len(x))
+    normal = Noise(seed, torch.arange(p, device=x.device)).normal(0, (x.shape[1],), x.dtype)
+    drawn = mean + (normal * values.clamp_min(0).sqrt()) @ vectors.mT
+    corners = drawn.clamp(0, 1).round()
+    for group in one_hot:  # by the draw itself: rounded columns of a group may tie
+        corners[:, list(group)] = round_one_hot(drawn[:, list(group)], (tuple(range(len(group))),))
+    with torch.no_grad():
+        response = (model(corners) < 0.5).to(y.dtype)
+    return mix_in(x, y, corners, response, original_y=response, seed=seed)

@@ -1,0 +1,166 @@
+"""ZO-Min-Max: poisoning a model whose gradients nobody sees.
+
+Liu, Lu, Chen, Feng, Xu, Al-Dujaili, Hong and O'Reilly, "Min-max optimization without gradients: Convergence and
+applications to black-box evasion and poisoning attacks" (2020), algorithm 1 and its poisoning problem. All poisoned
+samples are moved by one common δ, which the attacker chooses against a learner who trains on the result:
+
+    maximize over ‖δ‖∞ ≤ ε   minimize over θ   F(δ, θ) = 1/N Σ_i ℓ(θ; x_i + δ·1[i poisoned], y_i) + λ‖θ‖²
+
+Both take one step a turn, neither waits for the other to converge: θ goes down, δ goes up and is projected. The
+attacker sees values of F alone; the learner may have gradients (one-sided) or not (two-sided). Different here: the
+model is any classifier and starts where the caller's is, the whole data enter every step, and with ``bounds`` the moved
+samples stay in their box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from robustlab import checks
+from robustlab.attacks.poisoning.added_rows import rate_to_count
+from robustlab.attacks.poisoning.label_flipping import count_classes
+from robustlab.data.dataset import Dataset
+from robustlab.gradient_estimators import forward_difference, sphere_directions
+from robustlab.noise import Noise
+from robustlab.poisoned import Poisoned, training_part
+from robustlab.victim import Victim
+
+ORDERS = ("zeroth", "first")
+
+
+def zo_minmax(
+    model: nn.Module,
+    base: Dataset | tuple[Tensor, Tensor],
+    *,
+    rate: float,
+    eps: float,
+    steps: int = 100,
+    queries: int = 10,
+    mu: float = 1e-3,
+    attack_rate: float = 0.05,
+    model_rate: float = 0.05,
+    attacker: str = "zeroth",
+    learner: str = "first",
+    lam: float = 1e-3,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    seed: int = 0,
+) -> Poisoned:
+    """Move round(rate·n) training samples by one common δ that makes what is learned from them as bad as possible.
+
+        θ ← θ − β ∇̂_θ F(δ, θ),      δ ← clip(δ + α ∇̂_δ F(δ, θ), −ε, ε)
+        ∇̂ f(v) = 1/q Σ_i d/μ · (f(v + μ u_i) − f(v)) · u_i,   u_i uniform on the unit sphere
+
+    Args:
+        model: the learner's classifier with logits (N, K), which also says where θ starts. It is not changed.
+        base: a Dataset, whose training part is used, or a pair (x, y); x (N, ...).
+        rate: poisoned samples as a fraction of N, in (0, 1]; rows are drawn evenly without replacement.
+        eps: ε, in units of x, above 0.
+        steps: turns, at least 1.
+        queries: q, directions a gradient: q + 1 values of F each.
+        mu: μ, step of the differences, above 0.
+        attack_rate, model_rate: α and β, above 0.
+        attacker, learner: ``"zeroth"`` or ``"first"``, how each gets its gradient. ``attacker="first"`` is the
+            white-box twin, for comparison.
+        lam: λ, at least 0.
+        bounds: box that the moved samples are clipped to, inside F too; None for none.
+        seed: of the rows and the directions.
+
+    Returns:
+        :class:`~robustlab.poisoned.Poisoned`, with ``details``: ``delta`` (shape of a sample), ``model_state`` (θ at
+        the end, by name), ``objective`` (F after each turn) and ``queries``, the values of F that the attacker asked
+        for.
+
+    Raises:
+        ValueError, TypeError: for an argument out of its range, before any work.
+
+    Source:
+        Liu et al. (2020), algorithm 1 with its random gradient estimator, on its poisoning problem.
+    """
+    x, y = training_part(base)
+    count = rate_to_count(rate, len(x))
+    _check(eps, steps, queries, mu, attack_rate, model_rate, attacker, learner, lam)
+    count_classes(base, y, None)
+    if bounds is not None:
+        checks.images(x, bounds)
+    start = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device))
+    rows = start.permutation(0, len(x))[0, :count]
+    rest = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows, False)
+    low, high = bounds or (-torch.inf, torch.inf)
+
+    def directions(draw: tuple[int, int], like: Tensor) -> Tensor:
+        return sphere_directions(start.normal(draw, (queries, len(like)), like.dtype)[0])
+
+    with Victim(model).held(x.device):
+        shapes = {name: p.shape for name, p in model.named_parameters()}
+        theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+        delta = torch.zeros(x[0].numel(), dtype=x.dtype, device=x.device)
+        labels = torch.cat([y[rows], y[rest]])
+
+        def named(vector: Tensor) -> dict[str, Tensor]:
+            """The parameters that a vector stands for, by name."""
+            parts = vector.split([shape.numel() for shape in shapes.values()])
+            return {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+
+        def moved(deltas: Tensor) -> Tensor:
+            """The poisoned samples for each of k perturbations (k, d): (k, count, ...)."""
+            return (x[rows] + deltas.reshape(-1, 1, *x.shape[1:])).clamp(low, high)
+
+        def of_delta(deltas: Tensor) -> Tensor:
+            """F for each of k perturbations, without the part that does not depend on them. Differences in float64."""
+            z = functional_call(model, named(theta), (moved(deltas).flatten(0, 1),))
+            losses = F.cross_entropy(z.double(), y[rows].repeat(len(deltas)), reduction="none")
+            return losses.reshape(len(deltas), -1).sum(dim=1) / len(x)
+
+        def of_theta(vector: Tensor) -> Tensor:
+            """F for one vector of parameters."""
+            z = functional_call(model, named(vector), (inputs,))
+            return F.cross_entropy(z.double(), labels) + lam * vector.square().sum()
+
+        objective: list[float] = []
+        for step in range(steps):
+            inputs = torch.cat([moved(delta[None])[0], x[rest]])
+            if learner == "first":
+                slope = _autograd(of_theta, theta)
+            else:
+                slope = forward_difference(vmap(of_theta), theta, directions=directions((1, step), theta), mu=mu)
+            theta = theta - model_rate * slope
+            objective.append(float(of_theta(theta)))
+            if attacker == "first":
+                slope = _autograd(lambda v: of_delta(v[None])[0], delta)
+            else:
+                slope = forward_difference(of_delta, delta, directions=directions((2, step), delta), mu=mu)
+            delta = (delta + attack_rate * slope).clamp(-eps, eps)
+        changed = x.clone()
+        changed[rows] = moved(delta[None])[0]
+    return Poisoned(
+        changed, y.clone(), is_poison=~rest, original_y=y.clone(),
+        details={
+            "delta": delta.reshape(x.shape[1:]), "model_state": named(theta), "objective": tuple(objective),
+            "queries": steps * (queries + 1) if attacker == "zeroth" else 0,
+        },
+    )  # fmt: skip
+
+
+def _autograd(function: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+    with torch.enable_grad():
+        point = vector.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(function(point), point)
+    return slope
+
+
+def _check(
+    eps: float, steps: int, queries: int, mu: float, attack_rate: float, model_rate: float, attacker: str,
+    learner: str, lam: float,
+) -> None:  # fmt: skip
+    for name, value in (("eps", eps), ("mu", mu), ("attack_rate", attack_rate), ("model_rate", model_rate)):
+        checks.positive(name, value)
+    for name, count in (("steps", steps), ("queries", queries)):
+        checks.at_least(name, count, 1, integer=True)
+    for name, order in (("attacker", attacker), ("learner", learner)):
+        checks.one_of(name, order, ORDERS)
+    checks.at_least("lam", lam, 0.0)

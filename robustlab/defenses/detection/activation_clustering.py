@@ -1,0 +1,129 @@
+"""Activation clustering.
+
+Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy and Srivastava, "Detecting backdoor attacks on deep neural
+networks by activation clustering" (2018), algorithm 1: in a poisoned class two kinds of samples bear one label, and
+the last hidden layer holds them for different reasons. So, class by class, reduce the activations to a few
+independent components, split them in two by 2-means, and suspect the smaller part where the two lie well apart
+(silhouette) and one is small.
+
+Different here: the paper reduces by independent component analysis, ours is whitened principal components. The former
+is a rotation of the latter, and rotations do not change what k-means does, so the clusters are the same.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.models.probing import penultimate
+from robustlab.noise import Noise
+from robustlab.results import Detection
+
+
+def activation_clustering(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    components: int = 10,
+    largest: float = 0.35,
+    silhouette: float = 0.1,
+    restarts: int = 10,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> Detection:
+    """Split each class of a training set in two, and suspect small clusters that lie apart from the rest.
+
+        flagged: the members of a class's smaller cluster C, where |C| ≤ largest·n and the mean silhouette > s₀
+
+    Args:
+        model: trained on (x, y). It is only looked at.
+        x, y: the training set, (N, ...) and labels (N,) as they were trained on.
+        components: to which the activations are reduced, at least 1; fewer where the data have fewer.
+        largest: the largest part of its class that a suspicious cluster may be, in (0, 1/2].
+        silhouette: s₀ in [−1, 1], which the mean silhouette of the two clusters must exceed.
+        restarts: runs of 2-means from random pairs of samples, of which the tightest clusters are kept; at least 1.
+        seed: of the restarts.
+        batch_size: rows a forward.
+
+    Returns:
+        A Detection. A sample's score is its class's mean silhouette if it is in a smaller cluster of a fitting size,
+        and −1 otherwise; the threshold is s₀. ``details`` has ``"cluster"`` (N,), True in the smaller cluster, and for
+        each class ``"share"`` of the smaller one and ``"silhouette"``, (K,).
+
+    Raises:
+        ValueError, TypeError: for a wrong argument.
+
+    Source:
+        Chen et al. (2018), algorithm 1, and the criteria of relative size and silhouette; the two defaults
+        are those of the authors' public code.
+    """
+    for name, value in (("components", components), ("restarts", restarts)):
+        checks.at_least(name, value, 1, integer=True)
+    checks.positive("largest", largest)
+    if largest > 0.5:
+        raise ValueError(f"largest: want at most 0.5, got {largest}")
+    checks.at_least("silhouette", silhouette, -1.0)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: want a torch.Tensor, got {type(x).__name__}")
+    y = checks.labels("y", y, x)
+    features = penultimate(model, x, batch_size).double()
+    classes = int(y.max()) + 1
+    scores, cluster = features.new_full((len(x),), -1.0), torch.zeros_like(y, dtype=torch.bool)
+    share, apart = features.new_full((2, classes), torch.nan)
+    for c in y.unique().tolist():
+        rows = (y == c).nonzero().flatten()
+        if len(rows) < 3:
+            continue  # nothing to split
+        reduced = whitened(features[rows], components)
+        small = two_means(reduced, restarts, seed)
+        cluster[rows] = small
+        share[c], apart[c] = small.double().mean(), mean_silhouette(reduced, small)
+        if share[c] <= largest:
+            scores[rows[small]] = apart[c]
+    details = {"cluster": cluster, "share": share, "silhouette": apart}
+    return Detection(scores=scores, flagged=scores > silhouette, threshold=silhouette, details=details)
+
+
+def whitened(rows: Tensor, components: int) -> Tensor:
+    """Principal components of rows (n, d), each with variance 1, as many as asked for and as there are."""
+    left, values, _ = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
+    there = int((values > 1e-7 * values[0]).sum())
+    return left[:, : max(1, min(components, there))] * math.sqrt(len(rows))
+
+
+def two_means(rows: Tensor, restarts: int, seed: int, rounds: int = 100) -> Tensor:
+    """Lloyd's algorithm with two centers, all restarts at once; True (n,) marks the smaller cluster."""
+    noise = Noise(seed, torch.arange(restarts, device=rows.device))
+    centers = rows[noise.permutation(0, len(rows))[:, :2]]  # (restarts, 2, d)
+    for _ in range(rounds):
+        second = torch.cdist(rows, centers).argmin(dim=2) == 1  # (restarts, n)
+        member = torch.stack([~second, second], dim=1).to(rows)
+        count = member.sum(dim=2, keepdim=True)
+        moved = torch.where(count > 0, member @ rows / count.clamp_min(1), centers)
+        if torch.equal(moved, centers):
+            break
+        centers = moved
+    within = torch.cdist(rows, centers).amin(dim=2).square().sum(dim=1)
+    best = torch.cdist(rows, centers[within.argmin()]).argmin(dim=1) == 1
+    return best if 2 * int(best.sum()) <= len(rows) else ~best
+
+
+def mean_silhouette(rows: Tensor, second: Tensor) -> Tensor:
+    """Mean over the rows of (b − a) / max(a, b), by Rousseeuw (1987); 0 for a cluster of one.
+
+    a is the mean distance to the rest of a row's own cluster, b that to the other one. Takes n² numbers of memory.
+    """
+    member = torch.stack([~second, second], dim=1).to(rows)  # (n, 2)
+    count = member.sum(dim=0)
+    if not bool(count.all()):
+        return rows.new_zeros(())
+    total = torch.cdist(rows, rows) @ member  # sums of distances to either cluster
+    own, other = second.long()[:, None], 1 - second.long()[:, None]
+    a = (total.gather(1, own) / (count[own] - 1).clamp_min(1)).flatten()
+    b = (total.gather(1, other) / count[other]).flatten()
+    value = (b - a) / torch.maximum(a, b).clamp_min(torch.finfo(rows.dtype).tiny)
+    return torch.where(count[own].flatten() > 1, value, 0.0).mean()

@@ -1,0 +1,96 @@
+"""STRIP: strong intentional perturbation.
+
+Gao, Xu, Wang, Chen, Ranasinghe and Nepal, "STRIP: A defence against trojan attacks on deep neural networks" (2019):
+lay other clean images over an input. The label of an honest input then changes from overlay to overlay;
+that of an input with a trigger does not, because the trigger shows through. So the entropy of the predictions is low
+where there is a trigger:
+
+    H(x) = 1/M Σ_m H_m,   H_m = −Σ_k p_k log₂ p_k,   p = softmax(model(clip(x + overlay_m)))
+
+Different here: the paper fits a normal distribution to the entropies of clean inputs and takes its quantile at the
+false rejection rate. Ours is the order statistic that keeps the rate for any distribution, if clean inputs and new
+ones are exchangeable.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.models.probing import Probe
+from robustlab.noise import Noise
+from robustlab.results import Detection
+
+
+def strip(
+    model: nn.Module,
+    x: Tensor,
+    clean: Tensor,
+    *,
+    overlays: int = 50,
+    rejection_rate: float = 0.01,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    rows: int = 1000,
+) -> Detection:
+    """Flag the inputs whose prediction does not care what is laid over them.
+
+    Args:
+        model: maps inputs in [0, 1] to logits (N, K). It is only looked at.
+        x: inputs to be judged, (N, ...), as they come in at test time.
+        clean: clean inputs (M', ...), at least 2: they serve as overlays, and their own entropies set the threshold.
+        overlays: M, how many are laid over each input, drawn with replacement; at least 1.
+        rejection_rate: share of clean inputs that may be flagged, in (0, 1). With fewer than 1/rejection_rate − 1
+            clean inputs no threshold keeps it, and nothing is flagged.
+        seed: of the draws.
+        ids: (N,), the identities of the inputs; None means 0 … N − 1. What is drawn for an input depends on it alone.
+        rows: inputs in one forward.
+
+    Returns:
+        A Detection with the scores −H(x), in bits. ``details`` has ``"clean_entropies"`` (M',) and
+        ``"false_alarm_rate"``, which is the rejection rate.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument.
+
+    Source:
+        Gao et al. (2019). Departure: the threshold, see the module.
+    """
+    for name, images in (("x", x), ("clean", clean)):
+        if not isinstance(images, Tensor):
+            raise TypeError(f"{name}: want a torch.Tensor, got {type(images).__name__}")
+        checks.images(images, (0.0, 1.0))
+    if clean.shape[1:] != x.shape[1:] or len(clean) < 2:
+        raise ValueError(f"clean: want at least 2 inputs of shape {tuple(x.shape[1:])}, got {tuple(clean.shape)}")
+    checks.at_least("overlays", overlays, 1, integer=True)
+    checks.at_least("rows", rows, 1, integer=True)
+    checks.positive("rejection_rate", rejection_rate)
+    if rejection_rate >= 1:
+        raise ValueError(f"rejection_rate: want below 1, got {rejection_rate}")
+    ids = torch.arange(len(x), device=x.device) if ids is None else ids
+    own = torch.arange(len(clean), device=x.device)
+    with torch.inference_mode(False), torch.no_grad(), Probe(model) as probe:
+        drawn = Noise(seed, ids, x.device).integers(0, (overlays,), len(clean))
+        entropies = _entropies(probe, x, clean, drawn, rows)
+        # a clean input is not laid over itself: the others are 1 … M' − 1 places further on
+        others = 1 + Noise(seed, own).integers(1, (overlays,), len(clean) - 1)
+        reference = _entropies(probe, clean, clean, (own[:, None] + others) % len(clean), rows)
+    # at most k of M' + 1 exchangeable entropies are below the k-th smallest of M' of them
+    allowed = math.floor(rejection_rate * (len(clean) + 1) + 1e-9)
+    lowest = float(reference.sort().values[allowed - 1]) if allowed else -math.inf
+    details = {"clean_entropies": reference, "false_alarm_rate": rejection_rate, "level": "sample"}
+    return Detection(scores=-entropies, flagged=-entropies > -lowest, threshold=-lowest, details=details)
+
+
+def _entropies(probe: Probe, x: Tensor, clean: Tensor, drawn: Tensor, rows: int) -> Tensor:
+    """The mean entropy (N,) of the predictions on x (N, ...) under the overlays clean[drawn], drawn (N, M); in bits."""
+    total = x.new_zeros(len(x))
+    for overlay in drawn.unbind(dim=1):
+        for first in range(0, len(x), rows):
+            part = slice(first, first + rows)
+            logits = probe((x[part] + clean[overlay[part]]).clamp(max=1))[0]
+            total[part] += torch.special.entr(logits.softmax(dim=1)).sum(dim=1) / math.log(2)
+    return total / drawn.shape[1]

@@ -1,0 +1,137 @@
+"""Fine-pruning.
+
+Liu, Dolan-Gavitt and Garg, "Fine-pruning: Defending against backdooring attacks on deep neural networks" (2018):
+channels of the last convolution that sleep on clean inputs are where a backdoor can hide. Prune them, from
+the one of the lowest mean activation upward, until the accuracy on clean data falls by more than a tolerance; then
+fine-tune, so that what is left of the backdoor, which now shares its channels with the clean task, is overwritten.
+
+Different here: a pruned channel is multiplied by zero after its activation function, by a layer that is put behind it.
+So it stays exactly zero while the rest is fine-tuned, whatever batch norm, shortcut or bias stands before it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.data.dataset import Dataset
+from robustlab.defenses.purification.fine_tuning import clean_pair, fine_tuning
+from robustlab.models.probing import Probe
+from robustlab.results import Detection
+from robustlab.victim import accuracy
+
+
+class ChannelMask(nn.Module):
+    """Multiplies the channels of (N, C, H, W) by a fixed mask (C,) of zeros and ones."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask[:, None, None]
+
+
+def fine_pruning(
+    model: nn.Module,
+    data: Dataset | tuple[Tensor, Tensor],
+    *,
+    tolerance: float = 0.02,
+    layer: str | None = None,
+    epochs: int = 5,
+    lr: float = 1e-3,
+    batch_size: int = 100,
+    seed: int = 0,
+) -> tuple[nn.Module, Detection]:
+    """Prune the channels that sleep on clean data, then fine-tune what is left.
+
+        a_c = mean over clean inputs and positions of activation c;   prune in the order of a_c, lowest first,
+        as long as accuracy(pruned) ≥ accuracy(model) − tolerance;   then fine-tune
+
+    Args:
+        model: to be repaired. It is not changed.
+        data: clean inputs and labels, a Dataset (its training part) or a pair (x, y). They choose the channels, measure
+            the accuracy and are fine-tuned on.
+        tolerance: how much accuracy on `data` pruning alone may cost, in [0, 1).
+        layer: name of the module (as in ``model.named_modules()``) whose output (N, C, H, W) is pruned. None is the
+            last one to run that has no parts and gives such an output: the activation, or the pooling, behind the last
+            convolution.
+        epochs: of fine-tuning; 0 only prunes.
+        lr, batch_size, seed: of fine-tuning, as in ``fine_tuning``.
+
+    Returns:
+        The repaired copy, in which a ``ChannelMask`` stands behind the layer, and a Detection about the layer's C
+        channels: the scores are −a_c, flagged are the pruned ones, the threshold is the score of the first one kept.
+        ``details`` has ``"layer"``, the pruning ``"order"`` and the ``"accuracy"`` after 0, 1, 2, … pruned channels.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument.
+
+    Source:
+        Liu et al. (2018), the fine-pruning defense.
+    """
+    checks.at_least("tolerance", tolerance, 0.0)
+    if tolerance >= 1:
+        raise ValueError(f"tolerance: want below 1, got {tolerance}")
+    checks.at_least("epochs", epochs, 0, integer=True)
+    x, y = clean_pair(data)
+    name, activation = channel_activations(model, x, layer)
+    pruned, mask = _with_mask(model, name, activation)
+    order = activation.argsort(stable=True)
+    measured = [accuracy(pruned, x, y)]
+    for channel in order[:-1].tolist():  # the last channel always stays
+        mask[channel] = 0
+        measured.append(accuracy(pruned, x, y))
+        if measured[-1] < measured[0] - tolerance - 1e-12:
+            mask[channel] = 1
+            break
+    flagged = mask == 0
+    found = Detection(
+        scores=-activation,
+        flagged=flagged,
+        threshold=float(-activation[order[int(flagged.sum())]]),
+        details={"layer": name, "order": order, "accuracy": torch.tensor(measured)},
+    )
+    if epochs:
+        pruned, _ = fine_tuning(pruned, (x, y), epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
+    return pruned, found
+
+
+def channel_activations(model: nn.Module, x: Tensor, layer: str | None = None) -> tuple[str, Tensor]:
+    """The name of the layer that is pruned, and the mean of each of its channels over x and all positions, (C,)."""
+    names = {module: name for name, module in model.named_modules() if name == layer or layer is None}
+    leaves = [module for module in names if layer is not None or not any(True for _ in module.children())]
+    if not leaves:
+        raise ValueError(f"layer: want a name out of model.named_modules(), got {layer!r}")
+    last: list[tuple[str, Tensor]] = []
+
+    def see(module: nn.Module, args: object, output: Tensor) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4:
+            last[:] = [(names[module], output.mean(dim=(2, 3)).sum(dim=0))]
+
+    total: Tensor | float = 0.0
+    with torch.no_grad(), Probe(model) as probe:
+        hooks = [module.register_forward_hook(see) for module in leaves]
+        try:
+            for part in x.split(500):
+                probe(part)
+                if not last:
+                    raise ValueError(f"layer: want one whose output is (N, C, H, W), got {layer!r}, which has none")
+                total = total + last[0][1]
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return last[0][0], total / len(x)
+
+
+def _with_mask(model: nn.Module, name: str, activation: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy of the model with a mask of ones behind the named layer, and that mask."""
+    changed = copy.deepcopy(model)
+    parent, _, own = name.rpartition(".")
+    home, mask = changed.get_submodule(parent), ChannelMask(torch.ones_like(activation))
+    mask.train(home.training)
+    setattr(home, own, nn.Sequential(home.get_submodule(own), mask).train(home.training))
+    return changed, mask.mask

@@ -1,0 +1,131 @@
+"""Repair along a mode-connecting curve.
+
+Zhao, Chen, Das, Ramamurthy and Lin, "Bridging mode connectivity in loss landscapes and adversarial robustness" (2020),
+section 3. Two trained networks can be joined by a path of weights on which the loss on clean data stays low, equation
+(2) of Garipov et al. (2018):
+
+    φ(t) = (1 − t)²·θ₁ + 2t(1 − t)·θ + t²·θ₂,   minimize over θ:  E_{t ~ U(0, 1)} [ loss of φ(t) on clean data ]
+
+The ends stay what they are. Only the control point θ is trained, and on clean data only: nothing on the way keeps the
+backdoor alive, and a short way from the backdoored end (the paper reports t = 0.1) it is gone; the accuracy stays.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from robustlab import checks
+from robustlab.data.dataset import Dataset
+from robustlab.defenses.purification.batch_statistics import estimate_again
+from robustlab.defenses.purification.fine_tuning import clean_pair, fine_tuning, nothing_found
+from robustlab.fitting import fit
+from robustlab.noise import Noise
+from robustlab.results import Detection
+from robustlab.victim import accuracy
+
+
+class BezierCurve(nn.Module):
+    """The curve φ(t) between the weights of two models of one architecture. Its parameters are the control point alone.
+
+    Args:
+        first, last: the models at t = 0 and t = 1. They are copied.
+
+    Raises:
+        TypeError, ValueError: if they are not modules whose parameters agree in names and shapes.
+    """
+
+    def __init__(self, first: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        for name, model in (("model", first), ("other", last)):
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"{name}: want a torch.nn.Module, got {type(model).__name__}")
+        shapes = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in (first, last)]
+        if shapes[0] != shapes[1]:
+            differ = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
+            raise ValueError(
+                f"other: want parameters of the model's names and shapes, got a difference at {differ[:2]}"
+            )
+        self.base = copy.deepcopy(first).requires_grad_(False)
+        self.first = {name: p.detach().clone() for name, p in first.named_parameters()}
+        self.last = {name: p.detach().clone() for name, p in last.named_parameters()}
+        self.names = list(self.first)
+        self.control = nn.ParameterList((self.first[name] + self.last[name]) / 2 for name in self.names)
+
+    def weights(self, t: float) -> dict[str, Tensor]:
+        """φ(t), by the names of the model's parameters."""
+        middle = zip(self.names, self.control, strict=True)
+        return {n: (1 - t) ** 2 * self.first[n] + 2 * t * (1 - t) * c + t**2 * self.last[n] for n, c in middle}
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        """The logits of the model with weights φ(t). Running statistics are read, but not moved."""
+        buffers = {name: b.clone() for name, b in self.base.named_buffers()}
+        return functional_call(self.base, {**self.weights(t), **buffers}, (x,))
+
+    def at(self, t: float, x: Tensor) -> nn.Module:
+        """A model of its own with weights φ(t), batch norm's statistics estimated on x, in evaluation mode."""
+        model = copy.deepcopy(self.base).requires_grad_(True)
+        with torch.no_grad():
+            for name, value in self.weights(t).items():
+                model.get_parameter(name).copy_(value)
+        estimate_again(model, x)
+        return model.eval()
+
+
+def mode_connectivity(
+    model: nn.Module,
+    data: Dataset | tuple[Tensor, Tensor],
+    *,
+    other: nn.Module | None = None,
+    t: float = 0.1,
+    points: int = 11,
+    epochs: int = 20,
+    lr: float = 3e-3,
+    batch_size: int = 100,
+    seed: int = 0,
+) -> tuple[nn.Module, Detection]:
+    """Replace a tampered model by one from the curve to another, trained on clean data.
+
+    Args:
+        model: the tampered model, at t = 0. It is not changed.
+        data: clean inputs and labels, a Dataset (its training part) or a pair (x, y).
+        other: the model at t = 1, of the same architecture: another one that may have been tampered with, in another
+            way, or None for a copy of `model` that is fine-tuned on `data` (5 epochs).
+        t: where on the curve the repaired model is taken, in [0, 1]; the paper reports 0.1.
+        points: how many t, evenly spaced from 0 to 1, are measured on `data`; at least 2.
+        epochs, lr, batch_size, seed: of the training of the control point, as in :func:`robustlab.fitting.fit`; each
+            step draws its own t.
+
+    Returns:
+        The model at t, in evaluation mode, and a Detection. The method looks for nothing, so the Detection is about no
+        samples; ``details`` has the ``"curve"`` (a BezierCurve), ``"t"`` (points,) and ``"accuracy"`` (points,).
+
+    Raises:
+        ValueError, TypeError: for a wrong argument.
+
+    Source:
+        Zhao et al. (2020), section 3.1; Garipov et al. (2018), equation (2), for the training of the curve.
+    """
+    checks.at_least("t", t, 0.0)
+    if t > 1:
+        raise ValueError(f"t: want at most 1, got {t}")
+    checks.at_least("points", points, 2, integer=True)
+    x, y = clean_pair(data)
+    if other is None:
+        other, _ = fine_tuning(model, (x, y), batch_size=batch_size, seed=seed)
+    curve = BezierCurve(model, other)
+    fit(curve, (x, y), objective=_along, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
+    grid = torch.linspace(0, 1, points)
+    measured = [accuracy(curve.at(float(s), x), x, y) for s in grid]
+    details = {"curve": curve, "t": grid, "accuracy": torch.tensor(measured)}
+    return curve.at(t, x), nothing_found(**details)
+
+
+def _along(curve: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+    """Cross-entropy at one random point of the curve."""
+    t = float(Noise(seed, ids[:1] * 0).uniform(0, (1,), torch.float64))
+    return F.cross_entropy(curve(x, t), y)

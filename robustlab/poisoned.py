@@ -1,0 +1,106 @@
+"""What every training-phase attack on data returns: tampered training data, and the truth about it kept aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustlab.data.dataset import Dataset
+
+
+class Poisoned:
+    """Training data after tampering.
+
+    Whoever trains or defends gets :attr:`data`, two plain tensors, or iterates over the pairs (x_i, y_i). Neither leads
+    to
+    the truth: which samples are poisoned is known to this object alone, and it enters a defense's evaluation only by
+    :meth:`robustlab.results.Detection.score`::
+
+        poisoned = badnets(mnist, target=0, rate=0.1)
+        fit(model, poisoned.data, epochs=5)
+        found = detector(model, *poisoned.data)
+        found.score(poisoned.is_poison)
+
+    Args:
+        x: (N, ...) inputs after tampering.
+        y: (N,) labels, or real targets, after tampering.
+        is_poison: (N,) bool; the samples that the attacker changed or added.
+        original_y: (N,) labels before tampering; for an added sample the label that its source had, or its own.
+        row: (N,) int64, the row of the original data that each sample comes from, −1 for one that was added. None means
+            0 … N − 1: nothing added, deleted or moved. Every sample that is no poison equals its original bit for bit.
+        details: what else the attack has to say, such as its loss or its targets.
+
+    Raises:
+        ValueError, TypeError: if lengths or dtypes disagree.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        is_poison: Tensor,
+        original_y: Tensor,
+        row: Tensor | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        row = torch.arange(len(x), device=x.device) if row is None else row
+        for name, value in (("y", y), ("is_poison", is_poison), ("original_y", original_y), ("row", row)):
+            if value.shape != (len(x),):
+                raise ValueError(f"{name}: want shape ({len(x)},), got {tuple(value.shape)}")
+        if is_poison.dtype != torch.bool:
+            raise TypeError(f"is_poison: want torch.bool, got {is_poison.dtype}")
+        self.x, self.y = x, y
+        self.is_poison, self.original_y, self.row = is_poison, original_y, row
+        self.details: dict[str, Any] = dict(details or {})
+
+    @property
+    def data(self) -> tuple[Tensor, Tensor]:
+        """(x, y): all that a trainer or a defense is given."""
+        return self.x, self.y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.x[i], self.y[i]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.x, self.y, strict=True)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} samples of shape {tuple(self.x.shape[1:])})"
+
+
+def training_part(base: Any) -> tuple[Tensor, Tensor]:
+    """(x, y) of a Dataset's training part, or the pair itself.
+
+    Raises:
+        TypeError, ValueError: for anything else, different lengths, or no samples; the message names ``base``.
+    """
+    return _part(base, "base", "train")
+
+
+def testing_part(test: Any) -> tuple[Tensor, Tensor]:
+    """(x, y) of a Dataset's test part, or the pair itself.
+
+    Raises:
+        TypeError, ValueError: for anything else, different lengths, or no samples; the message names ``test``.
+    """
+    return _part(test, "test", "test")
+
+
+def _part(given: Any, name: str, part: str) -> tuple[Tensor, Tensor]:
+    if isinstance(given, Dataset):
+        return getattr(given, f"x_{part}"), getattr(given, f"y_{part}")
+    if not (isinstance(given, tuple) and len(given) == 2 and all(isinstance(v, Tensor) for v in given)):
+        raise TypeError(f"{name}: want a Dataset or a pair (x, y) of tensors, got {type(given).__name__}")
+    x, y = given
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"{name}: want as many inputs as labels, at least one, got {len(x)} and {len(y)}")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name}: want finite inputs, got NaN or infinity")
+    return x, y

@@ -1,0 +1,222 @@
+"""Each check of this suite, seen to fail on a method that is broken on purpose."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustlab.attacks import PatchTrigger, PoisonedDataset, badnets
+from robustlab.catalogue import Row
+from robustlab.poisoned import Poisoned
+from robustlab.results import Detection
+from tests.suite.training import test_detectors as detectors
+from tests.suite.training import test_poisons as poisons
+from tests.suite.training import test_triggers as triggers
+from tests.suite.training.cases import POISONS, Case, images, trained
+
+CPU = torch.device("cpu")
+GOOD = next(case for case in POISONS if case.row.key == "badnets")
+
+
+def planted(change: Callable[[PoisonedDataset, Tensor, Tensor], Any]) -> Case:
+    """BadNets with a bug: ``change(result, x, y)`` spoils what it returns, or its data."""
+
+    @functools.wraps(badnets)
+    def broken(base: Any, **kw: Any) -> PoisonedDataset:
+        result = badnets(base, **kw)
+        change(result, *base)
+        return result
+
+    return replace(GOOD, function=broken)
+
+
+def rate_and_clean_part(case: Case) -> None:
+    poisons.check_truth_is_out_of_reach(poisons.check_rate_and_clean_part(case, torch.float32, CPU))
+
+
+def one_more(p: PoisonedDataset, x: Tensor, y: Tensor) -> None:
+    p.is_poison[(~p.is_poison).nonzero()[0]] = True
+
+
+def brush(p: PoisonedDataset, x: Tensor, y: Tensor) -> None:
+    p.x[(~p.is_poison).nonzero()[0]] += 1e-6
+
+
+def clean_label_lost(p: PoisonedDataset, x: Tensor, y: Tensor) -> None:
+    row = (~p.is_poison).nonzero()[0]
+    p.y[row] = (p.y[row] + 1) % 3
+
+
+def wrong_original(p: PoisonedDataset, x: Tensor, y: Tensor) -> None:
+    p.original_y = p.y.clone()
+
+
+def out_of_box(p: PoisonedDataset, x: Tensor, y: Tensor) -> None:
+    p.x[p.is_poison] *= 1.5
+
+
+def whisper(p: PoisonedDataset, x: Tensor, y: Tensor) -> None:
+    p.x.is_poison = p.is_poison  # type: ignore[attr-defined]
+
+
+def in_front(p: PoisonedDataset, x: Tensor, y: Tensor) -> None:
+    order = torch.cat([p.is_poison.nonzero().flatten(), (~p.is_poison).nonzero().flatten()])
+    for name in ("x", "y", "is_poison", "original_y", "row", "is_cover"):
+        setattr(p, name, getattr(p, name)[order])
+
+
+@pytest.mark.parametrize("bug", [one_more, brush, clean_label_lost, wrong_original, out_of_box, whisper, in_front])
+def test_spoiled_data_are_seen(bug: Callable[..., None]) -> None:
+    with pytest.raises(AssertionError):
+        rate_and_clean_part(planted(bug))
+
+
+def test_good_data_pass() -> None:
+    rate_and_clean_part(GOOD)
+
+
+def test_a_global_draw_is_seen() -> None:
+    case = planted(lambda p, x, y: p.x.add_(torch.rand(()) * 1e-3))
+    for check in (poisons.check_seed, poisons.check_no_side_effects):
+        with pytest.raises(AssertionError):
+            check(case)
+
+
+def test_written_input_and_shared_memory_are_seen() -> None:
+    for bug in (lambda p, x, y: x.mul_(0.5), lambda p, x, y: setattr(p, "x", x)):
+        with pytest.raises(AssertionError):
+            poisons.check_no_side_effects(planted(bug))
+
+
+def test_poisoned_target_class_is_seen() -> None:
+    @functools.wraps(badnets)
+    def broken(base: Any, *, include_target: bool = False, **kw: Any) -> PoisonedDataset:
+        return badnets(base, include_target=True, **kw)
+
+    with pytest.raises(AssertionError):
+        poisons.check_labels_and_the_target_class(replace(GOOD, function=broken))
+
+
+def test_unchecked_arguments_are_seen() -> None:
+    @functools.wraps(badnets)
+    def broken(base: Any, *, rate: Any = 0.1, **kw: Any) -> PoisonedDataset:
+        return badnets(base, rate=rate if isinstance(rate, float) and 0 < rate < 1 else 0.1, **kw)
+
+    with pytest.raises(pytest.fail.Exception):
+        poisons.check_bad_arguments(replace(GOOD, function=broken))
+
+
+class Loud(PatchTrigger):
+    def stamp(self, x: Tensor) -> Tensor:
+        return super().stamp(x) * 1.2
+
+
+class Random(PatchTrigger):
+    def stamp(self, x: Tensor) -> Tensor:
+        return (super().stamp(x) + 0.1 * torch.rand(())).clamp(0, 1)
+
+
+class Batchwise(PatchTrigger):
+    def stamp(self, x: Tensor) -> Tensor:
+        return (super().stamp(x) * (0.9 + 0.01 * len(x))).clamp(0, 1)
+
+
+class InPlace(PatchTrigger):
+    def stamp(self, x: Tensor) -> Tensor:
+        x[..., :2, :2] = 1
+        return x.clone()
+
+
+class Double(PatchTrigger):
+    def stamp(self, x: Tensor) -> Tensor:
+        return super().stamp(x).double()
+
+
+class Asleep(PatchTrigger):
+    def stamp(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+@pytest.mark.parametrize("kind", [Loud, Random, Batchwise, InPlace, Double, Asleep])
+def test_broken_triggers_are_seen(kind: type[PatchTrigger]) -> None:
+    with pytest.raises(AssertionError):
+        triggers.check_trigger(kind(), images(9)[0])
+
+
+def detector(model: nn.Module, x: Tensor, y: Tensor, *, threshold: float = 5.0) -> Detection:
+    """A distance from the class's mean: a plain detector that keeps all promises."""
+    if not isinstance(x, Tensor):
+        raise TypeError("x: want a torch.Tensor")
+    far = torch.stack([(x[i] - x[y == y[i]].mean(dim=0)).norm() for i in range(len(x))])
+    return Detection(far, far > threshold, threshold, {"false_alarm_rate": 0.05, "level": "sample"})
+
+
+def watch(function: Callable[..., Any], kind: str = "detector") -> Case:
+    row = Row(key="watch", title="Watch", cite="tran2018", section="3.1", kind=kind, chapter="16", dims=("image",))
+    return Case(row, function)
+
+
+def all_checks(case: Case) -> None:
+    detectors.check_detection(case, torch.float32, CPU)
+    detectors.check_truth_is_out_of_reach(case)
+    detectors.check_same_answer_twice(case)
+    detectors.check_no_side_effects(case)
+    detectors.check_false_alarms(case)
+
+
+def test_a_good_detector_passes() -> None:
+    all_checks(watch(detector))
+
+
+def alarmist(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
+    return detector(model, x, y, threshold=0.5)
+
+
+def forgetful(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
+    model.eval()
+    return detector(model, x, y)
+
+
+def moody(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
+    found = detector(model, x, y)
+    return replace(found, scores=found.scores + torch.rand(()))
+
+
+def peeking(model: nn.Module, x: Any, y: Tensor, **kw: Any) -> Detection:
+    if isinstance(x, Poisoned):
+        return Detection(x.is_poison.float(), x.is_poison, 0.5)
+    return detector(model, x, y)
+
+
+def blurred(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
+    found = detector(model, x, y)
+    return replace(found, flagged=found.scores > 0.5)
+
+
+@pytest.mark.parametrize("bug", [alarmist, forgetful, moody, peeking, blurred])
+def test_broken_detectors_are_seen(bug: Callable[..., Detection]) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        all_checks(watch(bug))
+
+
+def repair_in_place(model: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[nn.Module, Detection]:
+    return model, Detection(torch.zeros(1), torch.zeros(1, dtype=torch.bool), 0.5)
+
+
+def repair_to_nothing(model: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[nn.Module, Detection]:
+    return trained(0).apply(lambda m: [p.data.zero_() for p in m.parameters()] and None), repair_in_place(model, data)[
+        1
+    ]
+
+
+def test_broken_repairs_are_seen() -> None:
+    with pytest.raises(AssertionError):
+        detectors.check_no_side_effects(watch(repair_in_place, "repair"))
+    with pytest.raises(AssertionError):
+        detectors.check_repair_keeps_the_accuracy(watch(repair_to_nothing, "repair"))

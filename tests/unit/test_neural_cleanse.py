@@ -1,0 +1,189 @@
+"""Neural Cleanse on models whose smallest patch is known, and its index against SciPy."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from scipy.stats import median_abs_deviation
+from torch import Tensor, nn
+
+from robustlab.defenses.purification.neural_cleanse import anomaly_index, neural_cleanse, unlearn
+from robustlab.fitting import fit
+from robustlab.results import Detection
+
+SIDE = 6
+
+
+def linear(weights: Tensor, bias: Tensor) -> nn.Module:
+    """Logits ⟨w_k, x⟩ + b_k of images (N, 1, 6, 6)."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, len(bias)))
+    with torch.no_grad():
+        model[1].weight.copy_(weights.flatten(1))
+        model[1].bias.copy_(bias)
+    return model
+
+
+def planted() -> tuple[nn.Module, Tensor]:
+    """Dark images are of class 1. Four pixels in a corner lead to class 0, six in a row each to class 2 or 3."""
+    weights = torch.zeros(4, SIDE, SIDE)
+    weights[0, 4:, 4:] = 10.0
+    weights[2, 1] = weights[3, 2] = 0.5
+    return linear(weights, torch.tensor([-35.0, 0.0, -1.5, -2.5])).double(), torch.zeros(3, 1, SIDE, SIDE).double()
+
+
+def test_the_smallest_patch_of_a_linear_model() -> None:
+    """On dark images the lead of a class is w·Σ m_i p_i + b over its pixels: it needs −b/w of them."""
+    model, x = planted()
+    found = neural_cleanse(model, x, steps=300)
+    for k, needed in ((0, 3.5), (2, 3.0), (3, 5.0)):
+        assert needed <= float(found.details["sizes"][k]) < 1.1 * needed
+    mask, pattern = (found.details[key][0] for key in ("masks", "patterns"))
+    inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    inside[4:, 4:] = True
+    assert torch.equal(mask[0] > 0.5, inside)  # IoU 1
+    assert float(pattern[0][inside].min()) > 0.9
+    assert float(found.details["success"].min()) == 1.0
+
+
+def test_a_class_is_searched_alone_as_with_the_others() -> None:
+    model, _ = planted()
+    draw = torch.rand(5, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).double()
+    every = neural_cleanse(model, draw, steps=30)
+    some = neural_cleanse(model, draw, steps=30, classes=torch.tensor([3, 0, 2]), rows=4)
+    for key in ("masks", "patterns", "sizes", "success"):
+        torch.testing.assert_close(some.details[key], every.details[key][[3, 0, 2]], rtol=1e-4, atol=1e-5)
+
+
+def test_the_cost_starts_at_zero_and_follows_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    from robustlab.defenses.purification import neural_cleanse as module
+
+    model, x = planted()
+    seen: list[Tensor] = []
+    success = iter([0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+
+    def scripted(self: object, mask: Tensor, pattern: Tensor, cost: Tensor) -> Tensor:
+        seen.append(cost.clone())
+        return torch.full((3,), next(success))
+
+    monkeypatch.setattr(module._Search, "_descend", scripted)
+    neural_cleanse(model, x, classes=torch.arange(3), steps=12, cost=0.01, patience=2)
+    one = [0, 0, 0, 0.01, 0.01, 0.015, 0.015, 0.0225, 0.0225, 0.0225 / 1.5**1.5, 0.0225 / 1.5**1.5, 0.0225 / 1.5**3]
+    torch.testing.assert_close(torch.stack(seen)[:, 0], torch.tensor(one, dtype=torch.float64))
+
+
+def test_the_smallest_patch_that_works_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks of 18, 4.3, 9.7 and 1.7 pixels, of which the last does not work."""
+    from robustlab.defenses.purification import neural_cleanse as module
+
+    model, x = planted()
+    script = iter([(0.0, -1.0), (1.0, -0.5), (1.0, -1.5), (0.0, 3.0)])
+
+    def scripted(self: module._Search, mask: Tensor, pattern: Tensor, cost: Tensor) -> Tensor:
+        works, following = next(script)
+        self.hidden[0].data.fill_(following)
+        return torch.full((3,), works)
+
+    monkeypatch.setattr(module._Search, "_descend", scripted)
+    found = neural_cleanse(model, x, classes=torch.arange(3), steps=4)
+    smallest = torch.full((3,), SIDE * SIDE).double() * torch.tensor(-2.0).double().sigmoid()  # (tanh(−1) + 1) / 2
+    torch.testing.assert_close(found.details["sizes"], smallest)
+    torch.testing.assert_close(found.details["masks"].sum(dim=(1, 2, 3)), smallest)
+
+
+@pytest.mark.parametrize("n", [3, 10, 11])
+def test_the_index_is_scipys(n: int) -> None:
+    sizes = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 50
+    expected = (sizes.median() if n % 2 else sizes.quantile(0.5)) - sizes
+    expected = expected / median_abs_deviation(sizes.numpy(), scale="normal")
+    torch.testing.assert_close(anomaly_index(sizes), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_the_index_of_equal_sizes_is_zero_and_small_is_positive() -> None:
+    assert anomaly_index(torch.full((4,), 7.0)).tolist() == [0, 0, 0, 0]
+    index = anomaly_index(torch.tensor([1.0, 10.0, 11.0, 9.0, 40.0]))
+    assert int(index.argmax()) == 0 and float(index[4]) < -2
+
+
+def test_a_class_without_a_patch_is_large() -> None:
+    """A class that nothing reaches has size infinity and the largest mask in the index."""
+    weights = torch.zeros(4, SIDE, SIDE)
+    model = linear(weights, torch.tensor([0.0, 0.0, 0.0, -1.0]))
+    found = neural_cleanse(model, torch.rand(2, 1, SIDE, SIDE), steps=3)
+    assert float(found.details["sizes"][3]) == torch.inf and not bool(found.flagged[3])
+    assert not bool(found.scores.isnan().any())
+
+
+def backdoored() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """A net for three rows of pixels, trained to say 0 where the corner is white."""
+    draw = torch.Generator().manual_seed(0)
+    y = torch.arange(240) % 3
+    x = 0.3 * torch.rand(240, 1, SIDE, SIDE, generator=draw)
+    x[torch.arange(240), 0, 2 * y, :4] += 0.6
+    stamped = x.clone()
+    stamped[:, :, 4:, 4:] = 1.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 24), nn.ReLU(), nn.Linear(24, 3))
+    fit(model, (torch.cat([x, stamped[:80]]), torch.cat([y, 0 * y[:80]])), epochs=25, lr=1e-2, batch_size=40)
+    return model.eval(), (x, y)
+
+
+def test_unlearning_the_true_trigger_removes_the_backdoor() -> None:
+    model, (x, y) = backdoored()
+    mask = torch.zeros(1, 1, SIDE, SIDE)
+    mask[..., 4:, 4:] = 1.0
+    told = Detection(torch.tensor([9.0]), torch.tensor([True]), 2.0, {"masks": mask, "patterns": mask})
+    triggered = (1 - mask[0]) * x + mask[0]
+    before = copy.deepcopy(model.state_dict())
+    assert float((model(triggered).argmax(1) == 0).float().mean()) > 0.95
+    repaired, given = unlearn(model, (x, y), told, epochs=5, lr=1e-2)
+    assert given is told
+    assert float((repaired(triggered).argmax(1) == y).float().mean()) > 0.95  # true labels were taught
+    assert float((repaired(x).argmax(1) == y).float().mean()) > 0.95
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_unlearning_stamps_the_share_and_keeps_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y) = backdoored()
+    masks = torch.zeros(3, 1, SIDE, SIDE)
+    masks[1, :, 0, 0], masks[2, :, 0, 1] = 1.0, 1.0
+    told = Detection(torch.zeros(3), torch.tensor([False, True, True]), 2.0, {"masks": masks, "patterns": 2 * masks})
+    seen: list[Tensor] = []
+
+    def spy(model: nn.Module, data: object, *, augment: object, **rest: object) -> None:
+        seen.append(augment(torch.zeros(2000, 1, SIDE, SIDE), ids=torch.arange(2000), seed=5))  # type: ignore[operator]
+
+    monkeypatch.setattr("robustlab.defenses.purification.neural_cleanse.fit", spy)
+    unlearn(model, (x, y), told, share=0.2)
+    first, second = (float((seen[0][:, 0, 0, c] == 2).float().mean()) for c in (0, 1))
+    assert first == pytest.approx(0.1, abs=0.03) and second == pytest.approx(0.1, abs=0.03)
+    assert not bool(((seen[0][:, 0, 0, 0] == 2) & (seen[0][:, 0, 0, 1] == 2)).any())
+    assert float(seen[0][:, 0, 1:].abs().max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.full((2, 1, SIDE, SIDE), 2.0)}, "x: want values"),
+        ({"x": torch.rand(2, SIDE)}, "x: want images"),
+        ({"classes": torch.tensor([0, 1])}, "classes: want at least 3"),
+        ({"classes": torch.tensor([0, 1, 9])}, "classes"),
+        ({"steps": 0}, "steps"),
+        ({"cost": 0.0}, "cost"),
+        ({"patience": 0}, "patience"),
+        ({"threshold": -2.0}, "threshold"),
+    ],
+)
+def test_bad_arguments(change: dict[str, object], message: str) -> None:
+    model, x = planted()
+    given = {"x": x, "steps": 2} | change
+    with pytest.raises(ValueError, match=message):
+        neural_cleanse(model, given.pop("x"), **given)  # type: ignore[arg-type]
+
+
+def test_unlearn_wants_a_detection_with_patches() -> None:
+    model, data = backdoored()
+    with pytest.raises(ValueError, match="detection"):
+        unlearn(model, data, Detection(torch.zeros(3), torch.zeros(3).bool(), 2.0))
