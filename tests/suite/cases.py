@@ -112,8 +112,12 @@ CASES = cases(ATTACKS)
 
 
 def over(*chosen: Case) -> pytest.MarkDecorator:
-    """Parametrizes a test over the cases given, or all."""
-    return pytest.mark.parametrize("case", chosen or CASES, ids=str)
+    """Parametrizes a test over the cases given, or all. The fast run has each attack in the first of its norms only."""
+    marked = [
+        pytest.param(case, marks=pytest.mark.slow if case.norm not in (None, *case.row.norms[:1]) else ())
+        for case in chosen or CASES
+    ]
+    return pytest.mark.parametrize("case", marked, ids=str)
 
 
 def noise_box(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
