@@ -11,27 +11,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 
+# An alias of a type counts as the built-in's.
+OTHERS = re.compile(r'<li><a href="(?!robustlab)[^"]*">[^<]*</a></li>\n?')
 BACK = re.compile(r'<a class="viewcode-back" href="([^"#]*)#([^"]*)">[^<]*</a>')
 
 
-def repair_links_back(body: str, module: str, documented: Container[str]) -> str:
-    """``body`` with each link back turned to a name in ``documented``, or left out where there is none."""
+def repair_links_back(body: str, module: str, anchors: Mapping[str, str]) -> str:
+    """``body`` with each link back turned to the anchor of its name, or left out where there is none.
+
+    A class that is documented under another name than its module's has an anchor under that name alone.
+    """
 
     def target(link: re.Match[str]) -> str:
         name = link.group(2)
-        if name in documented:
-            return link.group()
+        if name in anchors:
+            return link.group().replace(f"#{name}", f"#{anchors[name]}")
         # What follows the prefix that viewcode guessed: "Class" or "Class.method".
         for short in (name.rsplit(".", 2)[-2:], name.rsplit(".", 1)[-1:]):
             full = ".".join([module, *short])
-            if full in documented:
-                return link.group().replace(f"#{name}", f"#{full}")
+            if full in anchors:
+                return link.group().replace(f"#{name}", f"#{anchors[full]}")
         return ""
 
     return BACK.sub(target, body)
@@ -47,10 +52,12 @@ def _repair_page(
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     if page == "_modules/index":
         head, start, items = body.partition("<ul>")
-        body = head + start + items.replace("<ul>", "").replace("</ul>", "") + "</ul>"
+        items = OTHERS.sub("", items.replace("<ul>", "").replace("</ul>", ""))
+        body = head + start + items + "</ul>"
     elif page.startswith("_modules/"):
         module = page.removeprefix("_modules/").replace("/", ".")
-        body = repair_links_back(body, module, app.env.get_domain("py").objects)  # type: ignore[attr-defined]
+        objects = app.env.get_domain("py").objects  # type: ignore[attr-defined]
+        body = repair_links_back(body, module, {name: entry.node_id for name, entry in objects.items()})
     context["body"] = body
 
 
