@@ -7,11 +7,13 @@ model). Triggers are modules, so they compose: ``nn.Sequential(PatchTrigger(), B
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class Trigger(nn.Module):
+class Trigger(nn.Module, ABC):
     """A function of inputs (N, ...) to inputs of the same shape, dtype and device.
 
     A subclass defines :meth:`stamp`. The same input always gets the same trigger: a random pattern is drawn once, at
@@ -27,9 +29,9 @@ class Trigger(nn.Module):
         self.check(x)
         return self.stamp(x)
 
+    @abstractmethod
     def stamp(self, x: Tensor) -> Tensor:
         """The inputs with the trigger, unchecked."""
-        raise NotImplementedError
 
     def cross(self, x: Tensor, *, seed: int = 0) -> Tensor | None:
         """The inputs with a trigger that is *not* meant for them, and must not work; None where there is no such thing.

@@ -19,6 +19,7 @@ from tests.suite.training.cases import DETECTORS, Case, images, over, same, tens
 SECRETS = ("is_poison", "original_y", "truth", "is_cover", "poisoned")
 MODELS = 5  # clean models on which a detector of models is asked
 SIGNIFICANCE = 1e-3
+STATES_A_RATE = {"strip"}  # the detectors that say how often they raise a false alarm
 
 
 def parts(result: Any) -> tuple[nn.Module | None, Detection]:
@@ -84,8 +85,9 @@ def check_false_alarms(case: Case) -> None:
         changes = {"model": trained(seed)} if case.takes("model") else {}
         found = parts(case.run(**case.arguments(**changes)))[1]
         rate = found.details.get("false_alarm_rate")
-        if rate is None:
-            pytest.skip("states no false-alarm rate")
+        if rate is None:  # its threshold is a rule of thumb, which says nothing of clean data
+            assert case.row.key not in STATES_A_RATE
+            return
         assert found.details.get("level") in ("sample", "class"), 'details["level"]: want "sample" or "class"'
         if found.details["level"] == "sample":
             hits, trials = hits + int(found.flagged.sum()), trials + len(found.flagged)
