@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
+from robustlab.call import beside
 from robustlab.models.probing import Probe
 from robustlab.progress import bar
 
@@ -104,14 +105,14 @@ def feature_collision(
 
         p = start
         value, grad = objective(p)
-        trace, column = [value], (-1,) + (1,) * (p.dim() - 1)
+        trace = [value]
         size = torch.full_like(value, step_size)
         for _ in bar(range(steps), show=progress, label="feature_collision"):
-            lam = size.reshape(column)
+            lam = beside(size, p)
             trial = proximal_step(p - lam * grad, start, beta, lam, low, high)
             trial_value, trial_grad = objective(trial)
             better = trial_value <= value
-            keep = better.reshape(column)
+            keep = beside(better, p)
             p, grad = torch.where(keep, trial, p), torch.where(keep, trial_grad, grad)
             value, size = torch.where(better, trial_value, value), torch.where(better, size, size / 2)
             trace.append(value)

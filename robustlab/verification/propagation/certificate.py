@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.call import beside
 from robustlab.results import Certificate
 from robustlab.verification.graph.node import Graph
 from robustlab.verification.graph.trace import trace
@@ -95,6 +96,6 @@ def stated(proven: Tensor, right: Tensor, radius: Tensor, x: Tensor, norm: str, 
         "verified" if p else "unknown" if r else "falsified"
         for p, r in zip(proven.tolist(), right.tolist(), strict=True)
     ]
-    wrong = ~right.reshape(-1, *[1] * (x.dim() - 1))
+    wrong = beside(~right, x)
     counterexample = torch.where(wrong, x, torch.nan) if bool(wrong.any()) else None
     return Certificate(status, radius, norm, method, counterexample=counterexample)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustlab.call import beside
 from robustlab.norms import NORMS
 from robustlab.verification.graph.forms import Forms
 from robustlab.verification.graph.interval import Bounds
@@ -121,7 +122,7 @@ class Ball(Region):
     @property
     def hull(self) -> Bounds:
         """x ± ε, cut off by the box."""
-        eps = self._eps.reshape(-1, *[1] * (self.x.dim() - 1))
+        eps = beside(self._eps, self.x)
         lower, upper = self.x - eps, self.x + eps
         if self.box is None:
             return Bounds(lower, upper)
