@@ -15,6 +15,7 @@ from robustlab.verification.graph.forms import Forms, units
 from robustlab.verification.graph.hinge import Clamp, Hinge
 from robustlab.verification.graph.operator import Rule
 from robustlab.verification.graph.smooth import CURVES, Smooth
+from robustlab.verification.propagation.backward import backward
 
 HINGES = {
     "relu": Hinge(0.0, 1.0), "leaky": Hinge(0.1, 1.0), "abs": Hinge(-1.0, 1.0),
@@ -164,16 +165,12 @@ def test_nonlinear_backward_rules_stay_below(name: str, rule: Rule) -> None:
 
 
 def carried(graph, forms: Forms, lines: dict) -> tuple[Forms, Tensor]:
-    from robustlab.verification.propagation.backward import backward
-
     return backward(graph, lines, forms, len(graph.nodes) - 1)
 
 
 @pytest.mark.parametrize("name", [n for n in AFFINE if "conv" in n and "1-d" not in n] + ["average pool"])
 def test_windows_are_the_whole_map_where_it_is_not_zero(name: str) -> None:
     """One neuron's form as a window and written out, through two convolutions."""
-    from robustlab.verification.propagation.backward import backward
-
     module, shape = prepared(name)
     channels = module(torch.zeros(1, *shape, dtype=torch.float64)).shape[1]
     two = nn.Sequential(module, nn.Conv2d(channels, 2, 2, padding=1), nn.ReLU()).double()
@@ -184,6 +181,47 @@ def test_windows_are_the_whole_map_where_it_is_not_zero(name: str) -> None:
     windows = units(sample, place, node.shape, torch.ones(size, dtype=torch.float64))
     a, c = backward(graph, {}, windows, 2)
     b, d = backward(graph, {}, windows.full(node.shape), 2)
+    torch.testing.assert_close(a.full(shape).coef, b.coef, rtol=0, atol=1e-12)
+    torch.testing.assert_close(c, d, rtol=0, atol=1e-12)
+    values = torch.randn(3, *shape, dtype=torch.float64)
+    torch.testing.assert_close(a.dot(a.pick(values)), b.dot(b.pick(values)), rtol=0, atol=1e-10)
+
+
+class Branches(nn.Module):
+    """The sum of two branches that see different windows of x."""
+
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.first, self.one, self.other, self.relu = nn.Conv2d(2, 2, 2), one, other, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x)
+        return self.relu(self.one(z) + self.other(z))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "joined"),
+    [
+        (nn.Conv2d(2, 2, 3, padding=1), nn.Identity(), True),
+        (nn.Identity(), nn.Conv2d(2, 2, 3, padding=1), True),
+        (nn.Conv2d(2, 3, (3, 1), stride=2, padding=(1, 0)), nn.Conv2d(2, 3, 1, stride=2), True),
+        (nn.Conv2d(2, 2, (3, 1), padding=(1, 0)), nn.Conv2d(2, 2, (1, 3), padding=(0, 1)), True),
+        (nn.Conv2d(2, 2, 3), nn.AvgPool2d(3, stride=1), True),
+        (nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 4, stride=2, padding=3), False),
+        (nn.Conv2d(2, 2, 5, padding=(3, 2)), nn.Conv2d(2, 2, 3, padding=(2, 1)), True),
+    ],
+)
+def test_windows_of_two_branches_meet_in_one(one: nn.Module, other: nn.Module, joined: bool) -> None:
+    shape = (2, 9, 8) if joined else (2, 8, 8)
+    module = Branches(one, other).double().requires_grad_(False)
+    graph = trace(module, torch.zeros(1, *shape, dtype=torch.float64))
+    node = graph.nodes[-2]
+    size = math.prod(node.shape)
+    place, sample = torch.arange(size), torch.arange(size) % 3
+    windows = units(sample, place, node.shape, torch.ones(size, dtype=torch.float64))
+    a, c = backward(graph, {}, windows, node.index)
+    b, d = backward(graph, {}, windows.full(node.shape), node.index)
+    assert (a.window is not None) == joined
     torch.testing.assert_close(a.full(shape).coef, b.coef, rtol=0, atol=1e-12)
     torch.testing.assert_close(c, d, rtol=0, atol=1e-12)
     values = torch.randn(3, *shape, dtype=torch.float64)

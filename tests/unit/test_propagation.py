@@ -498,6 +498,7 @@ def test_bounds_checks_its_arguments() -> None:
     with pytest.raises(ValueError, match="norm: want"):
         Ball(x, 0.1, 0.5)
     assert bounds(model, Ball(x[:0], 0.1)).lower.shape == (0, 2)
-    with pytest.raises(ValueError, match="asks about the values or the shape"):
-        trace(type("Branch", (nn.Module,), {"forward": lambda self, x: x if x.sum() > 0 else -x})(), x)
+    for forward in (lambda self, x: x if x.sum() > 0 else -x, lambda self, x: x * len(x)):
+        with pytest.raises(ValueError, match="asks about the values or the shape"):
+            trace(type("Branch", (nn.Module,), {"forward": forward})(), x)
     assert isinstance(certify(model, x, eps=0.01), Certificate)

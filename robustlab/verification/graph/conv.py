@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustlab.verification.graph.forms import Forms, Window
+from robustlab.verification.graph.forms import Forms
 from robustlab.verification.graph.operator import Affine, Backward, Shape
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -93,14 +93,9 @@ class Conv(Affine):
         size = [(k - 1) * s + r + 1 for k, s, r in zip(forms.coef.shape[2:], self.stride, self._reach, strict=True)]
         if size[0] >= shape[1] or size[1] >= shape[2]:
             return None
-        (sh, sw), (ph, pw) = self.stride, self.padding
-        corner = window.corner * torch.tensor([sh, sw], device=window.corner.device)
-        corner = corner - torch.tensor([ph, pw], device=window.corner.device)
-        low = (window.low[0] * sh - ph, window.low[1] * sw - pw)
-        high = (window.high[0] * sh - ph, window.high[1] * sw - pw)
-        moved = Forms(self._transpose(forms.coef, (0, 0), size), forms.sample, Window(corner, low, high))
-        assert moved.window is not None
-        if any(moved.window.margins(size, shape)):  # what falls on the padding multiplies zeros
+        here = window.moved(self.stride, [-p for p in self.padding])
+        moved = Forms(self._transpose(forms.coef, (0, 0), size), forms.sample, here)
+        if any(here.margins(size, shape)):  # what falls on the padding multiplies zeros
             moved = moved.to(moved.coef * moved.pick(moved.coef.new_ones(1, 1, *shape[1:])))
         return moved
 

@@ -22,14 +22,27 @@ from torch import Tensor
 class Window:
     """Where the windows of R forms lie in their map.
 
+    All channels of a place, and both signs, share one window, so there are fewer windows than forms.
+
     Attributes:
-        corner: (R, 2) row and column of the upper left corner; it may lie outside the map.
+        corner: (U, 2) row and column of the upper left corner of each window; it may lie outside the map.
+        sample: (U,) the sample that each window lies in.
+        owner: (R,) int64, the window of each form.
         low, high: smallest and largest corner that can occur, known without looking at ``corner``.
     """
 
     corner: Tensor
+    sample: Tensor
+    owner: Tensor
     low: tuple[int, int]
     high: tuple[int, int]
+
+    def moved(self, stride: Sequence[int], shift: Sequence[int]) -> Window:
+        """The windows with corners stride·corner + shift."""
+        device = self.corner.device
+        corner = self.corner * torch.tensor(stride, device=device) + torch.tensor(shift, device=device)
+        low, high = ((at[0] * stride[0] + shift[0], at[1] * stride[1] + shift[1]) for at in (self.low, self.high))
+        return replace(self, corner=corner, low=low, high=high)
 
     def margins(self, size: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int, int]:
         """How far windows of ``size`` may stick out of the map: (left, right, top, bottom), as ``F.pad`` wants it."""
@@ -64,8 +77,8 @@ class Forms:
         left, right, top, bottom = self.window.margins((kh, kw), values.shape)
         views = F.pad(values, (left, right, top, bottom)).unfold(2, kh, 1).unfold(3, kw, 1)
         row, column = self.window.corner.unbind(1)
-        sample = self.sample if values.shape[0] > 1 else torch.zeros_like(self.sample)
-        return views[sample, :, row + top, column + left]
+        sample = self.window.sample if values.shape[0] > 1 else torch.zeros_like(row)
+        return views[sample, :, row + top, column + left].index_select(0, self.window.owner)
 
     def dot(self, values: Tensor) -> Tensor:
         """⟨coef, values⟩ for values as ``pick`` gives them (or that broadcast), (R,)."""
@@ -78,9 +91,9 @@ class Forms:
         rows, channels, kh, kw = self.coef.shape
         left, right, top, bottom = self.window.margins((kh, kw), shape)
         height, width = shape[-2] + top + bottom, shape[-1] + left + right
-        corner = self.window.corner[:, 0] + top, self.window.corner[:, 1] + left
-        inside = torch.arange(kh, device=corner[0].device)[:, None] * width + torch.arange(kw, device=corner[0].device)
-        place = (corner[0] * width + corner[1])[:, None] + inside.flatten()
+        corner = self.window.corner.index_select(0, self.window.owner)
+        inside = torch.arange(kh, device=corner.device)[:, None] * width + torch.arange(kw, device=corner.device)
+        place = ((corner[:, 0] + top) * width + corner[:, 1] + left)[:, None] + inside.flatten()
         padded = self.coef.new_zeros(rows, channels, height * width)
         padded = padded.scatter(2, place[:, None].expand(-1, channels, -1), self.coef.flatten(2))
         padded = padded.reshape(rows, channels, height, width)
@@ -90,7 +103,35 @@ class Forms:
         """The sum of two sets of forms on the same node, where two branches of the graph meet."""
         if self.window is other.window and self.coef.shape == other.coef.shape:
             return self.to(self.coef + other.coef)
+        joint = self._joined(other, shape)
+        if joint is not None:
+            return joint
         return self.full(shape).to(self.full(shape).coef + other.full(shape).coef)
+
+    def _joined(self, other: Forms, shape: Sequence[int]) -> Forms | None:
+        """The sum in the smallest windows that hold both; None where their distance varies, or they fill the map.
+
+        Both branches start at the same neurons. With equal strides, the windows of one lie at the same place in those
+        of the other for all forms.
+        """
+        a, b = self.window, other.window
+        if a is None or b is None:
+            return None
+        shift = [p - q for p, q in zip(b.low, a.low, strict=True)]  # of other's corner against ours
+        if shift != [p - q for p, q in zip(b.high, a.high, strict=True)]:
+            return None
+        ours, theirs = self.coef.shape[2:], other.coef.shape[2:]
+        first = [min(0, d) for d in shift]
+        last = [max(m, d + n) for m, d, n in zip(ours, shift, theirs, strict=True)]
+        if any(q - p >= n for p, q, n in zip(first, last, shape[-2:], strict=True)):
+            return None
+
+        def placed(forms: Forms, at: Sequence[int]) -> Tensor:
+            (top, left), (kh, kw) = (d - p for d, p in zip(at, first, strict=True)), forms.coef.shape[2:]
+            bottom, right = last[0] - at[0] - kh, last[1] - at[1] - kw
+            return F.pad(forms.coef, (left, right, top, bottom))
+
+        return Forms(placed(self, (0, 0)) + placed(other, shift), self.sample, a.moved((1, 1), first))
 
 
 def units(sample: Tensor, place: Tensor, shape: Sequence[int], sign: Tensor) -> Forms:
@@ -105,8 +146,10 @@ def units(sample: Tensor, place: Tensor, shape: Sequence[int], sign: Tensor) -> 
         channels, height, width = shape
         channel, spot = place // (height * width), place % (height * width)
         coef = sign.new_zeros(len(place), channels).scatter(1, channel[:, None], sign[:, None])
+        own, owner = torch.unique(sample * (height * width) + spot, return_inverse=True)
+        where, spot = own // (height * width), own % (height * width)
         corner = torch.stack([spot // width, spot % width], dim=1)
-        return Forms(coef[:, :, None, None], sample, Window(corner, (0, 0), (height - 1, width - 1)))
+        return Forms(coef[:, :, None, None], sample, Window(corner, where, owner, (0, 0), (height - 1, width - 1)))
     size = 1
     for length in shape:
         size *= length

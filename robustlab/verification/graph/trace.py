@@ -55,7 +55,7 @@ def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
         for module in modes:
             module.training = False
         traced = _Tracer().trace(wrapped)
-    except (fx.proxy.TraceError, TypeError) as error:
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"model: cannot be read, since its forward asks about the values or the shape of its input ({error}); "
             "want a forward without such branches"
