@@ -13,6 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("network", help="ONNX file (.onnx or .onnx.gz)")
     parser.add_argument("specification", help="VNN-LIB 1.0 file (.vnnlib or .vnnlib.gz)")
     parser.add_argument("--timeout", type=float, default=None, metavar="S", help="seconds (default: no limit)")
+    parser.add_argument("--memory", type=float, default=4.0, metavar="GB", help="of open domains (default: 4)")
     parser.add_argument("--device", default="cpu", help="where bounds are computed (default: cpu)")
     parser.add_argument("--progress", action="store_true", help="show a bar")
     given = parser.parse_args(arguments)
@@ -20,7 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         answer, witness = check(
-            given.network, given.specification, timeout=given.timeout, device=given.device, progress=given.progress
+            given.network,
+            given.specification,
+            timeout=given.timeout,
+            memory=given.memory,
+            device=given.device,
+            progress=given.progress,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

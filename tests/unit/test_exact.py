@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partialmethod
+from functools import partial, partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -262,11 +262,24 @@ def test_a_solver_that_gives_up_proves_nothing(name: str, monkeypatch: pytest.Mo
     assert ask(net, safe, name)[0] in wanted
 
 
-def test_domain_limit_is_unknown() -> None:
+def test_without_memory_the_answer_is_unknown() -> None:
     net, case, least = instance(0)
-    close = Case(case.low, case.high, case.C, case.d - least + 1e-4)
-    verdict = search.solve(trace(net, (3,)), [close], lambda points: None, Clock(None), split="input", batch=4, limit=3)
-    assert verdict.status == "unknown"
+    close = Case(case.low, case.high, case.C, case.d - least + 0.02)
+    graph, counts = trace(net, (3,)), {}
+    for memory, status in ((1e-6, "unknown"), (None, "verified")):
+        verdict = search.solve(graph, [close], lambda points: None, Clock(60), split="input", batch=64, memory=memory)
+        assert verdict.status == status
+        counts[status] = verdict.details["domains"]
+    assert counts["unknown"] < counts["verified"]
+
+
+def test_memory_is_asked_at_every_door() -> None:
+    net, x = tiny((12, 24, 24, 3), 3), torch.full((1, 12), 0.5, dtype=torch.float64)
+    for door in (partial(verify, method="branch_and_bound"), branch_and_bound):
+        assert door(net, x, eps=0.05).status == ["verified"]
+        assert door(net, x, eps=0.05, memory=1e-9).status == ["unknown"]
+        with pytest.raises(ValueError, match="memory: want"):
+            door(net, x, eps=0.05, memory=0)
 
 
 def test_arguments() -> None:

@@ -56,6 +56,7 @@ def branch_and_bound(
     norm: str = "linf",
     eps: float | Tensor,
     timeout: float | None = 60.0,
+    memory: float | None = 2.0,
     box: tuple[float, float] = (0.0, 1.0),
     progress: bool = False,
 ) -> Certificate:
@@ -69,6 +70,7 @@ def branch_and_bound(
         norm: ``"linf"``.
         eps: ε > 0, one number or one a sample, in the units of x.
         timeout: seconds for each sample (default 60), None for no limit; then its status is ``"unknown"``.
+        memory: GB that the open domains of a sample may take (default 2), None for no limit; then the same.
         box: the range of valid inputs (default (0, 1)).
         progress: show a bar with the number of open domains.
 
@@ -82,7 +84,16 @@ def branch_and_bound(
     Source: Bunel et al. (2018), algorithm 1; Xu et al. (2021); Wang et al. (2021).
     """
     return verify(
-        model, x, y, norm=norm, eps=eps, method="branch_and_bound", timeout=timeout, box=box, progress=progress
+        model,
+        x,
+        y,
+        norm=norm,
+        eps=eps,
+        method="branch_and_bound",
+        timeout=timeout,
+        memory=memory,
+        box=box,
+        progress=progress,
     )
 
 
@@ -94,7 +105,7 @@ def solve(
     *,
     split: str = "auto",
     batch: int = 256,
-    limit: int = 500_000,
+    memory: float | None = 2.0,
     steps: int | None = None,
     progress: bool = False,
 ) -> Verdict:
@@ -105,7 +116,7 @@ def solve(
         cases, replay, clock: as in :mod:`~robustlab.verification.complete.query`.
         split: ``"input"``, ``"relu"``, or ``"auto"``: by the number of inputs that vary.
         batch: domains that are split at once.
-        limit: open domains at which to give up (``"unknown"``).
+        memory: GB of open domains at which to give up (``"unknown"``); None for no limit.
         steps: ascent steps of α-CROWN on each domain; None takes 0 for input splits, 10 for ReLU splits.
         progress: show a bar.
 
@@ -120,7 +131,7 @@ def solve(
         split = "input" if varying <= FEW_INPUTS or not graph.relus else "relu"
     if steps is None:
         steps = 0 if split == "input" else 10
-    return _Search(graph, cases, replay, clock, split, batch, limit, steps).run(progress)
+    return _Search(graph, cases, replay, clock, split, batch, memory, steps).run(progress)
 
 
 class _Search:
@@ -132,11 +143,12 @@ class _Search:
         clock: Clock,
         split: str,
         batch: int,
-        limit: int,
+        memory: float | None,
         steps: int,
     ) -> None:
         self.graph, self.cases, self.replay, self.clock = graph, cases, replay, clock
-        self.split, self.batch, self.limit, self.steps = split, batch, limit, steps
+        self.split, self.batch, self.steps = split, batch, steps
+        self.most = float("inf") if memory is None else 1e9 * memory
         self.low, self.high, self.C, self.d = (part.to(graph_device(graph)) for part in stacked(cases))
         self.witness: Tensor | None = None
         self.tie = False  # whether a domain was given up without an answer
@@ -161,7 +173,7 @@ class _Search:
             while self.witness is None and len(pool["bound"]):
                 if self.clock.over:
                     return Verdict("timeout", None, self.count)
-                if len(pool["bound"]) > self.limit:
+                if sum(part.nbytes for part in pool.values()) > self.most:
                     return Verdict("unknown", None, self.count)
                 order = pool["bound"].argsort()
                 now, rest = select(pool, order[: self.batch]), select(pool, order[self.batch :])

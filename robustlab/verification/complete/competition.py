@@ -27,6 +27,7 @@ def check(
     specification: str | Path,
     *,
     timeout: float | None = None,
+    memory: float | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> tuple[str, str | None]:
@@ -36,6 +37,7 @@ def check(
         network: an ONNX file, perhaps compressed (``.gz``).
         specification: a VNN-LIB 1.0 file, perhaps compressed.
         timeout: seconds, reading included; None for no limit.
+        memory: GB that open domains may take before the answer is ``unknown``; None for no limit.
         device: where bounds are computed.
         progress: show a bar.
 
@@ -59,7 +61,8 @@ def check(
                 f"got {len(case.low)} and {case.C.shape[1]}"
             )
     outputs: list[Tensor] = []
-    verdict: Verdict = solve(graph, cases, _replay(proto, name, shape, cases, outputs), clock, progress=progress)
+    replay = _replay(proto, name, shape, cases, outputs)
+    verdict: Verdict = solve(graph, cases, replay, clock, memory=memory, progress=progress)
     if verdict.witness is None:
         return WORDS.get(verdict.status, verdict.status), None
     pairs = [("X", verdict.witness), ("Y", outputs[0])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ def verify(
     eps: float | Tensor,
     method: str = "branch_and_bound",
     timeout: float | None = 60.0,
+    memory: float | None = 2.0,
     box: tuple[float, float] = (0.0, 1.0),
     progress: bool = False,
 ) -> Certificate:
@@ -35,7 +37,7 @@ def verify(
 
     * ``"verified"``: for every k the solver has shown f_y − f_k > 1e-6 on the ball, in float64;
     * ``"falsified"``: there is an x′ in the ball whose label, asked of the model itself, is not y;
-    * ``"unknown"``: the time ran out, or what decides is within 1e-6 of a tie.
+    * ``"unknown"``: time or memory ran out, or what decides is within 1e-6 of a tie.
 
     Args:
         model: from (N, ...) to (N, K), with operators that the method knows.
@@ -45,6 +47,7 @@ def verify(
         eps: ε > 0, one number or one a sample, in the units of x.
         method: ``"branch_and_bound"`` (default), ``"milp"`` or ``"reluplex"``.
         timeout: seconds for each sample (default 60); None for no limit.
+        memory: GB that the open domains of branch and bound may take (default 2); None for no limit.
         box: the range of valid inputs (default (0, 1)).
         progress: show a bar, where the method has one.
 
@@ -64,8 +67,10 @@ def verify(
     exact = torch.as_tensor(eps, dtype=torch.float64).expand(len(x))  # a number is not rounded to the dtype of x
     if timeout is not None:
         checks.positive("timeout", timeout)
+    if memory is not None:
+        checks.positive("memory", memory)
     solve = import_module(f"robustlab.verification.complete.{method}").solve
-    options = {"progress": progress} if method == "branch_and_bound" else {}
+    options: dict[str, Any] = {"progress": progress, "memory": memory} if method == "branch_and_bound" else {}
     victim = Victim(model, bounds=box)
     status = ["verified"] * len(x)
     found = torch.full_like(x, torch.nan)
