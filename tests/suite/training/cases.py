@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -21,14 +21,33 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacks import Canary
-from robustlab.catalogue import Row, rows
+from robustlab.catalogue import Row, get, rows
 from robustlab.fitting import fit
+from robustlab.linear_regression import fit_linear
 from robustlab.models import character_gru
 from robustlab.noise import Noise
 from robustlab.poisoned import Poisoned
+from robustlab.results import Detection
 
 FEDERATED = "05"  # methods of this chapter change updates, not data: they have a suite of their own
 CLASSES, N, SIDE, TARGET, RATE = 3, 60, 8, 0, 0.1
+# Public functions that are a part of a row's method, without a row and a claim of their own: they run like the others.
+PARTS = (
+    replace(
+        get("regression_poisoning"),
+        key="statistical_poisoning",
+        access="soft",
+        callable="robustlab.attacks.poisoning.statistical_poisoning:statistical_poisoning",
+        quick={"rate": 0.1},
+    ),
+    replace(
+        get("neural_cleanse"),
+        key="unlearn",
+        kind="repair",
+        callable="robustlab.defenses.purification.neural_cleanse:unlearn",
+        quick={"epochs": 1},
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +91,9 @@ class Case:
 
 
 def cases(*kinds: str) -> list[Case]:
-    """A case for each finished row of these kinds."""
+    """A case for each finished row of these kinds, and for the parts of rows."""
     found = []
-    for row in rows(done=True):
+    for row in (*rows(done=True), *PARTS):
         if row.kind in kinds and row.section in ("2.1", "3.1") and row.chapter in ("02", "03", "04", "16"):
             module, _, name = str(row.callable).partition(":")
             found.append(Case(row, getattr(import_module(module), name)))
@@ -137,6 +156,23 @@ def trained(
     return copy.deepcopy(_trained(seed, flat)).to(device=device, dtype=dtype)
 
 
+@cache
+def _clean(number: int) -> nn.Module:
+    model = net(number)
+    fit(model, clean_images(number), epochs=5, lr=2e-2, batch_size=20, seed=number)
+    return model
+
+
+def clean(number: int) -> nn.Module:
+    """One of many small nets without a backdoor, each with images and weights of its own; a copy of one's own."""
+    return copy.deepcopy(_clean(number))
+
+
+def clean_images(number: int) -> tuple[Tensor, Tensor]:
+    """What clean net `number` was trained on."""
+    return images(seed=1000 + number)
+
+
 def base(flat: bool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     x, y = images(dtype=dtype)
     return (x[:, 0, ::3, ::4].flatten(1).contiguous(), y) if flat else (x, y)  # rows 0, 3, 6: one for each class
@@ -146,8 +182,11 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
     """What a parameter without a default gets, by its name."""
     flat = "image" not in case.row.dims and "flat" in case.row.dims
     x, y = (part.to(device) for part in base(flat, dtype))
-    if name in ("x", "y") and case.row.kind in ("poisoning", "trainer") and not case.takes("base"):
-        x, y = (part.to(device) for part in table())
+    regression = case.row.kind in ("poisoning", "trainer") and not case.takes("base")
+    if name in ("x", "y") and regression:
+        x, y = (part.to(device) for part in table(dtype=dtype))
+    if name == "model" and regression:
+        return fit_linear(*(part.to(device) for part in table(dtype=dtype)))
     models = (
         [trained(seed, dtype, device, flat) for seed in (0, 1, 2)] if "model" in name or name == "surrogates" else []
     )
@@ -157,6 +196,7 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
         "clean": images(40, dtype, seed=1)[0].to(device),
         "classes": CLASSES, "n_clean": len(x) - 4, "n": len(x) - 4,
         "target": TARGET, "x_target": x[1:2], "y_target": int(y[1]), "eps": 0.1, "seed": 0,
+        "detection": patch(dtype, device),
         "language_model": character_gru(hidden=8).to(device=device, dtype=dtype), "canary": Canary("pin ??", "42"),
     }  # fmt: skip
     if name not in known:
@@ -164,6 +204,14 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
             f"{case.row.key}: the suite does not know what to supply for {name!r}: give it in the row's quick"
         )
     return known[name]
+
+
+def patch(dtype: torch.dtype, device: torch.device) -> Detection:
+    """What Neural Cleanse says where it has found a white corner that leads to the target."""
+    masks = torch.zeros(CLASSES, 1, SIDE, SIDE, dtype=dtype, device=device)
+    masks[TARGET, :, :2, :2] = 1.0
+    index = torch.where(torch.arange(CLASSES, device=device) == TARGET, 3.0, 0.0)
+    return Detection(index, index > 2.0, 2.0, {"masks": masks, "patterns": masks.clone()})
 
 
 def tensors(result: Any) -> list[Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from typing import Any
 
 import pytest
 import torch
 
+from robustlab import attacks, defenses
 from robustlab.attacks.backdoor.input_aware_backdoor import Backdoored
 from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset
 from robustlab.poisoned import Poisoned
@@ -26,6 +29,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "restarts": (0,),
     "target": (-1, 0.5),
     "lr": (0.0, -1.0),
+    "share": (-0.1, 1.5, math.nan),
 }
 
 
@@ -110,6 +114,19 @@ def check_bad_arguments(case: Case) -> None:
                 continue
             with pytest.raises((ValueError, TypeError), match=name):
                 case.run(**case.arguments(**{name: value}))
+
+
+def test_nothing_public_is_left_out() -> None:
+    """Whatever returns a poison, a backdoored model or a Detection is a case of this suite."""
+    controls = {attacks.poisoning_control}  # no attack, but what one is held against
+    public = [value for package in (attacks, defenses) for _, value in inspect.getmembers(package, inspect.isfunction)]
+    makers = {
+        function
+        for function in public
+        if re.search(r"Poison(?!ingReport)|Backdoored|Detection", str(inspect.signature(function).return_annotation))
+    }
+    assert len(makers) > 20
+    assert makers - controls - {case.function for case in POISONS + DETECTORS + STUDIES} == set()
 
 
 @over(MAKERS)

@@ -149,7 +149,7 @@ def test_broken_triggers_are_seen(kind: type[PatchTrigger]) -> None:
         triggers.check_trigger(kind(), images(9)[0])
 
 
-def detector(model: nn.Module, x: Tensor, y: Tensor, *, threshold: float = 5.0) -> Detection:
+def detector(model: nn.Module, x: Tensor, y: Tensor, *, threshold: float = 1.17) -> Detection:
     """A distance from the class's mean: a plain detector that keeps all promises."""
     if not isinstance(x, Tensor):
         raise TypeError("x: want a torch.Tensor")
@@ -207,6 +207,41 @@ def silent(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
 def test_broken_detectors_are_seen(bug: Callable[..., Detection]) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         all_checks(watch(bug))
+
+
+def by_chance(x: Tensor, *, often: int = 1) -> Detection:
+    """Judges a model by chance alone, and raises an alarm `often` times as often as it states."""
+    score = x.double().sum().mul(1e3).remainder(1)[None]
+    return Detection(score, score > 1 - 0.23 * often, 1 - 0.23 * often, {"false_alarm_rate": 0.23, "level": "class"})
+
+
+def by_others(x: Tensor, *, calibration: Tensor | None = None, often: int = 1) -> Detection:
+    """Judges a model by others; a threshold that the second of them sets is passed twice as often."""
+    score = by_chance(x).scores
+    if calibration is None:
+        return Detection(score, score > 1, 1.0)
+    threshold = float(calibration.sort(descending=True).values[often - 1])
+    stated = {"false_alarm_rate": 1 / (len(calibration) + 1), "level": "class"}
+    return Detection(score, score > threshold, threshold, stated)
+
+
+def by_clean(x: Tensor, clean: Tensor, *, often: int = 1) -> Detection:
+    """Judges inputs by clean ones, of which a tenth times `often` lie above the threshold."""
+    score, known = (part.flatten(1).mean(dim=1) for part in (x, clean))
+    threshold = float(known.sort(descending=True).values[len(clean) * often // 10 - 1])
+    return Detection(score, score > threshold, threshold, {"false_alarm_rate": 0.1, "level": "sample"})
+
+
+@pytest.mark.parametrize("kind", [by_chance, by_others, by_clean])
+def test_twice_as_many_alarms_as_stated_are_seen(kind: Callable[..., Detection]) -> None:
+    detectors.check_false_alarms(watch(kind))
+    with pytest.raises(AssertionError, match="flagged, stated"):
+        detectors.check_false_alarms(watch(functools.wraps(kind)(functools.partial(kind, often=2))))
+
+
+def test_a_check_that_sees_no_alarm_is_no_check() -> None:
+    with pytest.raises(AssertionError, match="AWAKE"):
+        detectors.check_false_alarms(watch(functools.wraps(detector)(functools.partial(detector, threshold=9.0))))
 
 
 def repair_in_place(model: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[nn.Module, Detection]:
