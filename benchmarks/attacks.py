@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import data, models, zoo
-from robustlab.attacks import cw, ddn, deepfool, fab, fmn, pgd, sigma_zero
+from robustlab.attacks import cw, ddn, deepfool, ead, fab, fmn, pgd, sigma_zero
 from robustlab.norms import get_norm
 from robustlab.victim import predict
 
@@ -122,6 +122,7 @@ def minimum_norm(tiny: bool) -> dict[str, tuple[dict, str, float | None, Callabl
     few = {"steps": 2 if tiny else 20}
     fool = {"steps": 3 if tiny else 50, "overshoot": 0.02, "candidates": 10}
     search = {"steps": 3 if tiny else 200, "c": 1e-2, "lr": 0.01, "search_steps": 2 if tiny else 6}
+    descent = {"steps": 3 if tiny else 200, "c": 1e-3, "lr": 0.01}
 
     def entry(settings: dict, norm: str, attack: Callable) -> tuple[dict, str, None, Callable]:
         return settings, norm, None, lambda m, x, y: attack(m, x, y, norm=norm, **settings).x_adv
@@ -133,6 +134,8 @@ def minimum_norm(tiny: bool) -> dict[str, tuple[dict, str, float | None, Callabl
         "sigma_zero l0": entry(steps, "l0", sigma_zero),
         **{f"deepfool {norm}": entry(fool, norm, deepfool) for norm in ("l2", "linf")},
         "cw l2, search": entry(search, "l2", cw),
+        "cw linf": entry(descent, "linf", cw),
+        "ead l1": entry(search | {"beta": 1e-2, "rule": "l1"}, "l1", ead),
     }
 
 

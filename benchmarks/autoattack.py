@@ -27,7 +27,10 @@ INSTALL = (
     "python -m pip install --target PEERS --no-deps pyautoattack==0.2.0\n"
     "PYTHONPATH=PEERS python benchmarks/autoattack.py"
 )
-RADII = {"mnist_cnn_adv": 0.3, "mnist_cnn": 0.1, "fashion_cnn_adv": 0.1, "mnist_resnet": 0.1}  # ℓ∞
+RADII = {
+    "mnist_cnn_adv": 0.3, "mnist_cnn": 0.1, "mnist_mlp": 0.05, "mnist_resnet": 0.1,
+    "fashion_cnn_adv": 0.1, "fashion_cnn": 0.03, "fashion_mlp": 0.03, "fashion_resnet": 0.03,
+}  # fmt: skip  # ℓ∞, as the recipes have it
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 

@@ -96,12 +96,16 @@ def foolbox_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
     def deepfool_linf(steps: int, overshoot: float, candidates: int) -> Run:
         return run(package.attacks.LinfDeepFoolAttack(steps=steps, overshoot=overshoot, candidates=candidates), None)
 
+    def ead(steps: int, c: float, lr: float, search_steps: int, beta: float, rule: str) -> Run:
+        settings = {"initial_const": c, "initial_stepsize": lr, "regularization": beta, "decision_rule": rule.upper()}
+        return run(package.attacks.EADAttack(binary_search_steps=search_steps, steps=steps, **settings), None)
+
     def plain(name: str, steps: int) -> Run:
         return run(getattr(package.attacks, name)(steps=steps), None)
 
     return {
         "pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "deepfool linf": deepfool_linf,
-        "cw l2, one c": cw, "cw l2, search": cw, "ddn l2": partial(plain, "DDNAttack"),
+        "cw l2, one c": cw, "cw l2, search": cw, "ead l1": ead, "ddn l2": partial(plain, "DDNAttack"),
         "fmn l0": partial(plain, "L0FMNAttack"), "fmn l1": partial(plain, "L1FMNAttack"),
         "fmn l2": partial(plain, "L2FMNAttack"), "fmn linf": partial(plain, "LInfFMNAttack"),
     }  # fmt: skip
@@ -131,6 +135,10 @@ def adv_lib_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
         settings = {"learning_rate": lr, "initial_const": c, "binary_search_steps": search_steps}
         return lambda m, x, y: attacks.carlini_wagner_l2(m, x, y, max_iterations=steps, **settings)
 
+    def cw_linf(steps: int, c: float, lr: float) -> Run:
+        settings = {"learning_rate": lr, "initial_const": c}
+        return lambda m, x, y: attacks.carlini_wagner_linf(m, x, y, max_iterations=steps, **settings)
+
     orders = {"l0": 0, "l1": 1, "l2": 2, "linf": float("inf")}
     return {
         **{f"fab {norm}": partial(fab, orders[norm]) for norm in ("l1", "l2", "linf")},
@@ -139,6 +147,7 @@ def adv_lib_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
         "sigma_zero l0": sigma_zero,
         **{f"deepfool {norm}": partial(deepfool, orders[norm]) for norm in ("l2", "linf")},
         "cw l2, search": cw,
+        "cw linf": cw_linf,
     }
 
 

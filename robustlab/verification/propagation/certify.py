@@ -95,7 +95,7 @@ def certify(
         model: a module from (N, ...) to (N, K), read in evaluation mode; or its graph.
         x: (N, ...), inside the box, of the model's dtype.
         y: (N,) labels; None takes the model's predictions.
-        norm: ``"l1"``, ``"l2"`` or ``"linf"``.
+        norm: ``"l1"``, ``"l2"`` or ``"linf"``; for other p ask :func:`bounds` on a ``Ball``.
         eps: radius of the ball, above 0, or one a sample (N,), in the units of x.
         method: one of ``robustlab.verification.propagation.certify.METHODS``.
         box: the range of valid inputs, which cuts off the ball; None for no limits.
