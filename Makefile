@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 
 PARALLEL  := --numprocesses auto --maxprocesses 4 --dist loadscope
 PYTEST    := $(PY) -m pytest $(PARALLEL)
-NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 300
+NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test test-fast test-changed lab chapters lint clean system system-and-browser

@@ -1,12 +1,22 @@
-"""The page "Execution times", from the timings that ``python -m book.execute`` leaves in each notebook."""
+"""The page "Execution times", from the timings that ``python -m book.execute`` leaves in each notebook.
+
+Below the chapters it shows the size of a checkout, counted now, and what book/repository_times.yml states of the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
+from typing import Any
+
+import yaml
 
 from book.myst import list_table, page
-from book.notebooks import Chapter
+from book.notebooks import ROOT, Chapter
+
+MEASURED = ROOT / "book" / "repository_times.yml"
 
 BUDGET_SECONDS = 60
 BUDGET_MB = 2000
@@ -17,7 +27,8 @@ peak of **{BUDGET_MB // 1000} GB** of memory, on two processor cores and without
 
 The times below are read from the notebooks. A chapter is executed three times before it is committed, each
 time in a fresh kernel, whose start is not counted. The table shows the median and the slowest run. Peak
-memory is that of the kernel's process. Yours will differ with the machine.
+memory is that of the kernel's process. Yours will differ with the machine. `make test` runs all chapters once
+more and fails where the cells of one take longer than 120 s.
 """
 
 COMMAND = """
@@ -33,7 +44,32 @@ def times_page(chapters: Sequence[Chapter]) -> str:
     blocks = [INTRODUCTION]
     if rows:
         blocks.append(list_table(header, rows, widths=(44, 12, 12, 16, 16)))
-    return page("Execution times", *blocks, COMMAND)
+    measured = yaml.safe_load(MEASURED.read_text(encoding="utf-8"))
+    return page("Execution times", *blocks, COMMAND, *repository_blocks(measured, checkout_bytes()))
+
+
+def repository_blocks(measured: Mapping[str, Any], size: int | None) -> tuple[str, ...]:
+    """Heading, a sentence on where the numbers come from, and the table of the repository as a whole."""
+    counted = "not counted: no git checkout" if size is None else f"{size / 1e6:.1f} MB"
+    rows = [("A copy of the repository, without git's history", counted, "40 MB")]
+    rows += [(row["what"], row["measured"], row.get("limit", "–")) for row in measured["rows"]]
+    day = measured["date"]
+    origin = f"""
+The size is counted whenever this page is built. The times are not: they were measured on
+{day:%B} {day.day}, {day.year}, on {measured["machine"]}.
+"""
+    table = list_table(("What", "Measured", "Limit"), rows, widths=(60, 24, 16))
+    return ("## The repository as a whole", origin, table)
+
+
+def checkout_bytes(root: Path = ROOT) -> int | None:
+    """Bytes of the files that git tracks; None where there is no git or no checkout."""
+    command = ["git", "-c", f"safe.directory={root}", "ls-files", "-z"]
+    try:
+        listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return sum((root / name).stat().st_size for name in listed.split("\0") if (root / name).is_file())
 
 
 def within_budget(chapter: Chapter) -> bool | None:

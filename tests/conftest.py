@@ -2,6 +2,8 @@
 
 Tests that ask for the ``device`` fixture run on the CPU and, marked ``gpu``, on CUDA. Where there is no CUDA device,
 tests marked ``gpu`` are taken out and the terminal summary says how many were not run.
+
+A notebook whose cells take too long fails the run (``chapter_times.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests import chapter_times
 
 settings.register_profile(
     "robustlab",
@@ -26,11 +30,16 @@ settings.load_profile("robustlab")
 _NOT_RUN = pytest.StashKey[int]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    chapter_times.pytest_addoption(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     config.stash[_NOT_RUN] = 0
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_FromWorkers(config))
+    chapter_times.pytest_configure(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

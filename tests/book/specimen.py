@@ -30,9 +30,9 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def nbval(path: Path) -> subprocess.CompletedProcess[str]:
-    """Strict nbval over one notebook, as `make test` runs it, in a process of its own."""
-    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider", "-q"]
+def nbval(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Strict nbval over a notebook or a folder, as `make test` runs it, in a process of its own."""
+    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider", "-q", *more]
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(path.parent), *options, str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, cwd=path.parent, env=environment)

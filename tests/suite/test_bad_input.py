@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustlab.norms import NORMS
 from robustlab.victim import Victim
 from tests.suite.cases import Case, batch, over
-from tests.suite.models import Affine, Counting, Then, mlp
+from tests.suite.models import FLAT, Affine, Counting, Then, mlp
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 
 
@@ -50,6 +50,13 @@ def bad_inputs(x: Tensor, y: Tensor, classes: int) -> Iterator[Bad]:
     yield Bad("y", {"y": torch.full_like(y, classes)}, "K", after_a_forward=True)
     yield Bad("ids", {"ids": torch.arange(n + 1)}, "too many")
     yield Bad("ids", {"ids": torch.zeros(n)}, "floats")
+
+
+def bad_dims(case: Case, x: Tensor) -> Iterator[Bad]:
+    """Samples of the shapes that the catalogue's row rules out: no images, or images without color."""
+    for name, shape in (("flat", FLAT), ("image", (1, 4, 4))):
+        if name not in case.row.dims:
+            yield Bad("x", {"x": x.new_full((len(x), *shape), 0.5)}, f"samples of shape {shape}")
 
 
 def bad_arguments(case: Case, x: Tensor, y: Tensor) -> Iterator[Bad]:
@@ -101,7 +108,7 @@ def check_bad_argument(case: Case, bad: Bad, device: torch.device) -> None:
 
 def check_bad_arguments(case: Case, device: torch.device) -> None:
     _, x, y = batch(case, device, n=3)
-    bads = [*bad_inputs(x, y, case.classes), *bad_arguments(case, x, y)]
+    bads = [*bad_inputs(x, y, case.classes), *bad_dims(case, x), *bad_arguments(case, x, y)]
     wrong = []
     for bad in bads:
         try:

@@ -25,7 +25,7 @@ WIDE, TIGHT = (-3.0, 3.0), (-1.0, 1.0)
 FULL: dict[str, dict[str, Any]] = {
     "deepfool": {"overshoot": 1e-3},
     "cw": {"steps": 300, "c": 0.1},
-    "cw-linf": {"steps": 500, "c": 0.1},
+    "cw-linf": {"steps": 500, "c": 0.1, "search_steps": 12},
     "cw-l0": {"steps": 60, "c": 10.0, "lr": 0.1},
     "pgd-l1": {"steps": 100},
     "bim": {"steps": 40},
@@ -46,12 +46,13 @@ STEP: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 # Median ratio to the optimum that a minimum-norm attack must reach. With two classes there is one hyperplane; with
-# several, DeepFool and C&W are still held to it, L-BFGS is not (its smooth loss weighs all classes).
+# several, DeepFool and C&W are still held to it; L-BFGS and DDN are not (the cross-entropy weighs all classes).
 TWO_CLASSES = {"fab": 1.006, "fab-l1": 1.09, "ead": 1.10, "cw-l0": 1.25, "fmn-l0": 1.0, "sigma_zero": 1.0}
 MANY_CLASSES = {
     "deepfool": 1.002,
     "cw-l2": 1.002,
-    "cw-linf": 1.01,
+    "cw-linf": 1.002,
+    "ead": 1.10,
     "fmn": 1.002,
     "fab": 1.006,
     "cw-l0": 1.5,

@@ -396,6 +396,25 @@ def test_bad_arguments(bug: Callable[[Attack], Attack]) -> None:
         bad_input.check_bad_arguments(planted("pgd-linf", bug), CPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "bug"),
+    [
+        ("semantic_hsv", lambda x, **_: {"x": x.expand(-1, 3, -1, -1) if x.shape[1:] == (1, 4, 4) else x}),
+        ("semantic_hsv", lambda x, **_: {"x": x[:, :3, None, None] if x.dim() == 2 else x}),
+        ("one_pixel", lambda x, **_: {"x": x[..., None, None] if x.dim() == 2 else x}),
+    ],
+    ids=["gray", "flat", "flat, one pixel"],
+)
+def test_bad_dims(name: str, bug: Callable[..., dict[str, Any]]) -> None:
+    bad = list(bad_input.bad_dims(case(name), torch.zeros(3, 2, 4, 4, dtype=torch.float64)))
+    assert len(bad) == (2 if name == "semantic_hsv" else 1)
+    with caught(pytest.fail.Exception, RuntimeError):
+        for one in bad:
+            bad_input.check_bad_argument(planted(name, before(bug)), one, CPU)
+    for one in bad:
+        bad_input.check_bad_argument(case(name), one, CPU)
+
+
 def test_bad_targets_models_and_access() -> None:
     away = before(lambda y, target, **_: {"target": torch.where(target == y, (target + 1) % 3, target)})
     with pytest.raises(pytest.fail.Exception):

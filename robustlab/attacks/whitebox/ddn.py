@@ -13,6 +13,10 @@ point:
 Different here: a success needs a margin of 1e-4·max(1, largest |logit|), so that rounding cannot undo it; α and the
 first ε are in units of the box's width; ε never passes the farthest corner of the box; quantization, a part of the
 paper's algorithm, is off by default.
+
+It is not held to the exact optimum, for two reasons: with several classes the cross-entropy pulls toward all of them at
+once, which costs 4 % in the median on the five-class affine models of the tests, after any number of steps; and ε
+shrinks by no more than 1 − γ a step, so that 100 steps do not bring it below 0.6 % of the first ε.
 """
 
 from __future__ import annotations

@@ -1,0 +1,39 @@
+"""The page of execution times counts the checkout, and says of everything else when and where it was measured."""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import date
+from pathlib import Path
+
+from book.generate_times import checkout_bytes, repository_blocks, times_page
+
+MEASURED = {
+    "machine": "an abacus",
+    "date": date(1642, 3, 2),
+    "rows": [{"what": "`make test`", "measured": "3 days"}, {"what": "Import", "measured": "2 s", "limit": "9 s"}],
+}
+
+
+def test_what_git_tracks_is_counted(tmp_path: Path) -> None:
+    assert checkout_bytes(tmp_path) is None, "no checkout"
+    (tmp_path / "a b").write_bytes(b"x" * 300)
+    (tmp_path / "untracked").write_bytes(b"x" * 5000)
+    for command in (["init", "--quiet"], ["add", "a b"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert checkout_bytes(tmp_path) == 300
+
+
+def test_the_rest_is_stated_with_its_day_and_machine() -> None:
+    heading, origin, table = repository_blocks(MEASURED, 18_740_000)
+    assert heading.startswith("## ")
+    assert " ".join(origin.split()).endswith("not: they were measured on March 2, 1642, on an abacus.")
+    cells = [[line.strip(" -") for line in row.splitlines()[:3]] for row in table.split("\n* - ")[2:]]
+    assert [row[1:] for row in cells] == [["18.7 MB", "40 MB"], ["3 days", "–"], ["2 s", "9 s"]]
+    assert "not counted" in repository_blocks(MEASURED, None)[2]
+
+
+def test_the_page_holds_this_table() -> None:
+    text = times_page([])  # from book/repository_times.yml
+    for word in ("MB", "`import robustlab`", "`make book`", "`make test`", "`make test-fast`"):
+        assert word in text.partition("## The repository as a whole")[2]
