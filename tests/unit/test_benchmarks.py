@@ -33,7 +33,7 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
     assert [(row[1], row[2]) for row in floor] == [("2", "linf"), ("2", "l2"), ("3", "linf"), ("3", "l2")]
     assert all(float(row[-1]) > 0 for row in floor), "a ratio to the floor"
     assert [row[1] for row in beside[:5]] == ["pgd", "pgd", "deepfool", "cw", "cw"]
-    nearest = ["fab"] * 3 + ["ddn"] + ["fmn"] * 4 + ["sigma_zero"] + ["deepfool"] * 2 + ["cw"]
+    nearest = ["fab"] * 3 + ["ddn"] + ["fmn"] * 4 + ["sigma_zero"] + ["deepfool"] * 2 + ["cw"] * 2 + ["ead"]
     assert [row[1] for row in beside[5:]] == nearest
     text = "\n".join(lines)
     assert "foolbox is left out: no foolbox here" in text
@@ -67,3 +67,15 @@ def test_smoke_run_of_autoattack_without_its_peer(tmp_path: Path) -> None:
     text = run(path=tmp_path, script="autoattack.py")
     assert "pyautoattack is left out (no such thing here)" in text and "pyautoattack==0.2.0" in text
     assert "mnist_cnn, linf 0.1, 4 samples: ours" in text and "official" not in text
+
+
+@pytest.mark.slow
+def test_smoke_run_of_verification_without_its_peer(tmp_path: Path) -> None:
+    (tmp_path / "bound_propagation.py").write_text("raise ImportError('no such thing here')\n", encoding="utf-8")
+    lines = run(path=tmp_path, script="verification.py").splitlines()
+    table = [line.split() for line in lines if line.startswith("mnist_cnn")]
+    methods = ["ibp", "crown_ibp", "fast_lin", "crown", "cnn_cert", "alpha_crown"]
+    assert [row[1:4] for row in table] == [["0.02", method, "1"] for method in methods]
+    assert all(float(row[4]) > 0 and row[6] in ("0.0%", "100.0%") for row in table)
+    text = "\n".join(lines)
+    assert "bound_propagation is left out (no such thing here)" in text and "bound-propagation==0.4.7" in text

@@ -1,12 +1,15 @@
 """Orders between the methods, and each method against something written without the engine.
 
-CROWN ≤ LP on the same bounds ≤ exact; CROWN ≤ α-CROWN ≤ exact; Wong–Kolter = Fast-Lin; CNN-Cert = CROWN on the
-unrolled net. What does not hold is shown by counterexamples.
+From the same bounds of the hidden layers, CROWN ≤ α-CROWN ≤ LP over triangles ≤ exact, and Fast-Lin is the LP between
+its parallel lines; every method ≤ exact; Wong–Kolter = Fast-Lin; CNN-Cert = CROWN on the unrolled net. What does not
+hold is shown by counterexamples. Memory is bounded by doing the work in parts.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +22,16 @@ from robustlab.models import resnet_tiny
 from robustlab.norms import linear_distance
 from robustlab.results import Certificate
 from robustlab.verification import Ball, Box, bounds, certified_radius, certify, lirpa, trace
+from robustlab.verification.complete import milp as programs
+from robustlab.verification.complete.encode import encode
+from robustlab.verification.complete.query import Case
+from robustlab.verification.graph.forms import Forms
+from robustlab.verification.graph.hinge import Elementwise, Hinge
 from robustlab.verification.graph.interval import Bounds
+from robustlab.verification.graph.node import Graph
 from robustlab.verification.propagation.alpha_crown import optimized_bound
-from robustlab.verification.propagation.layers import layer_bounds
+from robustlab.verification.propagation.certify import METHODS
+from robustlab.verification.propagation.layers import Layers, layer_bounds
 from robustlab.verification.propagation.lower import lower_bound
 from robustlab.verification.propagation.policy import Policy
 
@@ -214,6 +224,224 @@ def unrolled(model: nn.Module, x: Tensor) -> nn.Module:
             return self.d(self.c(h).relu())
 
     return Dense().requires_grad_(False)
+
+
+class Shortcuts(nn.Module):
+    """A block whose shortcut is the identity, then one whose shortcut is a strided convolution."""
+
+    def __init__(self, first: type[nn.Module], second: type[nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3, padding=1)
+        self.a, self.b = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.c, self.d = nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.short, self.out = nn.Conv2d(2, 2, 1, stride=2), nn.Linear(8, 3)
+        self.first, self.second = first(), second()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(self.stem(x - 0.5))
+        h = self.first(self.b(self.first(self.a(h))) + h)
+        h = self.second(self.d(self.second(self.c(h))) + self.short(h))
+        return self.out(h.flatten(1))
+
+
+def shortcuts(seed: int, first: type[nn.Module] = nn.ReLU, second: type[nn.Module] = nn.ReLU) -> nn.Module:
+    torch.manual_seed(seed)
+    model = Shortcuts(first, second).double().eval()
+    for p in model.parameters():
+        p.data *= 1.5
+    return model.requires_grad_(False)
+
+
+def pooled(seed: int, pool: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), pool(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4, 3)).double().requires_grad_(False)
+
+
+NETS: dict[str, Callable[[int], nn.Module]] = {
+    "residual": residual,
+    "shortcuts": shortcuts,
+    "average_pool": lambda seed: pooled(seed, nn.AvgPool2d),
+    "max_pool": lambda seed: pooled(seed, nn.MaxPool2d),
+    "tanh": lambda seed: shortcuts(seed, nn.Tanh, nn.Tanh),
+    "tanh_relu": lambda seed: shortcuts(seed, nn.Tanh, nn.ReLU),
+}
+"""From a seed to a net of 4×4 images with three outputs."""
+
+
+PIECEWISE = ("residual", "shortcuts", "average_pool", "max_pool")
+
+
+def methods_for(kind: str) -> dict[str, Callable[..., Tensor]]:
+    """Those that take the net."""
+    relu_only = {"fast_lin", "fast_lip", "wong_kolter"}
+    return {k: bound for k, bound in METHODS.items() if kind in PIECEWISE[:3] or k not in relu_only}
+
+
+def image_and_rows(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(1, 1, 4, 4, generator=generator, dtype=torch.float64)
+    return x, torch.randn(2, 3, generator=generator, dtype=torch.float64)
+
+
+def least_by_integers(model: nn.Module, graph: Graph, box: Bounds, c: Tensor) -> float:
+    """min ⟨c, output⟩ by integer programming on an encoding by intervals alone; it is the value of a point."""
+    case = Case(box.lower.flatten(), box.upper.flatten(), c[None], torch.zeros(1, dtype=torch.float64))
+    proved, found, x = programs.minimum(graph, case, system=encode(graph, case.low, case.high))
+    assert x is not None and bool(((x >= case.low) & (x <= case.high)).all())
+    value = float(model(x.reshape(box.lower.shape))[0] @ c)
+    assert proved == pytest.approx(value, abs=1e-5) and found == pytest.approx(value, abs=1e-5)
+    return value
+
+
+def least_of_program(graph: Graph, box: Bounds, layers: Layers, c: Tensor, *, triangles: bool = False) -> float:
+    """min ⟨c, output⟩ where each activation is anything between its two lines, as one linear program.
+
+    With ``triangles``, an activation with a bend lies above both of its sides instead of above one line.
+    """
+    sizes = [int(np.prod(node.shape)) for node in graph.nodes]
+    start = np.cumsum([0, *sizes])
+    equal: list[tuple[np.ndarray, np.ndarray]] = []  # rows and right sides
+    above: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def rows(*parts: tuple[int, np.ndarray]) -> np.ndarray:
+        whole = np.zeros((len(parts[0][1]), start[-1]))
+        for i, matrix in parts:
+            whole[:, start[i] : start[i + 1]] += matrix
+        return whole
+
+    for node in graph.nodes[1:]:
+        own = np.eye(sizes[node.index])
+        if isinstance(node.op, Elementwise):
+            (z,), lines = node.inputs, layers.lines[node.index]
+            slope, top, shift = (v.flatten().numpy() for v in (lines.lower_slope, lines.upper_slope, lines.upper_bias))
+            base = np.zeros_like(slope) if lines.lower_bias is None else lines.lower_bias.flatten().numpy()
+            above.append((rows((z, np.diag(top)), (node.index, -own)), -shift))
+            sides = [(slope, base)]
+            if triangles and isinstance(node.op, Hinge):
+                sides = [(np.full_like(slope, side), np.zeros_like(slope)) for side in (node.op.left, node.op.right)]
+            above += [(rows((z, -np.diag(side)), (node.index, own)), offset) for side, offset in sides]
+        else:
+            zeros = [torch.zeros(1, *graph.nodes[i].shape, dtype=torch.float64) for i in node.inputs]
+            offset, parts = node.op.forward(*zeros), [(node.index, own)]
+            for k, i in enumerate(node.inputs):
+                basis = torch.eye(sizes[i], dtype=torch.float64).reshape(sizes[i], *graph.nodes[i].shape)
+                columns = node.op.forward(*zeros[:k], basis, *zeros[k + 1 :]) - offset
+                parts.append((i, -columns.flatten(1).T.numpy()))
+            equal.append((rows(*parts), offset.flatten().numpy()))
+    (a_eq, b_eq), (a, b) = ([np.concatenate(part) for part in zip(*side, strict=True)] for side in (equal, above))
+    ends = [*zip(box.lower.flatten().tolist(), box.upper.flatten().tolist(), strict=True)]
+    ends += [(None, None)] * int(start[-1] - len(ends))
+    goal = np.concatenate([np.zeros(start[-2]), c.numpy()])
+    done = linprog(goal, A_ub=-a, b_ub=-b, A_eq=a_eq, b_eq=b_eq, bounds=ends)
+    assert done.status == 0
+    return float(done.fun)
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_bounds_of_hidden_layers_hold(kind: str) -> None:
+    """At corners of the box, for every node."""
+    model, x = NETS[kind](4), image_and_rows(4)[0]
+    graph, region = trace(model, x), Ball(x, 0.1)
+    points = region.hull.center + region.hull.radius * torch.randn(500, 1, 4, 4, dtype=torch.float64).sign()
+    for policy in (Policy(intersect=False), Policy(relu="parallel", pool="parallel")):
+        for value, held in zip(graph.values(points), layer_bounds(graph, region, policy).bounds, strict=True):
+            assert bool((value >= held.lower - 1e-9).all() and (value <= held.upper + 1e-9).all())
+
+
+@pytest.mark.parametrize("kind", PIECEWISE)
+@pytest.mark.parametrize("seed", [1, 4])
+def test_no_bound_passes_the_exact_minimum(kind: str, seed: int) -> None:
+    """Residual and convolutional nets: every method, and the program over triangles, against integer programming."""
+    model, (x, C) = NETS[kind](seed), image_and_rows(seed)
+    graph = trace(model, x)
+    region = Ball(x, 0.04)
+    exact = torch.tensor([least_by_integers(model, graph, region.hull, c) for c in C], dtype=torch.float64)
+    for name, bound in methods_for(kind).items():
+        assert bool((bound(graph, region, C)[0] <= exact + 1e-9).all()), name
+    if kind != "max_pool":
+        layers = layer_bounds(graph, region, Policy())
+        for c, least in zip(C, exact, strict=True):
+            assert least_of_program(graph, region.hull, layers, c, triangles=True) <= float(least) + 1e-7
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NETS if kind != "max_pool"])
+@pytest.mark.parametrize("seed", [1, 4])
+def test_order_of_the_programs(kind: str, seed: int) -> None:
+    """CROWN ≤ α-CROWN ≤ LP over triangles, final bounds from the same bounds of the hidden layers.
+
+    A backward pass obeys one of the two lines of each activation, the program between the lines both. The second can
+    matter where the two cross. Parallel lines do not, so that Fast-Lin solves its program.
+    """
+    model, (x, C) = NETS[kind](seed), image_and_rows(seed)
+    graph, region = trace(model, x), Ball(x, 0.2)
+
+    def solved(layers: Layers, *, triangles: bool = False) -> Tensor:
+        found = [least_of_program(graph, region.hull, layers, c, triangles=triangles) for c in C]
+        return torch.tensor(found, dtype=torch.float64)
+
+    layers = layer_bounds(graph, region, Policy())
+    crown = lower_bound(graph, region, C, Policy(intersect=False), layers=layers)[0]
+    best = optimized_bound(graph, region, C, layers).lower[0]
+    assert bool((crown <= solved(layers) + 1e-7).all() and (best <= solved(layers, triangles=True) + 1e-7).all())
+    assert bool((crown <= best + 1e-12).all())
+    assert kind == "tanh" or float((best - crown).sum()) > 1e-6  # tanh has no slopes to optimize
+    if kind in PIECEWISE:
+        policy = Policy(relu="parallel")
+        layers = layer_bounds(graph, region, policy)
+        fast_lin = lower_bound(graph, region, C, replace(policy, intersect=False), layers=layers)[0]
+        torch.testing.assert_close(fast_lin, solved(layers), rtol=0, atol=1e-7)
+
+
+def test_tanh_nets_on_a_grid() -> None:
+    """With two inputs, a grid over the whole box comes as near to the least value as one likes."""
+    model, x = dense((2, 6, 5, 3), 0, nn.Tanh), torch.rand(1, 2, dtype=torch.float64)
+    C, side = torch.randn(4, 3, dtype=torch.float64), torch.linspace(-0.4, 0.4, 201, dtype=torch.float64)
+    least = (model((x + torch.cartesian_prod(side, side)).clamp(0, 1)) @ C.T).amin(dim=0)
+    for name, bound in methods_for("tanh").items():
+        assert bool((bound(trace(model, x), Ball(x, 0.4), C)[0] <= least + 1e-9).all()), name
+
+
+@pytest.mark.parametrize("kind", ["shortcuts", "max_pool"])
+def test_bounds_on_any_device(kind: str, device: torch.device) -> None:
+    model, (_, C) = NETS[kind](0), image_and_rows(0)
+    x = torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    here = {name: bound(trace(model, x), Ball(x, 0.1), C) for name, bound in methods_for(kind).items()}
+    model, x, C = model.to(device), x.to(device), C.to(device)
+    for name, bound in methods_for(kind).items():
+        there = bound(trace(model, x), Ball(x, 0.1), C)
+        assert there.device.type == device.type
+        torch.testing.assert_close(there.cpu(), here[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ibp", "wong_kolter")])
+def test_memory_is_bounded(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more coefficients at a node than the budget; how the work is cut changes the bounds by rounding only.
+
+    Interval arithmetic carries none; the dual network is not cut, as its own text says.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3),
+    ).double().requires_grad_(False)  # fmt: skip
+    x, sizes = torch.rand(8, 1, 8, 8, dtype=torch.float64), [0]
+    plain = Forms.__init__
+
+    def counted(forms: Forms, coef: Tensor, *rest: object, **named: object) -> None:
+        plain(forms, coef, *rest, **named)  # type: ignore[arg-type]
+        sizes.append(coef.numel())
+
+    monkeypatch.setattr(Forms, "__init__", counted)
+    graph, region, C = trace(model, x), Ball(x, 0.1), torch.eye(3, dtype=torch.float64)
+    whole = METHODS[method](graph, region, C)
+    budget = 2**12
+    assert max(sizes) > budget
+    for module in ("layers", "lower", "alpha_crown", "fast_lip"):
+        monkeypatch.setattr(f"robustlab.verification.propagation.{module}.BUDGET", budget)
+    sizes.clear()
+    torch.testing.assert_close(METHODS[method](graph, region, C), whole, rtol=1e-10, atol=1e-10)
+    assert 0 < max(sizes) <= budget
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])

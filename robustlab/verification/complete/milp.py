@@ -210,6 +210,8 @@ def _minimize(
     if answer.status == 2:
         return np.inf, np.inf, None
     bound = getattr(answer, "mip_dual_bound", None)
+    if bound is None and answer.status == 0:  # no ReLU is open: a linear program, solved
+        bound = answer.fun
     proved = -np.inf if bound is None else float(bound)
     if answer.x is None:
         return proved, np.inf, None

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.results import Certificate
 from robustlab.verification.complete.query import Clock, Replay, Verdict, label_cases
+from robustlab.verification.graph.arithmetic import full_precision
 from robustlab.verification.graph.trace import trace
 from robustlab.victim import Victim
 
 METHODS = ("branch_and_bound", "milp", "reluplex")
 
 
+@full_precision()
 def verify(
     model: nn.Module,
     x: Tensor,

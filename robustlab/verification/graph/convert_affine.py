@@ -54,6 +54,8 @@ def _f_batch_norm(
     r: Reader, _: Any, x: Symbol, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Symbol:  # fmt: skip
+    if training:
+        raise ValueError(f"model: node {r.name!r} normalizes by the batch; want batch norm with training=False")
     scale = (var + eps).rsqrt() * (1.0 if weight is None else weight)
     shift = (0.0 if bias is None else bias) - mean * scale
     beside = (-1, *[1] * (len(r.shape(x)) - 1))

@@ -34,14 +34,20 @@ def _gelu(r: Reader, m: Any, x: Symbol, approximate: str | None = None) -> Symbo
     return r.add(Smooth("gelu"), x)
 
 
-def _softplus(r: Reader, m: Any, x: Symbol, beta: float | None = None, threshold: float = 20.0) -> Symbol:
-    beta = getattr(m, "beta", 1.0) if beta is None else beta  # softplus(βx) / β; PyTorch's threshold changes 1e-9
+def _softplus(r: Reader, m: Any, x: Symbol, beta: float | None = None, threshold: float | None = None) -> Symbol:
+    beta = getattr(m, "beta", 1.0) if beta is None else beta  # softplus(βx) / β
+    threshold = getattr(m, "threshold", 20.0) if threshold is None else threshold
+    if threshold < 20:  # above it PyTorch returns x itself, which changes 2e-9 at 20
+        raise ValueError(f"model: node {r.name!r}: want softplus with a threshold of at least 20, got {threshold}")
     return r.scale_shift(r.add(Smooth("softplus"), r.scale_shift(x, beta, 0.0)), 1 / beta, 0.0)
 
 
 def _clamp(r: Reader, _: Any, x: Symbol, min: Any = None, max: Any = None, **kwargs: Any) -> Symbol:
     low, high = kwargs.get("min_val", min), kwargs.get("max_val", max)
-    return r.add(Clamp(-math.inf if low is None else float(low), math.inf if high is None else float(high)), x)
+    ends = -math.inf if low is None else low, math.inf if high is None else high
+    if not all(isinstance(end, (int, float)) for end in ends) or ends[0] > ends[1]:
+        raise ValueError(f"model: node {r.name!r}: want numbers min ≤ max to clamp between, got {low} and {high}")
+    return r.add(Clamp(float(ends[0]), float(ends[1])), x)
 
 
 def _max_pool(r: Reader, m: nn.MaxPool2d, x: Symbol) -> Symbol:

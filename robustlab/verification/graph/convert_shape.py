@@ -72,6 +72,21 @@ def _unchanged(r: Reader, _: Any, x: Symbol, *args: Any, **kwargs: Any) -> Symbo
     return x
 
 
+def _cast(r: Reader, _: Any, x: Symbol, *args: Any, **kwargs: Any) -> Symbol:
+    """Between float32 and float64, or devices; other types round."""
+    for thing in (*args, *kwargs.values()):
+        dtype = thing.dtype if isinstance(thing, Tensor) else thing
+        if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"model: node {r.name!r} casts to {dtype}, which rounds; want float32 or float64")
+    return x
+
+
+def _f_dropout(r: Reader, _: Any, x: Symbol, p: float = 0.5, training: bool = True, inplace: bool = False) -> Symbol:
+    if training and p > 0:
+        raise ValueError(f"model: node {r.name!r} drops at random; want dropout with training=self.training")
+    return x
+
+
 MODULES: dict[type, Convert] = {
     nn.Flatten: _flatten_module,
     nn.Unflatten: _unflatten_module,
@@ -85,7 +100,8 @@ def _method(name: str) -> Callable[..., Tensor]:
 
 METHODS: dict[str, Convert] = {
     "size": _size,
-    **dict.fromkeys(("contiguous", "clone", "float", "double", "to"), _unchanged),
+    **dict.fromkeys(("contiguous", "clone"), _unchanged),
+    **dict.fromkeys(("float", "double", "to"), _cast),
     **{n: _reshape_by(_method(n)) for n in ("flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten")},
     **{n: move(_method(n)) for n in ("transpose", "permute", "flip", "expand", "repeat", "roll", "narrow", "select")},
 }
@@ -93,7 +109,7 @@ METHODS: dict[str, Convert] = {
 FUNCTIONS: dict[Any, Convert] = {
     operator.getitem: move(operator.getitem),
     getattr: _getattr,
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d), _unchanged),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _f_dropout),
     **dict.fromkeys((torch.cat, torch.concat), _concat),
     **{
         getattr(torch, n): METHODS[n]

@@ -56,7 +56,7 @@ class Reader:
         found: list[Symbol] = []
         fx.node.map_aggregate((args, dict(kwargs)), lambda x: found.append(x) if isinstance(x, Symbol) else None)
         if not found:
-            return thing(*args, **kwargs)
+            return without_chance(lambda: thing(*args, **kwargs), f"model: node {name!r}")
         self.name = name
         if convert is None:
             raise ValueError(
@@ -72,6 +72,16 @@ class Reader:
         if torch.broadcast_shapes(want, scale.shape, shift.shape) != torch.Size(want):
             raise ValueError(f"model: node {self.name!r} broadcasts its input {want[1:]}; expand the input first")
         return self.add(ScaleShift(scale, shift), x)
+
+
+def without_chance(run: Callable[[], Any], who: str) -> Any:
+    """What ``run`` gives; an error if it draws from the global generator, whose state is put back."""
+    state = torch.get_rng_state()
+    result = run()
+    if not torch.equal(state, torch.get_rng_state()):
+        torch.set_rng_state(state)
+        raise ValueError(f"{who} draws random numbers; want a model without chance")
+    return result
 
 
 def as_tuple(value: Any, rank: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ perturbed weights.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -29,6 +30,7 @@ from robustlab.verification.graph.hinge import Hinge, Lines
 from robustlab.verification.graph.interval import Bounds
 from robustlab.verification.graph.node import Graph
 from robustlab.verification.graph.operator import Backward, Operator, Rule, Shape
+from robustlab.verification.graph.trace import trace
 
 _ABS = Hinge(-1.0, 1.0)
 
@@ -118,4 +120,23 @@ def perturbed(graph: Graph, model: nn.Module, weights: Mapping[str, float]) -> G
         nodes.append(node)
     if unused:
         raise ValueError(f"weights: want weights and biases of dense layers and convolutions, got {sorted(unused)}")
+    _used_once(graph, model, weights)
     return Graph(tuple(nodes))
+
+
+def _used_once(graph: Graph, model: nn.Module, weights: Mapping[str, float]) -> None:
+    """Change a copy's parameters, and see which other constants of the graph change with them."""
+    for name in weights:
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.get_parameter(name).add_(1.0)
+        own = model.get_parameter(name)
+        for old, new in zip(graph.nodes, trace(other, graph.input_shape).nodes, strict=True):
+            for key, value in vars(old.op).items() if old.op is not None else ():
+                if not isinstance(value, Tensor) or torch.equal(value, getattr(new.op, key)):
+                    continue
+                if value is not own or not isinstance(old.op, (Linear, Conv)):
+                    raise ValueError(
+                        f"weights: {name!r} also enters node {old.name!r} in another way; want a parameter that dense "
+                        "layers and convolutions use as it is"
+                    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.call import beside
 from robustlab.results import Certificate
+from robustlab.verification.graph.arithmetic import full_precision
 from robustlab.verification.graph.node import Graph
 from robustlab.verification.graph.trace import trace
 from robustlab.verification.propagation.region import Ball, Region
@@ -63,6 +64,7 @@ def prepare(
     return graph, logits, logits.argmax(dim=1) if y is None else y, radius
 
 
+@full_precision()
 @torch.no_grad()
 def certificate(
     bound: Bound,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.results import Certificate
+from robustlab.verification.graph.arithmetic import full_precision
 from robustlab.verification.graph.interval import Bounds
 from robustlab.verification.graph.node import Graph
 from robustlab.verification.graph.trace import trace
@@ -39,6 +40,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 """Catalogue key → function (graph, region, C, **options) → lower bounds of C·output, (N, M)."""
 
 
+@full_precision()
 def bounds(
     model: nn.Module | Graph, region: Region, C: Tensor | None = None, *, method: str = "crown", **options: Any
 ) -> Bounds:
@@ -116,6 +118,7 @@ def certify(
     return certificate(bound, method, model, x, y, norm=norm, eps=eps, box=box)
 
 
+@full_precision()
 @torch.no_grad()
 def certified_radius(
     model: nn.Module | Graph,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.results import Certificate
+from robustlab.verification.graph.arithmetic import full_precision
 from robustlab.verification.graph.node import Graph
 from robustlab.verification.graph.uncertain import perturbed
 from robustlab.verification.propagation.certificate import Interval, prepare, stated
@@ -34,6 +35,7 @@ def lirpa_bound(graph: Graph, region: Region, C: Tensor, *, hidden: str = "backw
     return lower_bound(graph, region, C, Policy(intermediate=hidden, intersect=intersect))
 
 
+@full_precision()
 @torch.no_grad()
 def lirpa(
     model: nn.Module,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustlab import checks
 from robustlab.call import beside
 from robustlab.norms import NORMS
 from robustlab.verification.graph.forms import Forms
@@ -66,6 +67,8 @@ class Box(Region):
             raise ValueError(f"lower, upper: want one shape, got {self.lower.shape} and {self.upper.shape}")
         if not bool((self.lower <= self.upper).all()):  # also false for NaN
             raise ValueError("lower, upper: want lower ≤ upper everywhere")
+        if not bool((self.lower.isfinite() & self.upper.isfinite()).all()):
+            raise ValueError("lower, upper: want finite numbers")
 
     @property
     def is_box(self) -> bool:
@@ -97,7 +100,7 @@ class Ball(Region):
         box: (low, high) of valid inputs; None for no limits.
 
     Raises:
-        ValueError: for another norm, an eps that is negative or not finite, or a wrong shape.
+        ValueError: for another norm, an eps that is negative or not finite, a wrong shape, or x outside the box.
     """
 
     x: Tensor
@@ -111,6 +114,7 @@ class Ball(Region):
         p = named.get(self.norm) if isinstance(self.norm, str) else float(self.norm)
         if p is None or not p >= 1:
             raise ValueError(f"norm: want 'l1', 'l2', 'linf' or a number p ≥ 1, got {self.norm!r}")
+        checks.images(self.x, self.box if self.box is not None else (-math.inf, math.inf))
         eps = torch.as_tensor(self.eps, dtype=self.x.dtype, device=self.x.device)
         if eps.dim() and eps.shape != self.x.shape[:1]:
             raise ValueError(f"eps: want a number or shape ({len(self.x)},), got shape {tuple(eps.shape)}")

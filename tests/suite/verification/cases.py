@@ -79,13 +79,69 @@ def relu_net(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: i
     return seeded(build, seed).to(dtype)
 
 
+class Block(nn.Module):
+    """relu(B·relu(A·x) + S·x): the shortcut S is the identity, or a layer where the shape changes."""
+
+    def __init__(self, a: nn.Module, b: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.shortcut = a, b, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.b(self.a(x).relu()) + self.shortcut(x)).relu()
+
+
+def residual_net(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+    """Two blocks, the first with the identity as its shortcut; for images, the second has a strided convolution."""
+
+    def build() -> nn.Module:
+        if len(shape) == 1:
+            d = shape[0]
+            first = Block(nn.Linear(d, 6), nn.Linear(6, d), nn.Identity())
+            second, width = Block(nn.Linear(d, 6), nn.Linear(6, 6), nn.Linear(d, 6)), 6
+        else:
+            first = Block(nn.Conv2d(shape[0], 2, 3, padding=1), nn.Conv2d(2, shape[0], 3, padding=1), nn.Identity())
+            down, short = nn.Conv2d(shape[0], 2, 3, stride=2, padding=1), nn.Conv2d(shape[0], 2, 1, stride=2)
+            second, width = Block(down, nn.Conv2d(2, 2, 3, padding=1), short), 2 * ((shape[1] + 1) // 2) ** 2
+        net = nn.Sequential(Center(), first, second, nn.Flatten(), nn.Linear(width, 3))
+        for p in net.parameters():
+            p.data *= 2.0
+        return net
+
+    return balanced(seeded(build, seed), shape).to(dtype)
+
+
+def tanh_net(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+    """:func:`relu_net` with tanh in place of each ReLU."""
+    layers = (nn.Tanh() if isinstance(m, nn.ReLU) else m for m in relu_net(shape, torch.float64, seed))
+    return balanced(nn.Sequential(*layers).eval(), shape).to(dtype)
+
+
+@torch.no_grad()
+def balanced(net: nn.Sequential, shape: tuple[int, ...]) -> nn.Sequential:
+    """The same net, its last biases moved so that each class wins somewhere in the box."""
+    net = net.double()
+    points = torch.rand(200, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    net[-1].bias -= net(points).median(dim=0).values
+    return net
+
+
+NETS: dict[str, Callable[..., nn.Module]] = {"relu": relu_net, "residual": residual_net, "tanh": tanh_net}
+PIECEWISE_LINEAR = frozenset({"reluplex", "milp", "fast_lin", "fast_lip", "wong_kolter"})
+"""Verifiers that refuse smooth activations, and name the node."""
+
+
 def problem(
-    case: Case, n: int = 6, dtype: torch.dtype = torch.float64, seed: int = 0
+    case: Case,
+    n: int = 6,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    net: str = "relu",
+    device: torch.device | str = "cpu",
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """A small net, points of the box and the labels that it gives them."""
-    model = relu_net(case.shape, dtype, seed)
+    model = NETS[net](case.shape, dtype, seed).to(device)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, *case.shape, generator=generator, dtype=torch.float64).to(dtype)
+    x = torch.rand(n, *case.shape, generator=generator, dtype=torch.float64).to(device, dtype)
     with torch.no_grad():
         return model, x, model(x).argmax(dim=1)
 
@@ -102,5 +158,5 @@ def points_of_ball(norm: str, x: Tensor, eps: float | Tensor, count: int, seed: 
         only = torch.zeros_like(flat).scatter(2, flat.abs().argmax(2, keepdim=True), 1.0)
         u[:half] = (only * flat.sign()).reshape(u[:half].shape)
     length = get_norm(norm).length(u.flatten(0, 1)).reshape(count, len(x), *[1] * (x.dim() - 1))
-    eps = torch.as_tensor(eps, dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.dim() - 1))
     return (x + u / length * eps).clamp(0, 1)

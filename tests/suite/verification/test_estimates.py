@@ -37,8 +37,8 @@ def estimate(row: Row, model: nn.Module, x: Tensor, norm: str, **more: Any) -> E
     return function(row)(model, x, norm=norm, **{"radius": RADIUS[norm], **row.quick, **more})
 
 
-def batch(n: int = 4) -> Tensor:
-    return torch.rand(n, *IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def batch(n: int = 4, device: torch.device | str = "cpu") -> Tensor:
+    return torch.rand(n, *IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 @each_case
@@ -50,21 +50,21 @@ def test_the_row_tells_the_signature(row: Row, norm: str) -> None:
 
 
 @each_case
-def test_it_returns_an_estimate_and_no_certificate(row: Row, norm: str) -> None:
-    found = estimate(row, mlp(IMAGE).double(), batch(), norm)
+def test_it_returns_an_estimate_and_no_certificate(row: Row, norm: str, device: torch.device) -> None:
+    found = estimate(row, mlp(IMAGE).double().to(device), batch(device=device), norm)
     assert isinstance(found, Estimate) and not isinstance(found, Certificate)
     assert (found.norm, found.method) == (norm, row.key)
-    assert found.value.shape == (4,) and found.value.dtype == torch.float64
+    assert found.value.shape == (4,) and found.value.dtype == torch.float64 and found.value.device.type == device.type
     assert (found.value >= 0).all() and (found.value <= RADIUS[norm]).all()
 
 
 @each_case
-def test_exact_on_an_affine_model(row: Row, norm: str) -> None:
+def test_exact_on_an_affine_model(row: Row, norm: str, device: torch.device) -> None:
     random = torch.Generator().manual_seed(3)
-    layer = nn.Linear(batch()[0].numel(), 3).double()
+    x = batch(device=device)
+    layer = nn.Linear(x[0].numel(), 3).double().to(device)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=random))
-    x = batch()
     z, w = layer(x.flatten(1)).detach(), layer.weight.detach()
     y = z.argmax(dim=1)
     parts = [linear_distance(z.amax(dim=1) - z[:, j], w[y] - w[j], norm) for j in range(3)]
@@ -74,13 +74,21 @@ def test_exact_on_an_affine_model(row: Row, norm: str) -> None:
 
 
 @each_case
-def test_a_sample_alone_and_in_a_batch(row: Row, norm: str) -> None:
-    model, x = mlp(IMAGE).double(), batch()
-    ids = torch.tensor([5, 0, 9, 7])
+def test_a_sample_alone_and_in_a_batch(row: Row, norm: str, device: torch.device) -> None:
+    model, x = mlp(IMAGE).double().to(device), batch(device=device)
+    ids = torch.tensor([5, 0, 9, 7], device=device)
     whole = estimate(row, model, x, norm, ids=ids)
     for i in range(4):
         alone = estimate(row, model, x[i : i + 1], norm, ids=ids[i : i + 1])
         torch.testing.assert_close(alone.value, whole.value[i : i + 1], rtol=1e-6, atol=1e-9)
+
+
+@each_case
+def test_the_same_on_any_device(row: Row, norm: str, device: torch.device) -> None:
+    """The points are those of the CPU; gradients, and the fit, differ by rounding."""
+    here = estimate(row, mlp(IMAGE).double(), batch(), norm).value
+    there = estimate(row, mlp(IMAGE).double().to(device), batch(device=device), norm).value
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=1e-9)
 
 
 @each_case

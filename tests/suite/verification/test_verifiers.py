@@ -11,29 +11,58 @@ from robustlab.norms import linear_distance
 from robustlab.verification import trace
 from robustlab.victim import Victim
 from tests.suite.models import Affine
-from tests.suite.verification.cases import CASES, EPS, Case, over_all, points_of_ball, problem, relu_net
+from tests.suite.verification.cases import (
+    CASES,
+    EPS,
+    PIECEWISE_LINEAR,
+    Case,
+    over_all,
+    points_of_ball,
+    problem,
+    relu_net,
+)
 
 
 def verified(certificate: object) -> torch.Tensor:
     return torch.tensor([s == "verified" for s in certificate.status], dtype=torch.bool)  # type: ignore[attr-defined]
 
 
+def check_certificates(
+    case: Case, model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float, seed: int
+) -> torch.Tensor:
+    """None is broken by points of the ball, many of them its corners, or by PGD; which samples are verified."""
+    sure = verified(case.run(model, x, y, eps))
+    points = points_of_ball(case.norm, x, eps, 150, seed)
+    with torch.no_grad():
+        kept = (model(points.flatten(0, 1)).argmax(dim=1).reshape(150, -1) == y).all(dim=0)
+    assert not bool((sure & ~kept.cpu()).any())
+    found = pgd(Victim(model), x, y, norm=case.norm, eps=eps, steps=15).success
+    assert not bool((sure & found.cpu()).any())
+    return sure
+
+
 @pytest.mark.slow
 @over_all
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_no_certificate_is_broken(case: Case, dtype: torch.dtype) -> None:
-    """By points of the ball, many of them its corners, or by PGD."""
+def test_no_certificate_is_broken(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     for seed in range(3):
-        model, x, y = problem(case, 8, dtype, seed)
+        model, x, y = problem(case, 8, dtype, seed, device=device)
         for factor in (1.0, 3.0):
-            eps = factor * EPS[case.norm]
-            sure = verified(case.run(model, x, y, eps))
-            points = points_of_ball(case.norm, x, eps, 150, seed)
-            with torch.no_grad():
-                kept = (model(points.flatten(0, 1)).argmax(dim=1).reshape(150, -1) == y).all(dim=0)
-            assert not bool((sure & ~kept).any())
-            found = pgd(Victim(model), x, y, norm=case.norm, eps=eps, steps=15).success
-            assert not bool((sure & found).any())
+            check_certificates(case, model, x, y, factor * EPS[case.norm], seed)
+
+
+@pytest.mark.slow
+@over_all
+@pytest.mark.parametrize("net", ["residual", "tanh"])
+def test_no_certificate_of_another_net_is_broken(case: Case, net: str, device: torch.device) -> None:
+    """Some are verified at the smaller radius. Verifiers that know piecewise linear nets alone say so."""
+    model, x, y = problem(case, 6, net=net, device=device)
+    if net == "tanh" and case.row.key in PIECEWISE_LINEAR:
+        with pytest.raises(ValueError, match=r"Smooth.* at node"):
+            case.run(model, x, y, EPS[case.norm])
+        return
+    sure = [check_certificates(case, model, x, y, factor * EPS[case.norm], seed=0) for factor in (0.2, 1.0)]
+    assert bool(sure[0].any())
 
 
 @over_all
@@ -159,7 +188,11 @@ def test_the_suite_sees_an_unsound_verifier() -> None:
         return honest.verifier(model, x, y, norm=norm, eps=eps / 40)
 
     with pytest.raises(AssertionError):
-        test_no_certificate_is_broken(Case(honest.row, liar, "linf"), torch.float64)  # type: ignore[arg-type]
+        test_no_certificate_is_broken(
+            Case(honest.row, liar, "linf"),
+            torch.float64,
+            torch.device("cpu"),  # type: ignore[arg-type]
+        )
 
 
 def test_train_mode_is_read_as_eval_mode() -> None:
