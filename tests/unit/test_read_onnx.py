@@ -12,7 +12,10 @@ import torch
 
 from robustlab.verification.__main__ import main
 from robustlab.verification.complete.competition import check
+from robustlab.verification.graph.onnx_operators import RULES
+from robustlab.verification.graph.product import Product
 from robustlab.verification.graph.read_onnx import load_onnx, read_onnx
+from robustlab.verification.graph.smooth import Smooth
 from tests.unit.relu_patterns import exact_minimum, tiny
 
 onnx = pytest.importorskip("onnx")
@@ -20,7 +23,12 @@ helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 
 def network(
-    nodes: list[Any], constants: dict[str, np.ndarray], shape: tuple[int, ...], *, listed: bool = False
+    nodes: list[Any],
+    constants: dict[str, np.ndarray],
+    shape: tuple[int, ...],
+    *,
+    listed: bool = False,
+    opset: int = 17,
 ) -> onnx.ModelProto:
     """A model from "x" to "y"; ``listed`` also lists the constants as inputs, as old files do."""
     kind = onnx.TensorProto.FLOAT
@@ -29,7 +37,7 @@ def network(
     if listed:
         inputs = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in made] + inputs
     graph = helper.make_graph(nodes, "net", inputs, [helper.make_tensor_value_info("y", kind, None)], made)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def agree(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
@@ -76,6 +84,7 @@ ONE: dict[str, tuple[tuple[int, ...], list[Any], dict[str, np.ndarray]]] = {
     "neg": (FLAT, [N("Neg", ["x"], ["y"])], {}),
     "sigmoid": (FLAT, [N("Sigmoid", ["x"], ["y"])], {}),
     "tanh": (FLAT, [N("Tanh", ["x"], ["y"])], {}),
+    "softplus": (FLAT, [N("Softplus", ["x"], ["y"])], {}),
     "clip": (FLAT, [N("Clip", ["x", "l", "h"], ["y"])], {"l": np.float32(-0.3), "h": np.float32(0.4)}),
     "clip from above": (FLAT, [N("Clip", ["x", "", "h"], ["y"])], {"h": np.float32(0.4)}),
     "max pool": (IMAGE, [N("MaxPool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 0])], {}),
@@ -104,6 +113,22 @@ def test_operator(name: str) -> None:
     agree(network(nodes, constants, shape), shape)
 
 
+@pytest.mark.parametrize(("opset", "kind"), [(20, "Gelu"), (24, "Swish")])
+def test_operators_of_later_opsets(opset: int, kind: str) -> None:
+    agree(network([N(kind, ["x"], ["y"])], {}, FLAT, opset=opset), FLAT)
+
+
+@pytest.mark.parametrize("order", [["x", "s"], ["s", "x"]])
+def test_silu_as_exporters_write_it(order: list[str]) -> None:
+    """One curve instead of a product of two nodes; the sigmoid of something else stays a factor."""
+    model = network([N("Sigmoid", ["x"], ["s"]), N("Mul", order, ["y"])], {}, FLAT)
+    agree(model, FLAT)
+    assert [node.op for node in read_onnx(model).nodes[1:]] == [Smooth("silu")]
+    other = network([N("Neg", ["x"], ["n"]), N("Sigmoid", ["n"], ["s"]), N("Mul", order, ["y"])], {}, FLAT)
+    agree(other, FLAT)
+    assert read_onnx(other).nodes[-1].op == Product()
+
+
 def test_old_files_list_constants_as_inputs() -> None:
     agree(network([N("Gemm", ["x", "w"], ["y"])], {"w": rand(6, 4)}, FLAT, listed=True), FLAT)
 
@@ -128,7 +153,10 @@ def test_residual_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("nodes", "shape", "message"),
     [
-        ([N("Erf", ["x"], ["y"], name="strange")], FLAT, "operator Erf of node 'strange' is not known; want one of"),
+        ([N("Sin", ["x"], ["y"], name="strange")], FLAT, "operator Sin of node 'strange' is not known; want one of"),
+        ([N("Erf", ["x"], ["y"])], FLAT, "operator Erf of node 'y' is not known; want one of .*opset 20 or later"),
+        ([N("Gelu", ["x"], ["y"], approximate="tanh")], FLAT, "only approximate='none' is known, got 'tanh'"),
+        ([N("Swish", ["x"], ["y"], alpha=2.0)], FLAT, "only alpha=1, SiLU, is known, got 2.0"),
         ([N("Transpose", ["x"], ["y"], perm=[1, 0])], FLAT, "keeps the batch in front"),
         ([N("MatMul", ["x", "x"], ["y"])], (1, 4, 4), "constant matrix"),
         ([N("Flatten", ["x"], ["y"], axis=0)], FLAT, "Flatten of all but the batch"),
@@ -138,6 +166,144 @@ def test_residual_network(tmp_path: Path) -> None:
 def test_errors(nodes: list[Any], shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_onnx(network(nodes, {}, shape))
+
+
+# Attributes and inputs that say something else than what our operators do: node, constants, opset, message.
+RUN = {"g": rand(2), "b": rand(2), "m": rand(2), "v": rand(2) ** 2}
+BN, IN = ["x", "g", "b", "m", "v"], onnx.TensorProto
+POOL: dict[str, Any] = {"kernel_shape": [2, 2]}
+BAD: dict[str, tuple[Any, dict[str, Any], tuple[int, ...], int, str]] = {
+    "cast to whole numbers": (N("Cast", ["x"], ["y"], to=IN.INT64), {}, FLAT, 17, "casts to INT64"),
+    "cast to a byte": (N("Cast", ["x"], ["y"], to=IN.UINT8), {}, FLAT, 17, "casts to UINT8"),
+    "cast to bool": (N("Cast", ["x"], ["y"], to=IN.BOOL), {}, FLAT, 17, "casts to BOOL"),
+    "cast to half": (N("Cast", ["x"], ["y"], to=IN.FLOAT16), {}, FLAT, 17, "casts to FLOAT16"),
+    "steep leaky relu": (N("LeakyRelu", ["x"], ["y"], alpha=2.0), {}, FLAT, 17, r"alpha in \[0, 1\], got 2.0"),
+    "leaky relu upward": (N("LeakyRelu", ["x"], ["y"], alpha=-0.5), {}, FLAT, 17, r"alpha in \[0, 1\], got -0.5"),
+    "batch norm that trains": (N("BatchNormalization", BN, ["y", "rm", "rv"], training_mode=1), RUN, IMAGE, 17,
+                               "training_mode .*want 0, got 1"),
+    "batch norm that trains, older": (N("BatchNormalization", BN, ["y", "rm", "rv"]), RUN, IMAGE, 9, "one output"),
+    "batch norm that trains, oldest": (N("BatchNormalization", BN, ["y"]), RUN, IMAGE, 6, "is_test=1"),
+    "batch norm for each pixel": (N("BatchNormalization", BN, ["y"], spatial=0), RUN, IMAGE, 7,
+                                  "spatial .*want 1, got 0"),
+    "clip with ends turned": (N("Clip", ["x", "l", "h"], ["y"]), {"l": np.float32(0.5), "h": np.float32(0.2)}, FLAT, 17,
+                              "min <= max, got 0.5 and 0.2"),
+    "clip by an input": (N("Clip", ["x", "x"], ["y"]), {}, FLAT, 17, "constants but for the first"),
+    "dropout that trains": (N("Dropout", ["x", "r", "t"], ["y"]), {"r": np.float32(0.5), "t": np.array(True)}, FLAT, 17,
+                            "drops at random"),
+    "dropout that trains, oldest": (N("Dropout", ["x"], ["y"]), {}, FLAT, 6, "is_test=1"),
+    "dilated average": (N("AveragePool", ["x"], ["y"], dilations=[2, 2], **POOL), {}, IMAGE, 19,
+                        r"dilations, got \[2, 2\]"),
+    "average rounded up": (N("AveragePool", ["x"], ["y"], ceil_mode=1, **POOL), {}, IMAGE, 17, "no ceil_mode"),
+    "average without its padding": (N("AveragePool", ["x"], ["y"], pads=[1, 1, 1, 1], **POOL), {}, IMAGE, 17,
+                                    "counts its padding"),
+    "average, padded somehow": (N("AveragePool", ["x"], ["y"], auto_pad="SAME_UPPER", **POOL), {}, IMAGE, 17,
+                                "auto_pad SAME_UPPER"),
+    "maximum rounded up": (N("MaxPool", ["x"], ["y"], ceil_mode=1, **POOL), {}, IMAGE, 17, "no ceil_mode"),
+    "maximum, padded somehow": (N("MaxPool", ["x"], ["y"], auto_pad="SAME_LOWER", **POOL), {}, IMAGE, 17,
+                                "auto_pad SAME_LOWER"),
+    "maximum, padded at one end": (N("MaxPool", ["x"], ["y"], pads=[0, 0, 1, 1], **POOL), {}, IMAGE, 17, "both ends"),
+    "place of the maximum": (N("MaxPool", ["x"], ["p", "y"], **POOL), {}, IMAGE, 17, "'y' is not known"),
+    "conv, padded somehow": (N("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER"), {"w": rand(3, 2, 3, 3)}, IMAGE, 17,
+                             "auto_pad SAME_UPPER"),
+    "conv of two paddings": (N("Conv", ["x", "w"], ["y"], auto_pad="VALID", pads=[1, 1, 1, 1]),
+                             {"w": rand(3, 2, 3, 3)}, IMAGE, 17, "auto_pad VALID"),
+    "conv of two kernels": (N("Conv", ["x", "w"], ["y"], kernel_shape=[2, 2]), {"w": rand(3, 2, 3, 3)}, IMAGE, 17,
+                            r"kernel_shape \[3, 3\].* got \[2, 2\]"),
+    "gemm of columns": (N("Gemm", ["x", "w"], ["y"], transA=1), {"w": rand(1, 4)}, FLAT, 17,
+                        "transA .*want 0, got 1"),
+    "addition along an axis": (N("Add", ["x", "c"], ["y"], axis=1, broadcast=1), {"c": rand(2)}, IMAGE, 6, "axis"),
+    "an unknown attribute": (N("Relu", ["x"], ["y"], alpha=0.3), {}, FLAT, 17, "attribute alpha of node 'y'"),
+    "an attribute of another version": (N("Clip", ["x"], ["y"], min=0.0), {}, FLAT, 13, "attribute min of node 'y'"),
+    "reshape by an attribute": (N("Reshape", ["x"], ["y"], shape=[1, 3, 2]), {}, FLAT, 1, "attribute shape"),
+    "squeeze of the batch": (N("Squeeze", ["x"], ["y"]), {}, (1, 1, 6), 17, "keep the batch apart"),
+    "mean of everything": (N("ReduceMean", ["x"], ["y"]), {}, FLAT, 17, "keep the batch apart"),
+    "flatten elsewhere": (N("Flatten", ["x"], ["y"], axis=2), {}, IMAGE, 17, "Flatten of all but the batch"),
+    "another domain": (N("Gelu", ["x"], ["y"], domain="elsewhere"), {}, FLAT, 20, "elsewhere"),
+    "a constant for a batch": (N("Add", ["x", "c"], ["y"]), {"c": rand(4, 1, 6)}, FLAT, 17, "for a whole batch"),
+    "sizes that do not fit": (N("Reshape", ["x", "s"], ["y"]), {"s": np.array([1, 4])}, FLAT, 17,
+                              "node 'y' cannot take inputs of shapes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_attributes_that_are_refused(case: str) -> None:
+    """Reading past one of them would verify another function."""
+    node, constants, shape, opset, message = BAD[case]
+    with pytest.raises(ValueError, match=message) as error:
+        read_onnx(network([node], constants, shape, opset=opset))
+    assert "node" in str(error.value) or "'y'" in str(error.value)
+
+
+GOOD: dict[str, tuple[tuple[int, ...], list[Any], dict[str, np.ndarray]]] = {
+    "cast to double and back": (FLAT, [N("Cast", ["x"], ["d"], to=IN.DOUBLE), N("Cast", ["d"], ["y"], to=IN.FLOAT)],
+                                {}),
+    "batch norm": (IMAGE, [N("BatchNormalization", BN, ["y"], momentum=0.8, training_mode=0)], RUN),
+    "conv": (IMAGE, [N("Conv", ["x", "w"], ["y"], auto_pad="VALID", kernel_shape=[3, 3])], {"w": rand(3, 2, 3, 3)}),
+    "maximum": (IMAGE, [N("MaxPool", ["x"], ["y", "i"], auto_pad="NOTSET", ceil_mode=0, storage_order=1,
+                          kernel_shape=[2, 2], dilations=[2, 1])], {}),
+    "average": (IMAGE, [N("AveragePool", ["x"], ["y"], ceil_mode=0, count_include_pad=1, kernel_shape=[2, 2],
+                          pads=[1, 0, 1, 0])], {}),
+    "average that need not count": (IMAGE, [N("AveragePool", ["x"], ["y"], count_include_pad=1,
+                                              kernel_shape=[2, 2])], {}),
+    "dropout": (FLAT, [N("Dropout", ["x", "r", "t"], ["y"], seed=3)], {"r": np.float32(0.5), "t": np.array(False)}),
+    "reshape": (IMAGE, [N("Reshape", ["x", "s"], ["y"], allowzero=1)], {"s": np.array([1, 2, -1])}),
+    "sum over nothing": (FLAT, [N("ReduceSum", ["x"], ["y"], noop_with_empty_axes=1)], {}),
+    "mean that keeps its axis": ((1, 3, 6), [N("ReduceMean", ["x"], ["y"], axes=[1], keepdims=1)], {}),
+    "without a batch, a larger constant": ((6,), [N("Add", ["x", "c"], ["y"])], {"c": rand(4, 6)}),
+    "without a batch, squeezed": ((6,), [N("Reshape", ["x", "s"], ["r"]), N("Squeeze", ["r"], ["q"]),
+                                         N("Add", ["q", "c"], ["y"])], {"s": np.array([1, 6, 1]), "c": rand(6, 6)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_attributes_that_change_nothing(case: str) -> None:
+    shape, nodes, constants = GOOD[case]
+    agree(network(nodes, constants, shape), shape)
+
+
+def test_what_else_is_no_function_of_one_input() -> None:
+    relu = N("Relu", ["x"], ["y"])
+    model = network([relu], {}, FLAT)
+    model.graph.output.append(helper.make_tensor_value_info("x", IN.FLOAT, None))
+    with pytest.raises(ValueError, match=r"want one output, got \['y', 'x'\]"):
+        read_onnx(model)
+    model = network([relu], {}, FLAT)
+    model.graph.input[0].type.tensor_type.elem_type = IN.INT64
+    with pytest.raises(ValueError, match="want an input of float32 or float64, got INT64"):
+        read_onnx(model)
+    noise = N("RandomNormal", [], ["r"], shape=[6])
+    with pytest.raises(ValueError, match="RandomNormal of node 'r' is random"):
+        read_onnx(network([noise, N("Add", ["x", "r"], ["y"])], {}, FLAT))
+
+
+def test_a_network_that_is_read_as_another(
+    planted: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no rule foresees is found by running both."""
+    network_file, least = planted
+    text = "".join(f"(declare-const X_{i} Real)(assert (>= X_{i} 0.25))(assert (<= X_{i} 1.0))\n" for i in range(4))
+    text += "".join(f"(declare-const Y_{i} Real)\n" for i in range(3)) + f"(assert (<= Y_0 {least - 0.1}))"
+    spec = tmp_path / "p.vnnlib"
+    spec.write_text(text)
+    leaky = RULES["LeakyRelu"]
+    monkeypatch.setitem(RULES, "Relu", lambda reader, node, given: leaky(reader, node, given, alpha=0.5))
+    assert main([str(network_file), str(spec), "--timeout", "60"]) == 2
+    assert "net.onnx was read as another function: outputs differ by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("opset", [7, 9, 13, 15])
+@pytest.mark.parametrize(("shift", "wanted"), [(-0.01, "unsat"), (0.01, "sat")])
+def test_batch_norm_of_old_files(tmp_path: Path, opset: int, shift: float, wanted: str) -> None:
+    """At rest it is 2·(x − 3) / √(4 + ε) + 1, whose least value on [0, 1]² is −2; ONNX's evaluator errs."""
+    constants = {"g": [2.0, 2.0], "b": [1.0, 1.0], "m": [3.0, 3.0], "v": [4.0, 4.0]}
+    arrays = {name: np.array(values, dtype=np.float32) for name, values in constants.items()}
+    (tmp_path / "net.onnx").write_bytes(
+        network([N("BatchNormalization", BN, ["y"])], arrays, (1, 2), opset=opset).SerializeToString()
+    )
+    text = "".join(f"(declare-const X_{i} Real)(assert (>= X_{i} 0.0))(assert (<= X_{i} 1.0))\n" for i in range(2))
+    text += "(declare-const Y_0 Real)(declare-const Y_1 Real)\n" + f"(assert (<= Y_0 {-2 + shift}))"
+    (tmp_path / "p.vnnlib").write_text(text)
+    assert check(tmp_path / "net.onnx", tmp_path / "p.vnnlib", timeout=60)[0] == wanted
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

@@ -18,10 +18,14 @@ from torch import Tensor
 
 from robustlab.verification.graph.node import Graph
 from robustlab.verification.graph.onnx_operators import RULES
-from robustlab.verification.graph.onnx_reader import OnnxReader, attributes_of, name_of
+from robustlab.verification.graph.onnx_reader import OnnxReader, Value, attributes_of, name_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
+
+OF_SEVERAL = {"Add", "Concat", "Div", "MatMul", "Mul", "Sub"}  # in any input there may be what depends on the network's
+OF_BATCHES = {"AveragePool", "BatchNormalization", "Conv", "GlobalAveragePool", "MaxPool"}
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
 def load_onnx(path: str | Path) -> ModelProto:
@@ -47,6 +51,9 @@ def load_onnx(path: str | Path) -> ModelProto:
 def read_onnx(model: str | Path | ModelProto, *, dtype: torch.dtype = torch.float64) -> Graph:
     """Read an ONNX network as a graph of operators.
 
+    SiLU written as x·Sigmoid(x) is recognized. GELU is one operator from opset 20 on; written with Erf, as exporters do
+    below, it is not known: export with opset 20 or later.
+
     Args:
         model: a file (``.onnx``, or compressed, ``.onnx.gz``), or the loaded model.
         dtype: of the graph's numbers (default float64, which holds float32 weights exactly).
@@ -56,27 +63,54 @@ def read_onnx(model: str | Path | ModelProto, *, dtype: torch.dtype = torch.floa
         and is taken as a sample.
 
     Raises:
-        ValueError: naming the node, if an operator is not known.
+        ValueError: naming the node, if an operator is not known, or one of its attributes that is not at its default.
 
     Source: the operators' semantics are those of the ONNX standard.
     """
     proto = load_onnx(model) if isinstance(model, (str, Path)) else model
     reader = OnnxReader(proto, dtype)
     for node in proto.graph.node:
-        given = [reader.values[name] if name else None for name in node.input]
+        given = [_value(reader, name) if name else None for name in node.input]
         if all(isinstance(value, Tensor) for value in given if value is not None):
             _fold(reader, node)
-        elif node.op_type in RULES:
-            reader.values[node.output[0]] = RULES[node.op_type](reader, node, given, attributes_of(node))
+        elif node.op_type in RULES and node.domain in ("", "ai.onnx"):
+            reader.values[node.output[0]] = _read(reader, node, given)
         else:
+            where = f" ({node.domain})" if node.domain else ""
+            hint = " (a GELU, if exported with opset 20 or later, is one operator)" if node.op_type == "Erf" else ""
             raise ValueError(
-                f"model: operator {node.op_type} of node {name_of(node)!r} is not known; want one of "
-                f"{', '.join(sorted(RULES))}"
+                f"model: operator {node.op_type}{where} of node {name_of(node)!r} is not known; want one of "
+                f"{', '.join(sorted(RULES))}{hint}"
             )
-    found = reader.values[proto.graph.output[0].name]
+    outputs = [value.name for value in proto.graph.output]
+    if len(outputs) != 1:
+        raise ValueError(f"model: want one output, got {outputs}")
+    found = _value(reader, outputs[0])
     if not isinstance(found, int):
         raise ValueError("model: want an output that depends on the input, got a constant")
     return reader.builder.finish(found)
+
+
+def _value(reader: OnnxReader, name: str) -> Value:
+    if name not in reader.values:
+        raise ValueError(f"model: value {name!r} is not known; want one input, constants, and nodes' first outputs")
+    return reader.values[name]
+
+
+def _read(reader: OnnxReader, node: NodeProto, given: list[Value | None]) -> int:
+    """Apply a node's rule."""
+    rule = RULES[node.op_type]
+    arguments = attributes_of(reader, node, rule)
+    if node.op_type not in OF_SEVERAL and [i for i, value in enumerate(given) if isinstance(value, int)] != [0]:
+        raise ValueError(
+            f"model: want {node.op_type} with inputs that are constants but for the first, got node {name_of(node)!r}"
+        )
+    if node.op_type in OF_BATCHES and not reader.batched:
+        raise ValueError(f"model: want {node.op_type} in a network whose input has a batch, got node {name_of(node)!r}")
+    try:
+        return rule(reader, node, given, **arguments)
+    except (RuntimeError, TypeError, AttributeError, IndexError, StopIteration, ZeroDivisionError) as error:
+        raise ValueError(f"model: {node.op_type} of node {name_of(node)!r} does not fit its inputs: {error}") from error
 
 
 def _fold(reader: OnnxReader, node: NodeProto) -> None:
@@ -84,6 +118,9 @@ def _fold(reader: OnnxReader, node: NodeProto) -> None:
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
+    if node.op_type in RANDOM or any(attribute.HasField("g") for attribute in node.attribute):
+        kind = "random" if node.op_type in RANDOM else "a graph of its own"
+        raise ValueError(f"model: {node.op_type} of node {name_of(node)!r} is {kind}; want constants")
     names = [name for name in node.input if name]
     arrays = {name: np.asarray(reader.values[name]) for name in names}
     kinds = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
@@ -95,4 +132,6 @@ def _fold(reader: OnnxReader, node: NodeProto) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = ReferenceEvaluator(alone).run(None, arrays)
-    reader.values.update((name, reader.constant(value)) for name, value in zip(node.output, found, strict=False))
+    reader.values.update(
+        (name, reader.constant(value)) for name, value in zip(filter(None, node.output), found, strict=False)
+    )
