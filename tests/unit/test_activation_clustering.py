@@ -94,6 +94,19 @@ def test_no_more_of_clean_data_is_flagged_than_stated() -> None:
     assert found.flagged.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_without_spread_is_not_split(dtype: torch.dtype) -> None:
+    """Equal inputs, whose features differ by rounding at most; and the other class is split as it would be alone."""
+    model, x, y, _ = planted()
+    model, x = model.to(dtype), x.to(dtype)
+    alone = activation_clustering(model, x, y, components=2)
+    x = torch.where((y == 0).view(-1, *[1] * (x.dim() - 1)), x[:1], x)
+    found = activation_clustering(model, x, y, components=2, batch_size=7)
+    assert not found.flagged[y == 0].any() and (found.scores[y == 0] == -1).all()
+    assert found.details["share"][0].isnan() and found.details["silhouette"][0].isnan()
+    assert torch.equal(found.flagged[y != 0], alone.flagged[y != 0])
+
+
 @pytest.mark.parametrize("change", [{"components": 0}, {"restarts": 0}, {"largest": 0.6}, {"silhouette": -2.0}])
 def test_bad_arguments(change: dict[str, float]) -> None:
     model, x, y, _ = planted()

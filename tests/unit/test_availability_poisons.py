@@ -157,5 +157,5 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             call()
-    with pytest.raises(TypeError, match="base"):
+    with pytest.raises(TypeError, match="y: want integers"):
         label_flipping((x, y.float()), rate=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -155,6 +156,40 @@ def test_evaluation_against_a_loop() -> None:
     assert turn.attack_success.n == 90
     with pytest.raises(ValueError, match="other classes"):
         evaluate_backdoor(model, (x[:3], torch.zeros(3, dtype=torch.int64)), trigger, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "match"),
+    [
+        (lambda x, y: (x.double(), y), 0, r"^test: want the model's dtype torch.float32, got torch.float64"),
+        (lambda x, y: ((255 * x).to(torch.uint8), y), 0, r"^test: want the model's dtype"),
+        (lambda x, y: (x * torch.nan, y), 0, r"^test: want finite"),
+        (lambda x, y: (x, y[:, None]), 0, r"^y: want shape \(9,\), got shape \(9, 1\)"),
+        (lambda x, y: (x, y.float()), 0, r"^y: want integers"),
+        (lambda x, y: (x, y - 1), 0, r"^y: want labels of at least 0"),
+        (lambda x, y: (x, y + 1), 0, r"^y: want labels in 0 … 2"),
+        (lambda x, y: (x, y), 99, r"^target: want labels in 0 … 2, got \[99"),
+        (lambda x, y: (x, y), [1, 2, 3], r"^target: want labels in 0 … 2, got \[3"),
+    ],
+)
+def test_evaluation_refuses(change: Any, target: Any, match: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=match):
+        evaluate_backdoor(net(), change(*images(9)), PatchTrigger(size=2), target)
+
+
+def test_evaluation_takes_small_integers() -> None:
+    x, y = images(9)
+    reports = [
+        evaluate_backdoor(net(), (x, label), PatchTrigger(size=2), 0) for label in (y, y.int(), y.to(torch.uint8))
+    ]
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_a_target_is_one_of_the_known_classes() -> None:
+    x, y = images(30)
+    with pytest.raises(ValueError, match="target: want labels in 0 … 2, got"):
+        badnets(Dataset("d", x, y, x, y, ("a", "b", "c")), target=3)
+    assert int(badnets((x, y), target=3).y.max()) == 3  # a pair does not say how many classes there are
 
 
 def test_evaluation_uses_the_test_part_and_restores_modes() -> None:

@@ -120,3 +120,9 @@ def test_bad_controls(wrong: dict) -> None:
     x, y, x_target = data()
     with pytest.raises(ValueError, match=r"kind|source|eps"):
         poisoning_control((x, y), x_target, 1, **{"kind": "noise", "rate": 0.1, **wrong})
+
+
+def test_a_control_is_a_copy() -> None:
+    x, y, x_target = data()
+    none = poisoning_control((x, y), x_target, 1, kind="none", rate=0.1)
+    assert torch.equal(none.x, x) and none.x.data_ptr() != x.data_ptr() and none.y.data_ptr() != y.data_ptr()

@@ -138,6 +138,17 @@ def test_the_index_of_equal_sizes_is_zero_and_small_is_positive() -> None:
     assert int(index.argmax()) == 0 and float(index[4]) < -2
 
 
+def test_without_a_scale_nothing_is_flagged() -> None:
+    """The MAD is 0 where more than half of the sizes are equal, as where most classes have no patch yet."""
+    for sizes in ([64.0, 64.0, 64.0], [33.0, 64.0, 64.0], [3.0, 64.0, 64.0, 64.0, 70.0]):
+        assert anomaly_index(torch.tensor(sizes)).tolist() == [0] * len(sizes)
+    weights = torch.zeros(4, SIDE, SIDE)
+    model = linear(weights, torch.tensor([0.0, -1.0, -1.0, -1.0]))  # one label, and no patch to another
+    found = neural_cleanse(model, torch.rand(2, 1, SIDE, SIDE), steps=3)
+    assert found.details["sizes"].isfinite().tolist() == [True, False, False, False]
+    assert found.scores.isfinite().all() and not found.flagged.any()
+
+
 def test_a_class_without_a_patch_is_large() -> None:
     """A class that nothing reaches has size infinity and the largest mask in the index."""
     weights = torch.zeros(4, SIDE, SIDE)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustlab import checks
 from robustlab.attacks.backdoor.poisoned_dataset import Target, target_of
 from robustlab.attacks.backdoor.trigger import Trigger, stamped
-from robustlab.poisoned import testing_part
+from robustlab.poisoned import count_outputs, inputs_for, testing_part
 from robustlab.statistics import Rate
 from robustlab.victim import predict
 
@@ -75,6 +76,10 @@ def evaluate_backdoor(
     others = y != wanted
     if not bool(others.any()):
         raise ValueError("test: want samples of other classes than the target's, got none")
+    x = inputs_for(model, x, "test")
+    classes = count_outputs(model, x)
+    checks.in_classes("y", y, classes)
+    checks.in_classes("target", wanted, classes)
     said = predict(model, stamped(trigger, x[others]))
     with torch.no_grad():
         crossed = trigger.cross(x, seed=seed) if isinstance(trigger, Trigger) else None

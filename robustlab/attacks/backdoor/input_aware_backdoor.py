@@ -30,7 +30,7 @@ from robustlab import checks
 from robustlab.attacks.backdoor.input_aware_trigger import InputAwareTrigger, sharpen
 from robustlab.attacks.backdoor.poisoned_dataset import Target, target_of
 from robustlab.fitting import History, fit
-from robustlab.poisoned import training_part
+from robustlab.poisoned import count_outputs, inputs_for, training_part
 
 TINY = 1e-7
 
@@ -107,7 +107,8 @@ def input_aware_backdoor(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
-    x, y = training_part(data)
+    x, y = training_part(data, "data")
+    x = inputs_for(model, x, "data")
     for name, part in (("rate", rate), ("cross_rate", cross_rate)):
         checks.positive(name, part)
     if not rate + cross_rate <= 1:
@@ -119,7 +120,9 @@ def input_aware_backdoor(
     checks.at_least("batch_size", batch_size, 4, integer=True)
     checks.positive("lr", lr)
     wanted = target_of(target, y)
-    checks.in_classes("target", wanted, _classes(model, x))
+    classes = count_outputs(model, x)
+    checks.in_classes("y", y, classes)
+    checks.in_classes("target", wanted, classes)
     key = copy.deepcopy(trigger) if trigger is not None else InputAwareTrigger(x.shape[1], seed=seed)
     key.check(x)
     joint = _Joint(copy.deepcopy(model), key.to(device=x.device, dtype=x.dtype))
@@ -199,9 +202,3 @@ def _train_only(joint: _Joint, *parts: nn.Module) -> None:
     joint.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
-
-
-def _classes(model: nn.Module, x: Tensor) -> int:
-    """Number of outputs, by one forward of a copy's eval mode that changes nothing."""
-    with torch.no_grad():
-        return copy.deepcopy(model).eval()(x[:1].to(next(model.parameters()).device)).shape[1]

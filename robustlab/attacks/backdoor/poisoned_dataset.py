@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.backdoor.trigger import stamped
+from robustlab.data.dataset import Dataset
 from robustlab.noise import Noise
 from robustlab.poisoned import Poisoned, training_part
 
@@ -84,6 +85,8 @@ class PoisonedDataset(Poisoned):
         if cover_rate and cover is None:
             raise ValueError(f"cover: want a module with cover_rate {cover_rate}, got None")
         wanted = target_of(target, y)
+        if isinstance(base, Dataset):  # which says how many classes there are; a pair does not
+            checks.in_classes("target", wanted, len(base.classes))
         eligible = (wanted == y) if clean_label else torch.ones_like(y, dtype=torch.bool)
         if not clean_label and not include_target:
             eligible = wanted != y
@@ -117,7 +120,7 @@ def target_of(target: Target, y: Tensor) -> Tensor:
     if isinstance(target, bool) or not isinstance(target, (int, Sequence, Tensor)):
         raise TypeError(f"target: want a label, or one for each class, got {target!r}")
     labels = torch.as_tensor(target, device=y.device)
-    if labels.is_floating_point() or labels.dim() > 1:
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.dim() > 1:
         raise TypeError(f"target: want a label, or one for each class, got {target!r}")
     if bool((labels < 0).any()):
         raise ValueError(f"target: want labels of at least 0, got {target}")

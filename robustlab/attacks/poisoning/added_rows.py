@@ -54,7 +54,7 @@ def check_table(x: Tensor, y: Tensor, rate: float, one_hot: Groups) -> int:
     """Raises unless the arguments of an attack on regression fit together; returns the number of poisons."""
     table(x, y)
     for name, value in (("x", x), ("y", y)):
-        low, high = float(value.min()), float(value.max())
+        low, high = (float(end) for end in torch.aminmax(value.detach()))
         if low < 0 or high > 1:
             raise ValueError(f"{name}: want values in [0, 1], got values in [{low}, {high}]")
     for group in one_hot:

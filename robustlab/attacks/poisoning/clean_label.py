@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, training_part
+from robustlab.poisoned import Poisoned, finite, training_part
 
 
 class CleanLabelPoison(Poisoned):
@@ -74,13 +74,13 @@ def prepare(base: Any, x_target: Tensor, target: int, rate: float, seed: int) ->
     """
     x, y = training_part(base)
     checks.images(x, (0.0, 1.0))
-    y = checks.labels("y", y, x)
     checks.at_least("target", target, 0, integer=True)
     if not isinstance(x_target, Tensor) or x_target.shape != (1, *x.shape[1:]):
         shown = tuple(x_target.shape) if isinstance(x_target, Tensor) else type(x_target).__name__
         raise ValueError(f"x_target: want one sample of shape {(1, *x.shape[1:])}, got {shown}")
     if x_target.dtype != x.dtype or x_target.device != x.device:
         raise TypeError(f"x_target: want {x.dtype} on {x.device}, as base, got {x_target.dtype} on {x_target.device}")
+    finite("x_target", x_target)
     checks.images(x_target, (0.0, 1.0))
     checks.positive("rate", rate)
     count, eligible = round(rate * len(x)), (y == target).nonzero().flatten()
@@ -91,7 +91,7 @@ def prepare(base: Any, x_target: Tensor, target: int, rate: float, seed: int) ->
             f"rate: want between 1 and {len(eligible)} poisons, all of class {target}, got {rate} of {len(x)}: {count}"
         )
     order = Noise(seed, eligible).uniform(0, (), torch.float64).argsort()
-    return Job(x.detach(), y, eligible[order[:count]].sort().values, x_target.detach(), target)
+    return Job(x, y, eligible[order[:count]].sort().values, x_target.detach(), target)
 
 
 def surrogates(model: nn.Module | Sequence[nn.Module], like: Tensor, name: str = "model") -> list[nn.Module]:

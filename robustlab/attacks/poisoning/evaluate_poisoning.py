@@ -160,7 +160,8 @@ def poisoning_control(
         x, y = training_part(base)
         nothing = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return CleanLabelPoison(
-            x, y, is_poison=nothing, original_y=y, x_target=job.x_target, target=target, details={"kind": kind}
-        )
+            x.clone(), y.clone(), is_poison=nothing, original_y=y.clone(), x_target=job.x_target, target=target,
+            details={"kind": kind},
+        )  # fmt: skip
     signs = Noise(seed, job.rows).sign(1, job.bases.shape[1:], job.x.dtype)
     return job.poisoned((job.bases + eps * signs).clamp(0.0, 1.0), {"kind": kind})

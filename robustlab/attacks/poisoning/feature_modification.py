@@ -19,7 +19,7 @@ from robustlab.attacks.poisoning.label_flipping import count_classes
 from robustlab.attacks.whitebox.pgd import pgd_maximize
 from robustlab.data.dataset import Dataset
 from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, training_part
+from robustlab.poisoned import Poisoned, inputs_for, training_part
 from robustlab.victim import Victim
 
 
@@ -74,6 +74,7 @@ def feature_modification(
     device = x.device
     rows = Noise(seed, torch.zeros(1, dtype=torch.int64, device=device)).permutation(0, len(x))[0, :count]
     if surrogate is not None:
+        x = inputs_for(surrogate, x, "base")
         with Victim(surrogate).held(device):
             moved = pgd_maximize(
                 surrogate, x[rows], (y[rows] + 1) % k, eps=eps, steps=steps, loss=_toward, seed=seed, ids=rows

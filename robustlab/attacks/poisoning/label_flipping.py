@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustlab.attacks.poisoning.added_rows import rate_to_count
 from robustlab.data.dataset import Dataset
 from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, training_part
+from robustlab.poisoned import Poisoned, inputs_for, training_part
 from robustlab.victim import Victim
 
 
@@ -60,6 +60,7 @@ def label_flipping(
         rows = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device)).permutation(0, len(x))[0, :count]
         wrong = other_labels(y[rows], k, seed, rows)
     else:
+        x = inputs_for(surrogate, x, "base")
         with torch.no_grad(), Victim(surrogate).held(x.device):
             z = torch.cat([surrogate(part) for part in x.split(500)])
         if z.shape != (len(x), k):
@@ -78,10 +79,8 @@ def other_labels(y: Tensor, classes: int, seed: int, ids: Tensor) -> Tensor:
 
 
 def count_classes(base: Dataset | tuple[Tensor, Tensor], y: Tensor, classes: int | None) -> int:
-    """K, and a check of the labels."""
-    if y.is_floating_point():
-        raise TypeError(f"base: want integer labels, got {y.dtype}")
+    """K, which is above every label."""
     k = (len(base.classes) if isinstance(base, Dataset) else int(y.max()) + 1) if classes is None else classes
-    if isinstance(k, bool) or not isinstance(k, int) or k < 2 or int(y.min()) < 0 or int(y.max()) >= k:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 2 or int(y.max()) >= k:
         raise ValueError(f"classes: want an integer above 1 and above every label, got {k}")
     return k

@@ -22,7 +22,7 @@ from robustlab.attacks.poisoning.label_flipping import count_classes
 from robustlab.data.dataset import Dataset
 from robustlab.fitting import fit
 from robustlab.noise import Noise
-from robustlab.poisoned import testing_part, training_part
+from robustlab.poisoned import count_outputs, inputs_for, testing_part, training_part
 from robustlab.victim import accuracy
 
 VARIANTS = ("true_labels", "random_labels", "shuffled_pixels", "random_pixels", "gaussian")
@@ -87,6 +87,8 @@ def random_labels(
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
     checks.at_least("epochs", epochs, 1, integer=True)
     x, y = randomize(base, variant=variant, share=share, seed=seed)
+    given, labels = training_part(base)
+    checks.in_classes("y", labels, count_outputs(model, inputs_for(model, given, "base")))
     held_out = testing_part(base) if test is None and isinstance(base, Dataset) else test
     learner = copy.deepcopy(model)
 

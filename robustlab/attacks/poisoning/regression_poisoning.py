@@ -84,6 +84,7 @@ def regression_poisoning(
         Jagielski et al. (2018), Algorithm 1, with the initializations and the rounding of its section IV.
     """
     p = check_table(x, y, rate, one_hot)
+    x, y = x.detach(), y.detach()
     for name, value, wanted in (
         ("penalty", penalty, PENALTIES),
         ("init", init, INITS),
@@ -95,7 +96,7 @@ def regression_poisoning(
     checks.at_least("tol", tol, 0.0)
     if validation is not None:
         table(*validation)
-    goal = moments(x, y) if validation is None else moments(*validation)
+    goal = moments(x, y) if validation is None else moments(*(part.detach() for part in validation))
     goal_lam = lam if validation is None else 0.0
     poison, original_y = starting_rows(x, y, p, init, seed)
     rows = len(x) + p

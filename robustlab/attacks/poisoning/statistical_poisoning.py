@@ -49,6 +49,7 @@ def statistical_poisoning(
         Jagielski et al. (2018), StatP in section IV.
     """
     p = check_table(x, y, rate, one_hot)
+    x, y = x.detach(), y.detach()
     mean = x.mean(dim=0)
     values, vectors = torch.linalg.eigh((x - mean).mT @ (x - mean) / len(x))
     normal = Noise(seed, torch.arange(p, device=x.device)).normal(0, (x.shape[1],), x.dtype)

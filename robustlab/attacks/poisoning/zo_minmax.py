@@ -23,11 +23,10 @@ from torch.func import functional_call, vmap
 
 from robustlab import checks
 from robustlab.attacks.poisoning.added_rows import rate_to_count
-from robustlab.attacks.poisoning.label_flipping import count_classes
 from robustlab.data.dataset import Dataset
 from robustlab.gradient_estimators import forward_difference, sphere_directions
 from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, training_part
+from robustlab.poisoned import Poisoned, count_outputs, inputs_for, training_part
 from robustlab.victim import Victim
 
 ORDERS = ("zeroth", "first")
@@ -84,9 +83,10 @@ def zo_minmax(
     x, y = training_part(base)
     count = rate_to_count(rate, len(x))
     _check(eps, steps, queries, mu, attack_rate, model_rate, attacker, learner, lam)
-    count_classes(base, y, None)
+    x = inputs_for(model, x, "base")
     if bounds is not None:
         checks.images(x, bounds)
+    checks.in_classes("y", y, count_outputs(model, x))
     start = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device))
     rows = start.permutation(0, len(x))[0, :count]
     rest = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows, False)

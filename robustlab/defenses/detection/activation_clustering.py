@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.models.probing import penultimate
 from robustlab.noise import Noise
+from robustlab.poisoned import class_labels, count_outputs, inputs_for
 from robustlab.results import Detection
 
 
@@ -52,7 +53,8 @@ def activation_clustering(
     Returns:
         A Detection. A sample's score is its class's mean silhouette if it is in a smaller cluster of a fitting size,
         and −1 otherwise; the threshold is s₀. ``details`` has ``"cluster"`` (N,), True in the smaller cluster, and for
-        each class ``"share"`` of the smaller one and ``"silhouette"``, (K,).
+        each class ``"share"`` of the smaller one and ``"silhouette"``, (K,). A class of fewer than three samples, or
+        whose activations are equal up to rounding, is not split: nothing in it is flagged, and the two are NaN.
 
         ``details["false_alarm_rate"]`` is `largest`: by construction no more than this share of a clean training set
         is flagged. How often a clean *class* is suspected cannot be stated: both limits are rules of thumb, and the
@@ -71,16 +73,17 @@ def activation_clustering(
     if largest > 0.5:
         raise ValueError(f"largest: want at most 0.5, got {largest}")
     checks.at_least("silhouette", silhouette, -1.0)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: want a torch.Tensor, got {type(x).__name__}")
-    y = checks.labels("y", y, x)
-    features = penultimate(model, x, batch_size).double()
+    x = inputs_for(model, x)
+    y = class_labels(y, x)
+    features = penultimate(model, x, batch_size)
+    checks.in_classes("y", y, count_outputs(model, x))
+    dtype, features = features.dtype, features.double()
     classes = int(y.max()) + 1
     scores, cluster = features.new_full((len(x),), -1.0), torch.zeros_like(y, dtype=torch.bool)
     share, apart = features.new_full((2, classes), torch.nan)
     for c in y.unique().tolist():
         rows = (y == c).nonzero().flatten()
-        if len(rows) < 3:
+        if len(rows) < 3 or not spread_out(features[rows], torch.finfo(dtype).eps):
             continue  # nothing to split
         reduced = whitened(features[rows], components)
         small = two_means(reduced, restarts, seed)
@@ -91,6 +94,11 @@ def activation_clustering(
     details = {"cluster": cluster, "share": share, "silhouette": apart}
     details |= {"false_alarm_rate": largest, "level": "sample"}
     return Detection(scores=scores, flagged=scores > silhouette, threshold=silhouette, details=details)
+
+
+def spread_out(rows: Tensor, rounding: float) -> bool:
+    """Whether rows (n, d) differ by more than rounding: of equal inputs, too, the features depend on their batch."""
+    return bool((rows - rows.mean(dim=0)).norm() > 32 * rounding * rows.norm())
 
 
 def whitened(rows: Tensor, components: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.models.probing import Probe
 from robustlab.noise import Noise
+from robustlab.poisoned import inputs_for
 from robustlab.results import Detection
 
 
@@ -62,9 +63,8 @@ def strip(
     Source:
         Gao et al. (2019). Departure: the threshold, see the module.
     """
-    for name, images in (("x", x), ("clean", clean)):
-        if not isinstance(images, Tensor):
-            raise TypeError(f"{name}: want a torch.Tensor, got {type(images).__name__}")
+    x, clean = inputs_for(model, x), inputs_for(model, clean, "clean")
+    for images in (x, clean):
         checks.images(images, (0.0, 1.0))
     if clean.shape[1:] != x.shape[1:] or len(clean) < 2:
         raise ValueError(f"clean: want at least 2 inputs of shape {tuple(x.shape[1:])}, got {tuple(clean.shape)}")

@@ -78,7 +78,7 @@ def fine_pruning(
     if tolerance >= 1:
         raise ValueError(f"tolerance: want below 1, got {tolerance}")
     checks.at_least("epochs", epochs, 0, integer=True)
-    x, y = clean_pair(data)
+    x, y = clean_pair(model, data)
     name, activation = channel_activations(model, x, layer)
     pruned, mask = _with_mask(model, name, activation)
     order = activation.argsort(stable=True)

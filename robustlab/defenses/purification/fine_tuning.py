@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustlab.data.dataset import Dataset
 from robustlab.fitting import fit
+from robustlab.poisoned import inputs_for, training_part
 from robustlab.results import Detection
 
 
@@ -52,27 +53,21 @@ def fine_tuning(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
-    data, repaired = clean_pair(data), copy.deepcopy(model)
+    data, repaired = clean_pair(model, data), copy.deepcopy(model)
     history = fit(
         repaired, data, epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer, schedule="cosine", seed=seed
     )
     return repaired, nothing_found(history=history)
 
 
-def clean_pair(data: Dataset | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The inputs and labels that a repair is given.
+def clean_pair(model: nn.Module, data: Dataset | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The inputs and labels that a repair of the model is given.
 
     Raises:
-        TypeError: if `data` is neither a Dataset nor a pair of tensors.
-        ValueError: if there are none, or their numbers differ.
+        TypeError, ValueError: as :func:`robustlab.poisoned.training_part`, and if the model has another dtype.
     """
-    if isinstance(data, Dataset):
-        return data.x_train, data.y_train
-    if not (isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)):
-        raise TypeError(f"data: want a Dataset or a pair (x, y) of tensors, got {type(data).__name__}")
-    if not len(data[0]) or len(data[0]) != len(data[1]):
-        raise ValueError(f"data: want as many inputs as labels, at least one, got {len(data[0])} and {len(data[1])}")
-    return data
+    x, y = training_part(data, "data")
+    return inputs_for(model, x, "data"), y
 
 
 def nothing_found(**details: object) -> Detection:

@@ -114,7 +114,7 @@ def mode_connectivity(
     if t > 1:
         raise ValueError(f"t: want at most 1, got {t}")
     checks.at_least("points", points, 2, integer=True)
-    x, y = clean_pair(data)
+    x, y = clean_pair(model, data)
     if other is None:
         other, _ = fine_tuning(model, (x, y), batch_size=batch_size, seed=seed)
     curve = BezierCurve(model, other)

@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.data.dataset import Dataset
+from robustlab.defenses.purification.fine_tuning import clean_pair
 from robustlab.fitting import fit
 from robustlab.models.probing import Probe
 from robustlab.noise import Noise
+from robustlab.poisoned import inputs_for
 from robustlab.results import Detection
 
 WORKS = 0.99  # share of inputs that a patch must turn
@@ -67,6 +69,8 @@ def neural_cleanse(
         A Detection with the anomaly index of each class as its score, positive on the small side. ``details`` has
         ``"masks"`` (T, 1, H, W) and ``"patterns"`` (T, C, H, W), the smallest found that work (the last ones where
         none did), ``"sizes"`` (T,) = ‖m‖₁ in pixels (inf where none worked), ``"success"`` (T,) and ``"classes"`` (T,).
+        Where all sizes, or more than half, are equal (as where no patch was found), the MAD is 0, there is no scale,
+        and nothing is flagged: take more steps.
 
         ``details["false_alarm_rate"]`` is :func:`false_alarm_rate`: how often some class of a clean model is flagged,
         if the sizes of its classes are independent and normal. For ten classes and a threshold of 2 it is about a
@@ -82,6 +86,7 @@ def neural_cleanse(
     checks.images(x, (0.0, 1.0))
     if x.dim() != 4 or not len(x):
         raise ValueError(f"x: want images (N, C, H, W), at least one, got shape {tuple(x.shape)}")
+    x = inputs_for(model, x)
     for name, value in (("steps", steps), ("patience", patience), ("rows", rows)):
         checks.at_least(name, value, 1, integer=True)
     for name, value in (("lr", lr), ("cost", cost), ("threshold", threshold)):
@@ -105,7 +110,7 @@ def anomaly_index(sizes: Tensor) -> Tensor:
 
         (median − size_t) / (1.4826·MAD),   MAD = median over t of |size_t − median|
 
-    The median of an even number is the mean of the two middle ones. Where all deviations are 0, so is the index.
+    The median of an even number is the mean of the two middle ones. Where the MAD is 0, so is the index.
 
     Args:
         sizes: (T,), or (..., T) for several models at once.
@@ -113,7 +118,7 @@ def anomaly_index(sizes: Tensor) -> Tensor:
     sizes = sizes.double()
     centre = sizes.quantile(0.5, dim=-1, keepdim=True)
     spread = 1.4826 * (sizes - centre).abs().quantile(0.5, dim=-1, keepdim=True)
-    return torch.where(sizes == centre, 0.0, (centre - sizes) / spread)
+    return torch.where(spread == 0, 0.0, (centre - sizes) / spread)
 
 
 @cache
@@ -257,7 +262,7 @@ def unlearn(
         mask = masks.to(x)[which] * chosen[:, None, None, None]
         return (1 - mask) * x + mask * patterns.to(x)[which]
 
-    repaired = copy.deepcopy(model)
+    data, repaired = clean_pair(model, data), copy.deepcopy(model)
     fit(
         repaired, data, epochs=epochs, lr=lr, batch_size=batch_size, schedule="cosine", seed=seed,
         augment=stamp if len(masks) else None,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.models.probing import penultimate
+from robustlab.poisoned import class_labels, count_outputs, inputs_for
 from robustlab.results import Detection
 
 
@@ -55,10 +56,10 @@ def spectral_signatures(model: nn.Module, x: Tensor, y: Tensor, *, rate: float, 
     checks.positive("rate", rate)
     if rate >= 2 / 3:
         raise ValueError(f"rate: want below 2/3, so that 1.5·rate leaves something, got {rate}")
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: want a torch.Tensor, got {type(x).__name__}")
-    y = checks.labels("y", y, x)
+    x = inputs_for(model, x)
+    y = class_labels(y, x)
     features = penultimate(model, x, batch_size)
+    checks.in_classes("y", y, count_outputs(model, x))
     tau = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     scores = torch.zeros_like(tau)
     spread = tau.new_full((int(y.max()) + 1,), torch.nan)

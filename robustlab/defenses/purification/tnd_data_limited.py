@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.losses import margin
 from robustlab.models.probing import Probe
+from robustlab.poisoned import inputs_for
 from robustlab.results import Detection
 
 QUANTILE = 0.25
@@ -79,6 +80,7 @@ def tnd_data_limited(
     checks.images(x, (0.0, 1.0))
     if x.dim() != 4 or not len(x):
         raise ValueError(f"x: want images (N, C, H, W), at least one, got shape {tuple(x.shape)}")
+    x = inputs_for(model, x)
     y = checks.labels("y", y, x)
     for name, value in (("steps", steps), ("searches", searches)):
         checks.at_least(name, value, 1, integer=True)

@@ -64,6 +64,7 @@ def trim(
         Jagielski et al. (2018), Algorithm 2. Departure: the options of several and of small starts.
     """
     table(x, y)
+    x, y = x.detach(), y.detach()
     checks.at_least("n_clean", n_clean, 1, integer=True)
     if n_clean > len(x):
         raise ValueError(f"n_clean: want at most {len(x)} rows, got {n_clean}")

@@ -27,7 +27,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "epochs": (-1, 1.5),
     "steps": (0,),
     "restarts": (0,),
-    "target": (-1, 0.5),
+    "target": (-1, 0.5, True, torch.tensor(True)),
     "lr": (0.0, -1.0),
     "share": (-0.1, 1.5, math.nan),
 }

@@ -15,6 +15,7 @@ from robustlab.attacks import PatchTrigger, PoisonedDataset, badnets
 from robustlab.catalogue import Row
 from robustlab.poisoned import Poisoned
 from robustlab.results import Detection
+from tests.suite.training import test_bad_data as bad_data
 from tests.suite.training import test_detectors as detectors
 from tests.suite.training import test_poisons as poisons
 from tests.suite.training import test_triggers as triggers
@@ -110,6 +111,45 @@ def test_unchecked_arguments_are_seen() -> None:
 
     with pytest.raises(pytest.fail.Exception):
         poisons.check_bad_arguments(replace(GOOD, function=broken))
+
+
+def test_unchecked_labels_are_seen() -> None:
+    @functools.wraps(badnets)
+    def broken(base: Any, **kw: Any) -> PoisonedDataset:
+        return badnets((base[0], torch.as_tensor(base[1]).flatten().long().clamp_min(0)), **kw)
+
+    bad_data.check_wrong_labels(GOOD)
+    with pytest.raises(pytest.fail.Exception):
+        bad_data.check_wrong_labels(replace(GOOD, function=broken))
+
+
+def test_small_labels_that_are_refused_are_seen() -> None:
+    @functools.wraps(badnets)
+    def broken(base: Any, **kw: Any) -> PoisonedDataset:
+        if base[1].dtype != torch.int64:
+            raise TypeError(f"y: want torch.int64, got {base[1].dtype}")
+        return badnets(base, **kw)
+
+    with pytest.raises(TypeError):
+        bad_data.check_small_integers_are_labels(replace(GOOD, function=broken))
+
+
+def test_a_kept_graph_is_seen() -> None:
+    bad_data.check_keeps_no_graph(GOOD)
+    with pytest.raises(AssertionError, match="graph"):
+        bad_data.check_keeps_no_graph(planted(lambda p, x, y: setattr(p, "x", p.x + 0 * x)))
+
+
+def test_torch_s_own_errors_are_seen() -> None:
+    """A detector that shows its data to the model unchecked."""
+
+    def trusting(model: nn.Module, x: Tensor, y: Tensor) -> Detection:
+        found = detector(model, x, y)
+        return replace(found, details={"logits": model(x).detach()})
+
+    for check in (bad_data.check_wrong_inputs, bad_data.check_inputs_of_another_dtype_than_the_model):
+        with pytest.raises((RuntimeError, AssertionError, pytest.fail.Exception)):
+            check(watch(trusting))
 
 
 class Loud(PatchTrigger):
