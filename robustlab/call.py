@@ -6,7 +6,7 @@ Opened by :meth:`robustlab.victim.Victim.call`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from robustlab.results import AttackResult
 
 Access = Literal["white", "soft", "hard"]
 LEVEL = {"hard": 0, "soft": 1, "white": 2}
+Found = TypeVar("Found")
 
 
 class Answer(NamedTuple):
@@ -64,6 +65,7 @@ class Call:
         self.y = torch.zeros_like(self.queries) if y is None else y
         self.clean: Tensor | None = None
         self.active = torch.arange(n, device=x.device)
+        self._fast = x.dim() == 4 and x.dtype == torch.float32 and x.device.type == "cpu"  # channels-last may be faster
         if n == 0:
             return
         logits = self._forward(x, False)
@@ -73,7 +75,7 @@ class Call:
                 checks.in_classes(name, label, classes)
         if y is None:
             self.y = logits.argmax(dim=1)
-        self.clean = None if self.access == "hard" else logits
+        self.clean = None if self.access == "hard" else logits.to(x.dtype)
         self.active = (~self._count(logits, self.active)).nonzero().flatten()
 
     def _check_output(self, logits: Tensor, n: int, min_classes: int) -> int:
@@ -90,7 +92,7 @@ class Call:
     def ask(self, points: Tensor, rows: Tensor) -> Answer:
         """Scores of ``points``, which belong to the samples ``rows``; one query each."""
         self._need("soft")
-        logits = self._forward(self._inside(points), True)
+        logits = self._scores(points)
         empty = logits.new_empty(0)
         return Answer(logits, self._count(logits, rows), empty, empty)
 
@@ -98,14 +100,14 @@ class Call:
         """The top label of each point and whether the goal is met there; one query each. All that hard access shows."""
         if self.kappa:
             raise ValueError("kappa: want 0 under hard access, where no scores are seen")
-        logits = self._forward(self._inside(points), True)
+        logits = self._scores(points)
         return logits.argmax(dim=1), self._count(logits, rows)
 
     def ask_many(self, points: Tensor, rows: Tensor) -> Answer:
         """Scores of m points a sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in this order."""
         self._need("soft")
         n, m = points.shape[:2]
-        logits = self._forward(self._inside(points.flatten(0, 1)), True)
+        logits = self._scores(points.flatten(0, 1))
         met = self.met(logits, rows.repeat_interleave(m)).reshape(n, m)
         first = met.any(dim=1) & (self.first_success[rows] < 0)
         self.first_success[rows[first]] = (self.queries[rows] + met.int().argmax(dim=1) + 1)[first]
@@ -116,11 +118,16 @@ class Call:
     def gradient(self, points: Tensor, rows: Tensor, loss: Callable[..., Tensor]) -> Answer:
         """Scores, loss and input gradient of the loss at ``points``; one query and one gradient each."""
         self._need("white")
-        with torch.enable_grad():
-            points = self._inside(points).detach().requires_grad_(True)
-            logits = self._forward(points, True)
+        points = self._inside(points).detach().requires_grad_(True)
+
+        def work(fast: bool) -> tuple[Tensor, Tensor, Tensor]:
+            logits = self._logits(points, fast)
             value = loss(logits, self.y[rows], None if self.target is None else self.target[rows], self.kappa)
             (grad,) = _input_gradient(value.sum(), points)
+            return logits, value, grad
+
+        with torch.enable_grad():
+            logits, value, grad = self._search(work)
         self.gradients[rows] += 1
         logits = logits.detach()
         return Answer(logits, self._count(logits, rows), value.detach(), grad)
@@ -134,14 +141,19 @@ class Call:
         (n, C − 1, ...). One query and C − 1 gradients a row.
         """
         self._need("white")
-        with torch.enable_grad():
-            points = self._inside(points).detach().requires_grad_(True)
-            logits = self._forward(points, True)
+        points = self._inside(points).detach().requires_grad_(True)
+
+        def work(fast: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+            logits = self._logits(points, fast)
             classes = choose(logits.detach())
             chosen = logits.gather(1, classes)
             chosen = (chosen[:, 1:] - chosen[:, :1]).sum(dim=0)
             parts = [_input_gradient(part, points, retain=i + 1 < len(chosen))[0] for i, part in enumerate(chosen)]
-        self.gradients[rows] += len(chosen)
+            return logits, classes, parts
+
+        with torch.enable_grad():
+            logits, classes, parts = self._search(work)
+        self.gradients[rows] += len(parts)
         logits = logits.detach()
         empty = logits.new_empty(0)
         return Answer(logits, self._count(logits, rows), empty, empty), classes, torch.stack(parts, dim=1)
@@ -208,6 +220,28 @@ class Call:
             first_success=self.first_success,
             trace=trace,
         )
+
+    def _scores(self, points: Tensor) -> Tensor:
+        points = self._inside(points)
+        return self._search(lambda fast: self._logits(points, fast))
+
+    def _logits(self, points: Tensor, fast: bool) -> Tensor:
+        """In the dtype that the attack computes in; the judge sees a more precise model's as they are."""
+        return self._forward(points, fast).to(points.dtype)
+
+    def _search(self, work: Callable[[bool], Found]) -> Found:
+        """``work(True)``, in channels-last; a model that cannot bear that is asked in the caller's layout from then on.
+
+        Such a model has a line like ``x.view(len(x), -1)`` after a convolution. What fails there is not counted.
+        """
+        if self._fast:
+            try:
+                return work(True)
+            except RuntimeError:
+                pass  # what fails in either layout raises below
+        found = work(False)
+        self._fast = False
+        return found
 
     def _count(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Book one query for each row; note first successes; return whether the goal is met."""

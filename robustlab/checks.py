@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Collection
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 def positive(name: str, value: float | Tensor) -> None:
     """Raises unless ``value`` is a number (or a tensor of numbers) that is finite and above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):  # NumPy's scalars are Real too
         raise TypeError(f"{name}: want a number, got {value!r}")
     number = torch.as_tensor(value, dtype=torch.float64)
     if not bool((number.isfinite() & (number > 0)).all()):
@@ -20,7 +21,7 @@ def positive(name: str, value: float | Tensor) -> None:
 
 def at_least(name: str, value: float, low: float, *, integer: bool = False) -> None:
     """Raises unless ``value`` is a finite number (an integer if asked) of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, (int,) if integer else (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if integer else numbers.Real):
         raise TypeError(f"{name}: want {'an integer' if integer else 'a number'}, got {value!r}")
     if not math.isfinite(value) or value < low:
         raise ValueError(f"{name}: want at least {low}, got {value}")
@@ -46,7 +47,7 @@ def one_of(name: str, value: object, wanted: Collection[object]) -> None:
 
 def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     """A positive number, or one a sample, as a float tensor (N,) beside ``like`` (N, ...)."""
-    given = value if isinstance(value, (int, float, Tensor)) and not isinstance(value, bool) else None
+    given = value if isinstance(value, (numbers.Real, Tensor)) and not isinstance(value, bool) else None
     if given is None:
         raise TypeError(f"{name}: want a number or a tensor of one a sample, got {value!r}")
     tensor = torch.as_tensor(given, dtype=like.dtype, device=like.device).detach()
@@ -87,7 +88,7 @@ def images(x: Tensor, bounds: tuple[float, float]) -> None:
 
 def labels(name: str, value: int | Tensor, x: Tensor) -> Tensor:
     """Labels as int64 (N,) on the device of ``x``; a single integer stands for all."""
-    if isinstance(value, bool) or not isinstance(value, (int, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Integral, Tensor)):
         raise TypeError(f"{name}: want an integer or an integer tensor, got {value!r}")
     label = torch.as_tensor(value, device=x.device)
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
@@ -103,7 +104,8 @@ def toward(value: int | Tensor, x: Tensor, target: int | Tensor | None) -> Tenso
     """The labels (N,) at which an untargeted attack on ``x`` aims; one integer stands for all."""
     if target is not None:
         raise ValueError("toward: want None beside a target, got both")
-    return labels("toward", torch.full(x.shape[:1], value) if isinstance(value, int) else value, x)
+    every = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return labels("toward", torch.full(x.shape[:1], int(value)) if every else value, x)
 
 
 def other_than_y(name: str, label: Tensor, y: Tensor) -> None:

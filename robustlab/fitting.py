@@ -116,12 +116,15 @@ def fit(
     Raises:
         ValueError, TypeError: for a wrong argument, before any work. ValueError also if the objective's value is not
             a scalar that depends on the parameters.
+        RuntimeError: inside ``torch.inference_mode()``, before any work.
         FloatingPointError: at the end of an epoch in which the loss was not finite; the weights are then of no use.
 
     Source:
         Smith and Topin, "Super-convergence" (2019) for the one-cycle schedule, here without a momentum cycle.
     """
-    x, y = _training_tensors(data)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("fit: want a call outside torch.inference_mode(), which forbids gradients, got one inside")
+    x, y = (part.detach() for part in _training_tensors(data))
     place = _check(model, x, y, objective, epochs, batch_size, lr, schedule, weight_decay, device)
     precision = precision_for(model, place, amp)
     modes = [(module, module.training) for module in model.modules()]
@@ -137,7 +140,7 @@ def fit(
     monitor: list[Any] = []
     start = time.perf_counter()
     try:
-        with _local_rng(derive_seed(seed, -1), place):
+        with _local_rng(derive_seed(seed, -1), place), torch.enable_grad():
             stepper = make([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
             scaler = torch.amp.GradScaler(place.type, enabled=precision is torch.float16)
             for epoch in bar(range(epochs), show=progress, label="fit"):

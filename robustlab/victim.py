@@ -27,7 +27,8 @@ class Victim:
     """A model under attack.
 
     On a CPU an attack searches in channels-last layout, in which convolutions are often faster, and with
-    :class:`robustlab.convolution.FewChannels`; what is fooled at x and at the end is judged as the caller would.
+    :class:`robustlab.convolution.FewChannels`, unless the model fails there; what is fooled at x and at the end is
+    judged as the caller would.
 
     Args:
         model: an ``nn.Module`` from (N, ...) to (N, K); under soft or hard access any such callable.
@@ -118,16 +119,17 @@ class Victim:
                 x.detach(), y, target, ids.to(x.device), float(kappa), needed,
             )  # fmt: skip
 
-    def _scores(self, points: Tensor, search: bool) -> Tensor:
-        """The model's logits, (N, K); while an attack only searches, in whichever memory layout is faster."""
-        fast = search and points.dim() == 4 and points.dtype == torch.float32 and points.device.type == "cpu"
+    def _scores(self, points: Tensor, fast: bool) -> Tensor:
+        """The model's logits, (N, K); ``fast`` in channels-last, and the gradient by product and fold."""
         layout = torch.channels_last if fast else torch.preserve_format
         with FewChannels() if fast and points.requires_grad else nullcontext():
             out: Any = self.model(points.clone(memory_format=layout))  # a copy, since a first layer may work in place
         if not isinstance(out, Tensor):
             raise ValueError(f"model: want a tensor of shape (N, K), got {type(out).__name__}")
-        if self.output == "probs" and out.is_floating_point():
-            out = as_logits(out)
+        if out.is_floating_point():
+            out = out.to(torch.promote_types(out.dtype, points.dtype))  # half precision, as autocast gives it, goes up
+            if self.output == "probs":
+                out = as_logits(out)
         return out
 
     def _check_home(self, x: Tensor) -> None:
@@ -194,10 +196,11 @@ def predict(model: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500)
     """Top-1 labels ŷ_θ(x), (N,), in evaluation mode, without gradients; the model's mode is restored."""
     victim = Victim(model, access="soft")
     with torch.inference_mode(False), torch.no_grad(), victim.held(x.device):
-        parts = [model(part).argmax(dim=1) for part in x.split(batch_size)]
+        parts = [model(part).argmax(dim=1) for part in x.split(int(batch_size))]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=x.device)
 
 
 def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 500) -> float:
     """The fraction of ``x`` (N, ...) that the model gives its label ``y`` (N,)."""
-    return float((predict(model, x, batch_size) == y).double().mean())
+    label = checks.labels("y", y, x)
+    return float((predict(model, x, batch_size) == label).double().mean())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -173,16 +174,17 @@ def evaluate(
     radius = torch.full((n,), torch.inf, dtype=torch.float64)
     spent = torch.zeros(2, n, dtype=torch.int64)
 
-    for part in ids.split(batch_size):
+    for part in ids.split(int(batch_size)):
         with victim.call(x[part], y[part], access="hard") as call:
             wrong = torch.ones(len(part), dtype=torch.bool)
             wrong[call.active.cpu()] = False
-            radius[part[wrong]] = 0.0
-            spent[0, part] += call.queries.cpu()
+        # A call leaves inference mode, in which the caller may be: what was made outside it changes outside it.
+        radius[part[wrong]] = 0.0
+        spent[0, part] += call.queries.cpu()
 
     for bound in radii if has_budget else radii[:1]:
         rows = (radius > (bound if has_budget else 0.0)).nonzero().flatten()
-        parts = rows.split(batch_size) if rows.numel() else ()
+        parts = rows.split(int(batch_size)) if rows.numel() else ()
         for part in bar(parts, show=progress, label=f"{name} eps {bound:g}" if has_budget else name):
             given = {key: part_of(value, part, n) for key, value in arguments.items()}
             if has_budget:
@@ -217,7 +219,7 @@ def inputs_and_labels(data: Dataset | tuple[Tensor, Tensor]) -> tuple[Tensor, Te
 def _radii(eps: float | Iterable[float]) -> list[float]:
     """The positive radii, rising, each once."""
     try:
-        values = sorted({float(e) for e in ([eps] if isinstance(eps, (int, float)) else eps)})
+        values = sorted({float(e) for e in ([eps] if isinstance(eps, numbers.Real) else eps)})
     except (TypeError, ValueError):
         raise TypeError(f"eps: want a number or several, got {eps!r}") from None
     if not values or not all(math.isfinite(e) and e >= 0 for e in values):

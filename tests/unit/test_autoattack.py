@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -308,3 +309,19 @@ def test_bad_input() -> None:
     refused("^x: want values", data=(x + 1, y))
     with pytest.raises(ValueError, match=r"^access"):
         autoattack(Victim(model, access="soft"), (x, y), eps=0.1)
+
+
+def test_inference_mode_changes_nothing() -> None:
+    model, x, y = problem()
+    plain = autoattack(model, (x, y), eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=8)
+    with torch.inference_mode():
+        ours = autoattack(model, (x * 1, y * 1), eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=8)
+    same(ours, plain)
+
+
+def test_numpy_numbers_are_numbers(tmp_path: Path) -> None:
+    model, x, y = problem()
+    plain = autoattack(model, (x, y), eps=0.125, attacks=["apgd-ce"], batch_size=8, seed=3)
+    settings = {"eps": np.float32(0.125), "batch_size": np.int64(8), "seed": np.int64(3)}
+    for _ in range(2):  # the second time from the file
+        same(autoattack(model, (x, y), attacks=["apgd-ce"], state=tmp_path / "run", **settings), plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -265,3 +266,20 @@ def test_lazy_names() -> None:
     assert evaluation.RobustAccuracy is RobustAccuracy
     with pytest.raises(AttributeError, match="nothing"):
         _ = evaluation.nothing
+
+
+def test_inference_mode_changes_nothing() -> None:
+    x, y = batch(40)
+    model = Affine()
+    plain = evaluate(model, (x, y), pgd, [0.05, 0.1], steps=3, batch_size=15)
+    with torch.inference_mode():
+        ours = evaluate(model, (x * 1, y * 1), pgd, [0.05, 0.1], steps=3, batch_size=15)
+    assert torch.equal(ours.radius, plain.radius) and torch.equal(ours.queries, plain.queries)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    data = batch(20)
+    plain = evaluate(Affine(), data, pgd, 0.125, steps=3, batch_size=15, seed=4)
+    for eps in (np.float32(0.125), np.float64(0.125), np.array([0.125])):
+        ours = evaluate(Affine(), data, pgd, eps, steps=np.int64(3), batch_size=np.int32(15), seed=np.int64(4))
+        assert torch.equal(ours.radius, plain.radius)

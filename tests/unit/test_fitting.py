@@ -309,3 +309,30 @@ def test_mixed_precision_and_full_precision_agree_on_cuda() -> None:
         assert (kinds[0] == torch.float32) == (amp is False)
     assert losses[True][-1] == pytest.approx(losses[False][-1], rel=0.2)
     assert losses["auto"][-1] == pytest.approx(losses[False][-1], rel=0.2)
+
+
+def test_data_that_want_a_gradient_get_none() -> None:
+    x, y = _toy()
+    x.requires_grad_(True)
+    fit(nn.Linear(5, 3), (x, y), epochs=1)
+    assert x.grad is None and x.requires_grad
+
+
+def test_training_does_not_need_gradients_to_be_on() -> None:
+    x, y = _toy()
+    models_ = [nn.Linear(5, 3), nn.Linear(5, 3)]
+    models_[1].load_state_dict(models_[0].state_dict())
+    fit(models_[0], (x, y), epochs=1)
+    with torch.no_grad():
+        fit(models_[1], (x, y), epochs=1)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(_weights(models_[0]), _weights(models_[1]))
+
+
+def test_inference_mode_is_refused_before_any_work() -> None:
+    x, y = _toy()
+    model = nn.Linear(5, 3)
+    before = _weights(model).clone()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"^fit: want .* outside torch.inference_mode"):
+        fit(model, (x, y), epochs=1)
+    assert torch.equal(_weights(model), before)

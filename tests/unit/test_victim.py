@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlab.attacks import pgd
+from robustlab.attacks import apgd, cw, deepfool, fab, pgd, square
+from robustlab.evaluation import evaluate
 from robustlab.losses import ATTACKER_LOSSES
+from robustlab.verification import clever
 from robustlab.victim import Victim, accuracy, predict
 
 
@@ -164,6 +167,12 @@ def test_predict_and_accuracy(device: torch.device) -> None:
     assert predict(model, x[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("wrong", [Y[:, None], Y[:1], Y.float(), Y == 1, Y.tolist()])
+def test_accuracy_refuses_what_are_no_labels(wrong: Tensor) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^y: want"):
+        accuracy(linear(), X, wrong)
+
+
 def test_probabilities_become_logits() -> None:
     model = nn.Sequential(linear(), nn.Softmax(dim=1))
     with Victim(model, output="probs").call(X, Y) as call:
@@ -214,3 +223,138 @@ def test_the_search_may_change_the_memory_layout_but_the_judge_does_not() -> Non
     seen.clear()
     pgd(Watching(3, 2, 4).double(), x.double(), norm="l2", eps=1e-3, steps=3)
     assert set(seen) == {(True, False)}
+
+
+class LeNet(nn.Module):
+    """The net of PyTorch's own example, which flattens by ``view``: impossible in channels-last."""
+
+    def __init__(self, channels: int, by_view: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2 = nn.Conv2d(channels, 10, 5), nn.Conv2d(10, 20, 5)
+        self.fc1, self.fc2 = nn.Linear(320, 50), nn.Linear(50, 10)
+        self.by_view = by_view
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return self.fc2(F.relu(self.fc1(x.view(-1, 320) if self.by_view else x.flatten(1))))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_model_that_cannot_bear_channels_last_keeps_the_callers_layout(channels: int) -> None:
+    x = torch.rand(6, channels, 28, 28, generator=torch.Generator().manual_seed(0))
+    viewed, flattened = LeNet(channels, True), LeNet(channels, False)
+    y = predict(viewed, x)
+    for attack, settings in (
+        (pgd, {"eps": 0.03, "steps": 5}),
+        (square, {"eps": 0.1, "queries": 30}),
+        (deepfool, {}),
+    ):
+        ours, theirs = (attack(model, x, y, **settings) for model in (viewed, flattened))
+        assert torch.equal(ours.queries, theirs.queries) and torch.equal(ours.gradients, theirs.gradients)
+        assert torch.equal(ours.success, theirs.success)
+        torch.testing.assert_close(ours.x_adv, theirs.x_adv, rtol=0, atol=1e-5)
+    curves = [evaluate(model, (x, y), pgd, [0.02, 0.05], steps=4) for model in (viewed, flattened)]
+    assert torch.equal(curves[0].accuracy, curves[1].accuracy) and torch.equal(curves[0].queries, curves[1].queries)
+    scores = [clever(model, x, y, radius=0.1, batches=3, samples=4).value for model in (viewed, flattened)]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
+
+
+class Clumsy(nn.Module):
+    """Fails in channels-last, and where told so in any layout; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls, self.broken = nn.Conv2d(3, 2, 4), 0, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.broken:
+            raise RuntimeError(f"broken, contiguous: {x.is_contiguous()}")
+        return self.layer(x.view(-1, 3, 4, 4) + 0 * x.view(-1)[0]).flatten(1)
+
+
+def test_the_layout_is_tried_once_in_a_call() -> None:
+    model, x, rows = Clumsy(), torch.rand(5, 3, 4, 4), torch.arange(5)
+    y = predict(model, x)
+    model.calls = 0
+    with Victim(model).call(x, y) as call:
+        call.gradient(x, rows, ATTACKER_LOSSES["ce"])
+        call.ask(x, rows)
+        call.ask_many(x[:, None], rows)
+        call.jacobian(x, rows, lambda z: z.argsort(1))
+        assert model.calls == 6, "at x, in vain, and four questions"
+        assert call.queries.tolist() == [5] * 5 and call.gradients.tolist() == [2] * 5
+        call.result(x)
+    with Victim(model).call(x, y) as call:
+        model.broken = True
+        with pytest.raises(RuntimeError, match="broken, contiguous: True"):
+            call.gradient(x, rows, ATTACKER_LOSSES["ce"])
+        assert call.queries.tolist() == [1] * 5 and call.gradients.tolist() == [0] * 5
+
+
+class Viewing(torch.autograd.Function):
+    """The identity, with a backward pass that only works in the usual layout."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad.view(-1).view(grad.shape)
+
+
+def test_a_backward_pass_that_cannot_bear_channels_last() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Viewing.apply(self.conv(x).relu()).mean(dim=(2, 3))
+
+    x, rows = torch.rand(5, 3, 6, 6), torch.arange(5)
+    with Victim(Net()).call(x) as call:
+        answer = call.gradient(x, rows, ATTACKER_LOSSES["ce"])
+        assert answer.grad.shape == x.shape and call.queries.tolist() == [2] * 5 and call.gradients.tolist() == [1] * 5
+
+
+class Says(nn.Module):
+    """A net whose logits have another dtype than its input, as with autocast inside."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.dtype = linear(), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_of_another_dtype(dtype: torch.dtype) -> None:
+    odd, plain = Says(dtype), nn.Sequential(Says(dtype), Says(torch.float32))
+    plain[1].net = nn.Identity()  # type: ignore[assignment]
+    for attack, settings in (
+        (pgd, {"eps": 0.3, "steps": 3}),
+        (apgd, {"eps": 0.3, "steps": 5}),
+        (fab, {"steps": 5}),
+        (deepfool, {}),
+        (cw, {"steps": 5}),
+    ):
+        ours, theirs = (attack(model, X, torch.tensor([0, 1, 0]), **settings) for model in (odd, plain))
+        assert ours.x_adv.dtype == torch.float32
+        assert torch.equal(ours.success, theirs.success) and torch.equal(ours.x_adv, theirs.x_adv)
+
+
+def test_the_judge_sees_a_margin_that_single_precision_does_not() -> None:
+    class Close(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([0 * x[:, 0], 0 * x[:, 0] + 1e-12], dim=1).double() + 1
+
+    with Victim(Close()).call(X, torch.tensor([1, 1, 0])) as call:
+        assert call.active.tolist() == [0, 1]
+        assert call.clean is not None and call.clean.dtype == torch.float32
+        assert call.ask(X, torch.arange(3)).logits.dtype == torch.float32
+        assert call.result(X).success.tolist() == [False, False, True]

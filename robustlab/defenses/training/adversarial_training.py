@@ -36,6 +36,7 @@ class AdversarialTraining:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         """The mean cross-entropy at the crafted inputs."""
+        checks.images(x, self.bounds)  # crafting would clip what is outside
         if self.scale > 0:
             x = self._craft(model, x, y, ids, seed)
         return F.cross_entropy(model(x), y)
@@ -84,7 +85,7 @@ def adversarial_training(
             meet the model, and leaves the statistics to the training forward alone; ``"train"`` crafts in train
             mode, as the paper's code does, so that batch norm's statistics move at each PGD step too. The two agree
             for a model without such layers.
-        bounds: the box of the inputs.
+        bounds: the box of the inputs; a batch outside it is refused.
 
     Returns:
         An objective ``(model, x, y, *, ids, seed)``; the random start depends on the step's seed and the sample's id.

@@ -111,7 +111,7 @@ def autoattack(
     checks.at_least("batch_size", batch_size, 1, integer=True)
     wilson(0, 1, confidence)  # a wrong level is refused now, not after the work
     victim = Victim.of(model)
-    run = {"norm": norm, "eps": eps, "attacks": names, "version": version, "seed": seed}
+    run = {"norm": norm, "eps": eps, "attacks": names, "version": version, "seed": int(seed)}
     kept = State.begin(state, x, len(names), {**run, **(fingerprint(victim, x, y) if state is not None else {})})
     _look(victim, x, y, kept, batch_size)
     if "square" in names and (norm == "l1" or x.dim() != 4):
@@ -120,7 +120,7 @@ def autoattack(
     for k, name in enumerate(names, start=1):
         rows = ((kept.broken_by < 0) & (kept.seen_by < k)).nonzero().flatten()
         plan = _plan(name, norm, eps, version, kept.classes, derive_seed(seed, k))
-        for part in bar(rows.split(batch_size) if len(rows) else (), show=progress, label=f"autoattack {name}"):
+        for part in bar(rows.split(int(batch_size)) if len(rows) else (), show=progress, label=f"autoattack {name}"):
             start = time.perf_counter()
             _attack(victim, x, y, part, plan, norm, eps, k, kept)
             kept.seconds[k] += time.perf_counter() - start
@@ -145,15 +145,16 @@ def _look(victim: Victim, x: Tensor, y: Tensor, kept: State, batch_size: int) ->
     flags, kept.classes, paid = first_look(victim, x[:batch_size], y[:batch_size])
     kept.queries[0, : len(paid)] += paid
     loss = attacker_loss("dlr" if kept.classes > 2 else "margin")
-    for part in torch.arange(len(x)).split(batch_size):
+    for part in torch.arange(len(x)).split(int(batch_size)):
         with victim.call(x[part], y[part]) as call:
             flat += zero_gradients(call, loss)
-            right += len(call.active)
-            correct = torch.zeros(len(part), dtype=torch.bool)
-            correct[call.active.cpu()] = True
-            kept.broken_by[part[~correct]] = 0
-            kept.queries[0, part] += call.queries.cpu()
-            kept.gradients[0, part] += call.gradients.cpu()
+        # A call leaves inference mode, in which the caller may be: what was made outside it changes outside it.
+        right += len(call.active)
+        correct = torch.zeros(len(part), dtype=torch.bool)
+        correct[call.active.cpu()] = True
+        kept.broken_by[part[~correct]] = 0
+        kept.queries[0, part] += call.queries.cpu()
+        kept.gradients[0, part] += call.gradients.cpu()
     if flat:
         flags["zero_gradients"] = f"the gradient is 0 at {flat} of {right} samples: gradient attacks are blind there"
     if kept.classes < 4:
@@ -202,7 +203,7 @@ def _attack(
         with victim.call(x[part], y[part], access="soft") as call:
             assert call.clean is not None
             ranked = call.clean.scatter(1, call.y[:, None], -torch.inf).argsort(dim=1, descending=True)
-            kept.queries[k, part] += call.queries.cpu()
+        kept.queries[k, part] += call.queries.cpu()
         toward = list(ranked[:, :labels].T)
     left = torch.arange(len(part))
     for label in toward:
