@@ -122,7 +122,7 @@ def minimum_norm(tiny: bool) -> dict[str, tuple[dict, str, float | None, Callabl
     few = {"steps": 2 if tiny else 20}
     fool = {"steps": 3 if tiny else 50, "overshoot": 0.02, "candidates": 10}
     search = {"steps": 3 if tiny else 200, "c": 1e-2, "lr": 0.01, "search_steps": 2 if tiny else 6}
-    descent = {"steps": 3 if tiny else 200, "c": 1e-3, "lr": 0.01}
+    descent = {"steps": 3 if tiny else 200, "c": 1e-3, "lr": 0.02}
 
     def entry(settings: dict, norm: str, attack: Callable) -> tuple[dict, str, None, Callable]:
         return settings, norm, None, lambda m, x, y: attack(m, x, y, norm=norm, **settings).x_adv
