@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ def test_on_all_of_space_it_is_pgd() -> None:
     """With the identity for a decoder and the box for bounds: the same start, the same steps, the same result."""
     model, x = mlp((6,), 3), noise_box(12, (6,), torch.float64)
     ours = on_manifold(model, x, manifold=SPACE, eps=0.15, bounds=(0.0, 1.0), steps=15, seed=4)
+    counted = on_manifold(model, x, manifold=SPACE, eps=0.15, bounds=(0.0, 1.0), steps=np.int64(15), seed=4)
+    assert torch.equal(ours.x_adv, counted.x_adv)
     theirs = pgd(model, x, norm="linf", eps=0.15, steps=15, seed=4)
     torch.testing.assert_close(ours.x_adv, theirs.x_adv, rtol=0, atol=1e-12)
     for field in ("success", "queries", "gradients", "first_success"):

@@ -130,7 +130,7 @@ def _look(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The images of the codes z, their loss, whether the goal is met, and the loss's gradient in z if asked for."""
     with torch.enable_grad():
-        z = z.detach().requires_grad_(slope)
+        z = z.detach().requires_grad_(bool(slope))
         made = manifold.decode(z, call.y[rows])
     points = made.detach().clamp(call.low, call.high)  # the gradient passes by the clipping
     if points.shape[1:] != call.x.shape[1:]:
