@@ -15,6 +15,7 @@ WIDE = (-50.0, 50.0)
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("protocol", [autoattack], ids=["autoattack"])
+@pytest.mark.slow
 def test_exact_on_affine_models(protocol, norm: str, device: torch.device) -> None:
     """Five classes, no box: what is left at ε are the samples whose nearest boundary is farther."""
     model, x, y = affine_problem(5, 24, 8, device, spread=1.0)

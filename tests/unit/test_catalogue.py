@@ -147,6 +147,7 @@ def test_done_means_a_claim_in_the_chapters_it_names(row: Row) -> None:
         assert re.search(rf"""\bmethod\s*=\s*["']{row.key}["']""", code_of_chapter(chapter)), f"chapter {chapter}"
 
 
+@pytest.mark.slow
 def test_done_means_a_place_in_the_suite() -> None:
     assert sorted({row.key for row in DONE} - words_in_ids_of_suite()) == []
 

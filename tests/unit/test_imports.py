@@ -144,6 +144,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     """`import robustlab` and its core cost less than a second over torch, and bring nothing heavy along."""
     costs = [
@@ -169,6 +170,7 @@ def test_import_is_light() -> None:
     assert not set(loaded) & set(HEAVY), loaded
 
 
+@pytest.mark.slow
 def test_attacks_load_only_what_is_asked_for() -> None:
     out = run("import sys, robustlab.attacks\nprint(sorted(m for m in sys.modules if m.startswith('robustlab.')))")
     assert out.strip() == "['robustlab._lazy', 'robustlab.attacks']"

@@ -367,6 +367,7 @@ def test_no_bound_passes_the_exact_minimum(kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in NETS if kind != "max_pool"])
 @pytest.mark.parametrize("seed", [1, 4])
+@pytest.mark.slow
 def test_order_of_the_programs(kind: str, seed: int) -> None:
     """CROWN ≤ α-CROWN ≤ LP over triangles, final bounds from the same bounds of the hidden layers.
 
@@ -572,6 +573,7 @@ def test_balls_cut_off_by_the_box_are_exact(norm: str) -> None:
 
 @pytest.mark.parametrize("method", ["ibp", "crown", "crown_ibp"])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.GELU])
+@pytest.mark.slow
 def test_gradients_are_the_bounds_own(activation: type[nn.Module], method: str) -> None:
     """Through the region and through the parameters, against finite differences."""
     close = 2e-2 if activation is nn.GELU else 1e-3  # some of its points of contact are near an inflection
@@ -690,6 +692,7 @@ def test_float32_is_on_the_safe_side() -> None:
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
 @pytest.mark.parametrize("method", [*BOUND_METHODS, "fast_lip"])
+@pytest.mark.slow
 def test_float32_is_safe_where_large_terms_cancel(method: str, activation: type[nn.Module]) -> None:
     generator = torch.Generator().manual_seed(3)
     broken = 0

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tests.suite.training.cases import CLASSES, DETECTORS, POISONS, STUDIES, Case, over, same, tensors, trained
 
+pytestmark = pytest.mark.slow
+
 CASES = POISONS + STUDIES + DETECTORS
 PAIRS = ("base", "data")  # arguments that are a pair (inputs, labels)
 INPUTS = ("x", "clean", "x_target")  # arguments that are inputs alone

@@ -112,6 +112,7 @@ def test_affine_models_are_exact(case: Case) -> None:
 
 
 @over_all
+@pytest.mark.slow
 def test_each_sample_stands_alone(case: Case) -> None:
     """With one eps a sample, in another order, or by itself."""
     model, x, y = problem(case)
