@@ -37,6 +37,12 @@ def added_in_place(m: nn.Module, z: Tensor) -> Tensor:
     return y + z
 
 
+def added_in_place_elsewhere(m: nn.Module, z: Tensor) -> Tensor:
+    y = z
+    y += F.relu(z - 100)  # nothing, at the inputs of the test
+    return y + z
+
+
 def overwritten_view(m: nn.Module, z: Tensor) -> Tensor:
     seen = z.view(-1, 8)
     return m.relu(z) + seen
@@ -49,7 +55,8 @@ REFUSED = {
     "view": (overwritten_view, IN_PLACE, "overwrites its input in place"),
     "functional in place": (lambda m, z: F.relu(z, inplace=True) + z, {}, "overwrites its input in place"),
     "functional in place, by position": (lambda m, z: F.relu(z, True) + z, {}, "overwrites its input in place"),
-    "iadd": (added_in_place, {}, "differs from its own answers"),
+    "iadd": (added_in_place, {}, "overwrites its input in place"),
+    "iadd of zero": (added_in_place_elsewhere, {}, "overwrites its input in place"),
     "cast to integers": (lambda m, z: (4 * z).to(torch.int64).to(z.dtype), {}, "casts to torch.int64"),
     "cast by keyword": (lambda m, z: z.to(dtype=torch.uint8).float(), {}, "casts to torch.uint8"),
     "half precision": (lambda m, z: z.to(torch.bfloat16).float(), {}, "casts to torch.bfloat16"),
@@ -103,10 +110,12 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.relu(self.norm(self.conv(x)))
+        n = x.shape[0]
+        n *= 1
         out = self.norm(self.conv(z))
         out += z
         out = F.relu(out, inplace=True).float()
-        return self.out(F.dropout(self.drop(out.flatten(1)), training=self.training))
+        return self.out(F.dropout(self.drop(out.reshape(n, -1)), training=self.training))
 
 
 def test_harmless_overwriting_is_read() -> None:

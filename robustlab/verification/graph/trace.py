@@ -9,7 +9,7 @@ The operators hold the model's own parameters, so bounds can be differentiated i
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,21 @@ from robustlab.verification.graph.node import Builder, Graph
 from robustlab.verification.graph.reader import Reader, Symbol, without_chance
 
 
+class _Proxy(fx.Proxy):
+    """Writes ``z += 1`` down as what it is; fx's own falls back to z + 1, which leaves z as it was."""
+
+    def _in_place(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:  # type: ignore[misc]
+        return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    __iadd__, __isub__ = _in_place(operator.iadd), _in_place(operator.isub)
+    __imul__, __itruediv__ = _in_place(operator.imul), _in_place(operator.itruediv)
+
+
 class _Tracer(fx.Tracer):
     """Goes into the user's own modules, and stops at those that ``MODULES`` can read."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in MODULES or (m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
@@ -179,7 +192,7 @@ def _may_be_view(model: nn.Module, node: fx.Node) -> bool:
     """Whether the result may share memory with the first argument without overwriting it."""
     thing = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
     known = thing in convert_shape.MODULES or thing in convert_shape.FUNCTIONS or thing in convert_shape.METHODS
-    return node.op.startswith("call") and known and thing not in (torch.cat, torch.concat)
+    return node.op.startswith("call") and known and thing not in (torch.cat, torch.concat, getattr, "size")
 
 
 def _default(node: fx.Node) -> Any:
