@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import data, models, zoo
+from robustlab.attacker.victim import predict
 from robustlab.attacks import cw, ddn, deepfool, ead, fab, fmn, pgd, sigma_zero
-from robustlab.norms import get_norm
-from robustlab.victim import predict
+from robustlab.geometry.norms import get_norm
 
 NETS = ("mnist_cnn", "mnist_resnet")
 # glibc gives freed memory back and takes it again; whoever does so in a round pays for thousands of page faults.

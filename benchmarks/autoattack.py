@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import data, models, zoo
+from robustlab.attacker.victim import predict
 from robustlab.evaluation import autoattack
-from robustlab.norms import get_norm
-from robustlab.victim import predict
+from robustlab.geometry.norms import get_norm
 
 INSTALL = (
     "python -m pip install --target PEERS --no-deps pyautoattack==0.2.0\n"

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from robustlab import data, zoo
 from robustlab.verification import Ball, Graph, trace
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certify import METHODS
 from robustlab.verification.propagation.layers import layer_bounds
-from robustlab.verification.propagation.lower import lower_bound
-from robustlab.verification.propagation.policy import Policy
+from robustlab.verification.propagation.lower_bound import lower_bound
 from robustlab.verification.propagation.specification import margins
 
 INSTALL = (
@@ -97,7 +97,7 @@ def lower_of(method: str, graph: Graph, region: Ball, C: Tensor) -> Tensor:
         return METHODS["ibp"](graph, region, C)
     relu = "parallel" if method == "fast_lin" else "adaptive"
     hidden = "interval" if method == "crown_ibp" else "backward"
-    policy = Policy(relu=relu, intermediate=hidden)
+    policy = BoundOptions(relu=relu, intermediate=hidden)
     layers = layer_bounds(graph, region, policy)
     return lower_bound(graph, region, C, replace(policy, intersect=False), layers=layers)
 

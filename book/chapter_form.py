@@ -11,7 +11,7 @@ from typing import Any
 
 from book.execute import MAX_BYTES, TIMING_KEY, install_cell, repository_url
 from book.outputs import complaints, joined
-from robustlab.claims import METADATA_KEY
+from robustlab.teaching.claims import METADATA_KEY
 
 Notebook = dict[str, Any]
 Cell = dict[str, Any]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from book import chapter_anatomy, chapter_form
 from book.chapter_form import Notebook
-from robustlab.claims import recorded_claims
+from robustlab.teaching.claims import recorded_claims
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 RULES = {rule.__name__: rule for rule in (*chapter_form.RULES, *chapter_anatomy.RULES)}

@@ -14,7 +14,7 @@ from book.generate_method_index import method_index
 from book.generate_parts import parts_map
 from book.generate_times import times_page
 from book.notebooks import ROOT, read_chapters
-from robustlab.catalogue import ROWS
+from robustlab.teaching.catalogue import ROWS
 
 GENERATED = ROOT / "book" / "generated"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from book.myst import list_table, one_line, page
 from book.notebooks import Chapter
-from robustlab.claims import FAILS, HOLDS, ClaimRecord
+from robustlab.teaching.claims import FAILS, HOLDS, ClaimRecord
 
 Found = tuple[Chapter, ClaimRecord]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from book.myst import list_table, page
 from book.notebooks import Chapter, read_chapters
-from robustlab.catalogue import KINDS, SECTIONS, Row
+from robustlab.teaching.catalogue import KINDS, SECTIONS, Row
 
 HEADER = ("Method", "Source", "Kind", "Chapter", "Status")
 WIDTHS = (30, 25, 17, 13, 15)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustlab.claims import ClaimRecord, recorded_claims
+from robustlab.teaching.claims import ClaimRecord, recorded_claims
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMING_KEY = "robustlab_timing"

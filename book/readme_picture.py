@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from book.notebooks import ROOT
 from robustlab import data, zoo
 from robustlab.attacks import pgd
-from robustlab.plot import image_grid, style
+from robustlab.teaching.plot import image_grid, style
 
 PICTURE = ROOT / "book" / "static" / "images" / "readme.png"
 EPS = 0.15

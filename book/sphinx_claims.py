@@ -14,7 +14,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from book.generate_claims import number_text
-from robustlab.claims import ClaimRecord, recorded_claims
+from robustlab.teaching.claims import ClaimRecord, recorded_claims
 
 
 def with_numbers(body: str, claims: list[ClaimRecord]) -> str:

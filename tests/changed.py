@@ -57,7 +57,7 @@ def tests_of(paths: Iterable[str]) -> set[str]:
             chosen.add(text if path.name.startswith("test_") else path.parent.as_posix())
         elif text.startswith("robustlab/"):
             chosen |= mentions(path)
-            if "attacks" in path.parts or len(path.parts) == 2:
+            if path.parts[1] in ("attacker", "attacks", "geometry") or len(path.parts) == 2:
                 chosen.add("tests/suite")
     return chosen
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 
 
 def random_shift(pixels: int = 2) -> Callable[..., Tensor]:
@@ -19,7 +19,7 @@ def random_shift(pixels: int = 2) -> Callable[..., Tensor]:
         pixels: the largest shift along height and width, at least 1; both shifts are uniform integers.
 
     Returns:
-        ``augment(x, *, ids, seed)`` for images (N, C, H, W), as :func:`robustlab.fitting.fit` calls it.
+        ``augment(x, *, ids, seed)`` for images (N, C, H, W), as :func:`robustlab.training.fit.fit` calls it.
 
     Raises:
         ValueError: if `pixels` is less than 1; on use, if x is not (N, C, H, W).

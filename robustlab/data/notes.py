@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz0123456789"
 """The characters, in the order of their token ids; the line break, 0, begins and ends a note."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.data.dataset import Dataset
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 
 LENGTH = 20
 PAD = 0

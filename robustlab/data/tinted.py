@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.color import hsv_to_rgb
+from robustlab.data.color import hsv_to_rgb
 from robustlab.data.dataset import Dataset
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 
 
 def tinted(base: Dataset, *, spread: float = 0.03, seed: int = 0) -> Dataset:

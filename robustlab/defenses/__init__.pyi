@@ -1,13 +1,13 @@
 from robustlab.defenses.detection.activation_clustering import activation_clustering as activation_clustering
+from robustlab.defenses.detection.neural_cleanse import neural_cleanse as neural_cleanse
+from robustlab.defenses.detection.neural_cleanse import unlearn as unlearn
+from robustlab.defenses.detection.spectral_signatures import spectral_signatures as spectral_signatures
 from robustlab.defenses.detection.strip import strip as strip
+from robustlab.defenses.detection.tnd_data_free import tnd_data_free as tnd_data_free
+from robustlab.defenses.detection.tnd_data_limited import tnd_data_limited as tnd_data_limited
 from robustlab.defenses.purification.fine_pruning import fine_pruning as fine_pruning
 from robustlab.defenses.purification.fine_tuning import fine_tuning as fine_tuning
 from robustlab.defenses.purification.mode_connectivity import mode_connectivity as mode_connectivity
-from robustlab.defenses.purification.neural_cleanse import neural_cleanse as neural_cleanse
-from robustlab.defenses.purification.neural_cleanse import unlearn as unlearn
-from robustlab.defenses.purification.spectral_signatures import spectral_signatures as spectral_signatures
-from robustlab.defenses.purification.tnd_data_free import tnd_data_free as tnd_data_free
-from robustlab.defenses.purification.tnd_data_limited import tnd_data_limited as tnd_data_limited
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
 from robustlab.defenses.training.trim import trim as trim
 

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import zoo
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import pgd, pgd_maximize
 from robustlab.data import load
-from robustlab.defenses.claimed import AuthorsAttack, Claim
-from robustlab.victim import Victim
+from robustlab.defenses.robustness_claim import AuthorsAttack, Claim
 
 _STEPS = 20
 
@@ -232,8 +232,8 @@ def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
 @torch.no_grad()
 def _share_kept(model: nn.Module, x: Tensor, y: Tensor, detector: Callable[[Tensor], Tensor] | None = None) -> float:
     """Read correctly by the model in the mode it is in, or refused; nothing of the model's state is moved."""
-    with Victim(model, mode="asis", bounds=(-torch.inf, torch.inf)).call(x, y) as call:
-        kept = torch.zeros_like(y, dtype=torch.bool).index_fill(0, call.active, True)
+    with Victim(model, mode="asis", bounds=(-torch.inf, torch.inf)).session(x, y) as session:
+        kept = torch.zeros_like(y, dtype=torch.bool).index_fill(0, session.active, True)
     if detector is not None:
         kept |= detector(x) > 0
     return float(kept.double().mean())

@@ -1,9 +1,9 @@
 from robustlab.attacks.whitebox.bypass_detectors import bypass_detectors as bypass_detectors
-from robustlab.defenses.claimed import Claim as Claim
+from robustlab.defenses.robustness_claim import Claim as Claim
 from robustlab.evaluation.adaptive.bpda import bpda as bpda
 from robustlab.evaluation.adaptive.eot import eot as eot
-from robustlab.evaluation.checklist import HygieneReport as HygieneReport
-from robustlab.evaluation.checklist import hygiene as hygiene
+from robustlab.evaluation.hygiene.checklist import ChecklistReport as ChecklistReport
+from robustlab.evaluation.hygiene.checklist import checklist as checklist
 from robustlab.evaluation.protocol.autoattack import autoattack as autoattack
 from robustlab.evaluation.protocol.report import AttackRun as AttackRun
 from robustlab.evaluation.protocol.report import AutoAttackReport as AutoAttackReport

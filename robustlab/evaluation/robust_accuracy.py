@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.call import part_of
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import part_of
+from robustlab.attacker.victim import Victim
 from robustlab.data import Dataset
-from robustlab.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, get_norm
+from robustlab.intervals import wilson
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.statistics import wilson
-from robustlab.victim import Victim
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +110,7 @@ class RobustAccuracy:
             ax: where to draw (default: a new figure).
             label: name of the curve (default: the attack's).
         """
-        from robustlab.plot import robust_accuracy_curve
+        from robustlab.teaching.plot import robust_accuracy_curve
 
         name = label or self.attack
         return robust_accuracy_curve(
@@ -175,12 +175,12 @@ def evaluate(
     spent = torch.zeros(2, n, dtype=torch.int64)
 
     for part in ids.split(int(batch_size)):
-        with victim.call(x[part], y[part], access="hard") as call:
+        with victim.session(x[part], y[part], access="hard") as session:
             wrong = torch.ones(len(part), dtype=torch.bool)
-            wrong[call.active.cpu()] = False
+            wrong[session.active.cpu()] = False
         # A call leaves inference mode, in which the caller may be: what was made outside it changes outside it.
         radius[part[wrong]] = 0.0
-        spent[0, part] += call.queries.cpu()
+        spent[0, part] += session.queries.cpu()
 
     for bound in radii if has_budget else radii[:1]:
         rows = (radius > (bound if has_budget else 0.0)).nonzero().flatten()

@@ -49,7 +49,7 @@ def character_gru(*, symbols: int = 38, embedding: int = 16, hidden: int = 64, s
 
 
 def next_character(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
-    """The objective of a language model, for :func:`robustlab.fitting.fit`: mean cross-entropy of the next token.
+    """The objective of a language model, for :func:`robustlab.training.fit.fit`: mean cross-entropy of the next token.
 
     Args:
         model: token ids (N, L) to logits (N, L, K).

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustlab.geometry.keyed import Noise
 from robustlab.models.registry import register
-from robustlab.noise import Noise
 
 
 @register
@@ -106,7 +106,7 @@ class ClassVAE(nn.Module):
 
 
 def elbo_training() -> Callable[..., Tensor]:
-    """The objective for :func:`robustlab.fitting.fit` that trains a :class:`ClassVAE`: the mean of −ELBO, in nats."""
+    """The objective of :class:`ClassVAE` for :func:`robustlab.training.fit.fit`: the mean of −ELBO, in nats."""
 
     def objective(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         assert isinstance(model, ClassVAE)

@@ -1,13 +1,13 @@
+from robustlab.graph.interval import Bounds as Bounds
+from robustlab.graph.node import Graph as Graph
+from robustlab.graph.read_onnx import read_onnx as read_onnx
+from robustlab.graph.trace import trace as trace
 from robustlab.verification.complete.branch_and_bound import branch_and_bound as branch_and_bound
 from robustlab.verification.complete.milp import milp as milp
 from robustlab.verification.complete.reluplex import reluplex as reluplex
 from robustlab.verification.complete.verify import verify as verify
 from robustlab.verification.complete.vnnlib import read_vnnlib as read_vnnlib
 from robustlab.verification.estimates.clever import clever as clever
-from robustlab.verification.graph.interval import Bounds as Bounds
-from robustlab.verification.graph.node import Graph as Graph
-from robustlab.verification.graph.read_onnx import read_onnx as read_onnx
-from robustlab.verification.graph.trace import trace as trace
 from robustlab.verification.propagation.alpha_crown import alpha_crown as alpha_crown
 from robustlab.verification.propagation.certify import bounds as bounds
 from robustlab.verification.propagation.certify import certified_radius as certified_radius

@@ -47,7 +47,7 @@ class Recipe:
         builder_kwargs: its arguments.
         objective: dotted name of a function that makes the training objective; None is plain cross-entropy.
         objective_kwargs: its arguments.
-        fit_kwargs: arguments of :func:`robustlab.fitting.fit`.
+        fit_kwargs: arguments of :func:`robustlab.training.fit.fit`.
         shift: largest random shift in pixels as augmentation; 0 is none.
         seed: of the initial weights and of the training.
         attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded.

@@ -12,7 +12,7 @@ from torch import nn
 
 from robustlab import data, models
 from robustlab.data import Dataset
-from robustlab.fitting import cross_entropy, fit
+from robustlab.training.fit import cross_entropy, fit
 from robustlab.zoo.recipes import Recipe, recipe
 from robustlab.zoo.shipped import (
     FOLDER,

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.catalogue import Row, rows
-from robustlab.norms import NORMS, get_norm
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
+from robustlab.geometry.norms import NORMS, get_norm
+from robustlab.teaching.catalogue import Row, rows
 from tests.suite.models import FLAT, IMAGE, mlp
 
 # Budgets at which some of the samples of ``batch`` fall and some do not.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustlab.norms import get_norm
+from robustlab.geometry.norms import get_norm
 from tests.suite.models import Affine
 
 ORDER = {"l1": 1, "l2": 2, "linf": "inf"}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.norms import NORMS
-from robustlab.victim import Victim
+from robustlab.attacker.victim import Victim
+from robustlab.geometry.norms import NORMS
 from tests.suite.cases import Case, batch, over
 from tests.suite.models import FLAT, Affine, Counting, Then, mlp
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot

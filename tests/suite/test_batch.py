@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustlab.results import AttackResult
+from robustlab.attacker.results import AttackResult
 from tests.suite.cases import EPS, Case, batch, over
 
 

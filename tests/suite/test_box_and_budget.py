@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustlab.norms import NORMS
-from robustlab.victim import Victim
+from robustlab.attacker.victim import Victim
+from robustlab.geometry.norms import NORMS
 from tests.suite.cases import EPS, Case, noise_box, over
 from tests.suite.models import Counting, mlp
 

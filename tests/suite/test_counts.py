@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustlab.victim import Victim
+from robustlab.attacker.victim import Victim
 from tests.suite.cases import EPS, Case, batch, over
 from tests.suite.models import Counting
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
 from tests.suite.cases import Case, batch, over
 from tests.suite.models import WritesIntoInput, convnet, mlp, seeded
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustlab.victim import Victim
+from robustlab.attacker.victim import Victim
 from tests.suite.cases import CASES, PLAIN, Case, over
 from tests.suite.models import Affine
 from tests.suite.oracles import affine_problem, free_optimum, l0_optimum, solver_optimum

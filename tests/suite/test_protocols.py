@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from robustlab.attacker.victim import Victim
 from robustlab.evaluation import autoattack
-from robustlab.norms import get_norm
-from robustlab.victim import Victim
+from robustlab.geometry.norms import get_norm
 from tests.suite.oracles import affine_problem, free_optimum
 
 WIDE = (-50.0, 50.0)

@@ -24,8 +24,8 @@ import tests.suite.test_no_side_effects as side_effects
 import tests.suite.test_optimum as optimum
 import tests.suite.test_pathological as pathological
 import tests.suite.test_success as success
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
 from tests.suite.cases import CASES, Case
 
 CPU = torch.device("cpu")

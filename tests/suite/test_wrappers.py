@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacks import pgd, spatial
-from robustlab.evaluation import Claim, bpda, eot, hygiene, unrestricted
+from robustlab.evaluation import Claim, bpda, checklist, eot, unrestricted
 from tests.suite.cases import noise_box
 from tests.suite.models import IMAGE, convnet
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
@@ -29,7 +29,7 @@ def by_eot(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def by_checklist(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    report = hygiene(model, (x, y), Claim(eps=0.1), steps=4, queries=5)
+    report = checklist(model, (x, y), Claim(eps=0.1), steps=4, queries=5)
     return torch.tensor([value for check in report.checks for value in check.evidence.values()])
 
 

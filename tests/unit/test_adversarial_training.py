@@ -10,7 +10,7 @@ from torch import nn
 from robustlab import data, models
 from robustlab.attacks import pgd
 from robustlab.defenses import adversarial_training
-from robustlab.fitting import cross_entropy, fit
+from robustlab.training.fit import cross_entropy, fit
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import data, zoo
+from robustlab.attacker.losses import dlr
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, pgd
-from robustlab.losses import dlr
-from robustlab.norms import get_norm
-from robustlab.victim import Victim
+from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
 from tests.suite.models import IMAGE, Then, mlp
 from tests.suite.test_success import Recording

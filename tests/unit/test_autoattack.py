@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, fab
 from robustlab.evaluation import AutoAttackReport, autoattack
-from robustlab.noise import derive_seed
-from robustlab.victim import Victim
+from robustlab.geometry.keyed import derive_seed
 from tests.suite.cases import noise_box
 from tests.suite.models import IMAGE, Counting, GradientOf, Then, mlp
 from tests.suite.oracles import affine_problem, free_optimum

@@ -29,9 +29,9 @@ from robustlab.attacks.backdoor.input_aware_trigger import sharpen
 from robustlab.data import load, sentences
 from robustlab.data.dataset import Dataset
 from robustlab.data.sentences import VOCABULARY, decode, encode
-from robustlab.fitting import fit
+from robustlab.intervals import Rate, wilson
 from robustlab.models import text_cnn
-from robustlab.statistics import Rate, wilson
+from robustlab.training.fit import fit
 from tests.suite.training.cases import images, net
 
 X = torch.rand(5, 3, 7, 9, generator=torch.Generator().manual_seed(1))

@@ -9,13 +9,13 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from robustlab import zoo
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import bypass_detectors, cw, pgd
 from robustlab.attacks.whitebox.bypass_detectors import Joint
 from robustlab.attacks.whitebox.pgd import pgd_maximize
 from robustlab.data import load
 from robustlab.defenses.broken import NoiseDetector
 from robustlab.evaluation import bpda
-from robustlab.victim import Victim
 
 
 class Fixed(nn.Module):

@@ -17,11 +17,11 @@ import pytest
 from pybtex.database import parse_file
 from pybtex.richtext import Text
 
-import robustlab.catalogue
+import robustlab.teaching.catalogue
 from book.generate_method_index import method_index
 from book.generate_parts import PARTS
 from book.notebooks import Chapter
-from robustlab.catalogue import ACCESS, CHAPTERS, DIMS, KINDS, NORMS, ROWS, SECTIONS, Row, get, rows
+from robustlab.teaching.catalogue import ACCESS, CHAPTERS, DIMS, KINDS, NORMS, ROWS, SECTIONS, Row, get, rows
 from tests.suite.cases import PLAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,13 +114,14 @@ def test_get_and_rows() -> None:
 
 def test_the_catalogue_imports_nothing_else_of_the_library() -> None:
     code = (
-        "import sys, robustlab.catalogue\n"
+        "import sys, robustlab.teaching.catalogue\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'numpy', 'robustlab')])"
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     loaded = re.findall(r"'([^']+)'", shown)
-    assert "robustlab.catalogue" in loaded
-    assert [name for name in loaded if not (name == "robustlab" or name.startswith("robustlab.catalogue"))] == []
+    assert "robustlab.teaching.catalogue" in loaded
+    above = ("robustlab", "robustlab._lazy", "robustlab.teaching")
+    assert [name for name in loaded if name not in above and not name.startswith("robustlab.teaching.catalogue")] == []
 
 
 @each_done_row
@@ -198,7 +199,7 @@ def test_method_index_links_the_chapters_that_exist() -> None:
 
 
 def test_rows_are_immutable_and_hashable() -> None:
-    row = robustlab.catalogue.get("pgd")
+    row = robustlab.teaching.catalogue.get("pgd")
     assert row in {row}
     with pytest.raises(AttributeError):
         row.title = "other"  # type: ignore[misc]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from robustlab import checks
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, cw, pgd, square
-from robustlab.victim import Victim
 
 X = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
 REALS = [0.5, 2, np.float32(0.5), np.float64(0.5), np.float16(0.5), np.int64(2), np.uint8(2)]

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from robustlab.claims import METADATA_KEY, ClaimError, ClaimRecord, claim, recorded_claims
+from robustlab.teaching.claims import METADATA_KEY, ClaimError, ClaimRecord, claim, recorded_claims
 
 
 @pytest.fixture(autouse=True)
 def fresh_register(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts with no claim made."""
-    monkeypatch.setattr("robustlab.claims._stated", {})
+    monkeypatch.setattr("robustlab.teaching.claims._stated", {})
 
 
 def test_prints_exactly_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +76,7 @@ def test_numbers_travel_rounded_in_the_metadata(tmp_path: Path) -> None:
 
 
 def test_importing_it_does_not_import_ipython() -> None:
-    code = "import sys, robustlab.claims; assert 'IPython' not in sys.modules"
+    code = "import sys, robustlab.teaching.claims; assert 'IPython' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -88,7 +88,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput
 shell = InteractiveShell.instance()
 shell.display_pub.publish = lambda data, metadata=None, **rest: print(json.dumps([data, metadata]))
-from robustlab.claims import claim
+from robustlab.teaching.claims import claim
 {statement}
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -9,12 +9,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from robustlab.attacker.results import Certificate, Estimate
+from robustlab.attacker.victim import Victim
+from robustlab.geometry.norms import get_norm, linear_distance
 from robustlab.models import build
-from robustlab.norms import get_norm, linear_distance
-from robustlab.results import Certificate, Estimate
 from robustlab.verification import clever
 from robustlab.verification.estimates.weibull import fit_reverse_weibull
-from robustlab.victim import Victim
 
 WIDE = (-100.0, 100.0)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustlab.attacks import convex_polytope, feature_collision
 from robustlab.attacks.poisoning.convex_polytope import coefficients
-from robustlab.projections import onto_simplex
+from robustlab.geometry.projections import onto_simplex
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import cw, ddn
-from robustlab.norms import get_norm
-from robustlab.victim import Victim
+from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, mlp
 from tests.suite.oracles import affine_problem

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import cw, ead
 from robustlab.attacks.whitebox.ead import shrink
-from robustlab.victim import Victim
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, mlp
 from tests.suite.oracles import affine_problem, free_optimum

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import cw, deepfool, fgsm, pgd
 from robustlab.data import gaussians
 from robustlab.evaluation import RobustAccuracy, evaluate
+from robustlab.geometry.norms import get_norm
+from robustlab.intervals import wilson
 from robustlab.models import build
-from robustlab.norms import get_norm
-from robustlab.results import AttackResult
-from robustlab.statistics import wilson
-from robustlab.victim import Victim
 
 
 class Affine(nn.Module):

@@ -13,8 +13,8 @@ from robustlab.attacks import (
     feature_collision,
     poisoning_control,
 )
-from robustlab.noise import derive_seed
-from robustlab.statistics import wilson
+from robustlab.geometry.keyed import derive_seed
+from robustlab.intervals import wilson
 
 
 class Says(nn.Module):

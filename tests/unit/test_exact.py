@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacks import pgd
+from robustlab.graph.trace import trace
 from robustlab.verification import bounds, branch_and_bound, milp, reluplex, verify
 from robustlab.verification.complete import branch_and_bound as search
 from robustlab.verification.complete import milp as programs
@@ -17,7 +18,6 @@ from robustlab.verification.complete import reluplex as simplices
 from robustlab.verification.complete.leaf import leaf_minimum
 from robustlab.verification.complete.query import Case, Clock, label_cases
 from robustlab.verification.complete.simplex import Simplex
-from robustlab.verification.graph.trace import trace
 from robustlab.verification.propagation.region import Box
 from tests.unit.relu_patterns import box, exact_minimum, tiny
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import deepfool, fab
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
 from robustlab.attacks.whitebox.minimum_norm import Closest
-from robustlab.norms import get_norm
-from robustlab.victim import Victim
+from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, mlp
 from tests.suite.oracles import ORDER, affine_problem, free_optimum
@@ -204,9 +204,9 @@ def test_final_search_finds_the_boundary() -> None:
     """From x = (a, 0, 0) towards (1, 1, 1)·b the tie is where the cubes add up to 1: by the closed form."""
     x = torch.zeros(4, 3, dtype=torch.float64)
     far = torch.tensor([1.0, 0.9, 0.8, 0.75], dtype=torch.float64)[:, None].expand(4, 3).contiguous()
-    with Victim(Curved()).call(x) as call:
-        closest = Closest(call, get_norm("l2"))
-        closest.keep(call.active, far, get_norm("l2").length(far), torch.ones(4, dtype=torch.bool))
+    with Victim(Curved()).session(x) as session:
+        closest = Closest(session, get_norm("l2"))
+        closest.keep(session.active, far, get_norm("l2").length(far), torch.ones(4, dtype=torch.bool))
         closest.pull(30)
         with torch.no_grad():
             rise = Curved()(closest.points)[:, 1]
@@ -214,7 +214,7 @@ def test_final_search_finds_the_boundary() -> None:
         expected = ((1 + 1.01e-4 / 20) / 3) ** (1 / 3)
         assert bool((rise >= 1e-4).all())
         torch.testing.assert_close(closest.points, torch.full_like(x, expected), rtol=1e-4, atol=0)
-        assert bool((call.queries == 1 + 1 + 30).all())
+        assert bool((session.queries == 1 + 1 + 30).all())
 
 
 @pytest.mark.parametrize(

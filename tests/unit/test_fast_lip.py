@@ -11,14 +11,14 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from robustlab.attacks import pgd
+from robustlab.geometry.keyed import Noise
+from robustlab.geometry.norms import get_norm, linear_distance
+from robustlab.graph.trace import trace
 from robustlab.models import build
-from robustlab.noise import Noise
-from robustlab.norms import get_norm, linear_distance
 from robustlab.verification import certified_radius, certify, fast_lip, lipschitz_bound
-from robustlab.verification.graph.trace import trace
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.fast_lip import fast_lip_bound, jacobian_bounds
 from robustlab.verification.propagation.layers import layer_bounds
-from robustlab.verification.propagation.policy import Policy
 from robustlab.verification.propagation.region import Ball, Box
 from robustlab.verification.propagation.specification import margins
 from tests.suite.models import seeded
@@ -113,7 +113,7 @@ def test_one_hidden_layer_is_exact_entry_by_entry() -> None:
     model, x = dense((4, 7, 3)), inputs(3, (4,))
     graph = trace(model, x)
     C = margins(model(x).argmax(dim=1), 3, torch.float64)
-    layers = layer_bounds(graph, Ball(x, 0.1, "linf"), Policy(relu="parallel")).bounds
+    layers = layer_bounds(graph, Ball(x, 0.1, "linf"), BoundOptions(relu="parallel")).bounds
     center, radius = jacobian_bounds(graph, layers, C)
     pre = layers[graph.pre_activations[0]]
     unstable = (pre.lower < 0) & (pre.upper > 0)
@@ -133,7 +133,7 @@ def test_two_hidden_layers_hold_every_pattern() -> None:
     model, x = dense((3, 4, 4, 3), seed=1), inputs(2, (3,))
     graph = trace(model, x)
     C = margins(model(x).argmax(dim=1), 3, torch.float64)
-    layers = layer_bounds(graph, Ball(x, 0.15, "linf"), Policy(relu="parallel")).bounds
+    layers = layer_bounds(graph, Ball(x, 0.15, "linf"), BoundOptions(relu="parallel")).bounds
     center, radius = jacobian_bounds(graph, layers, C)
     first, second = (layers[i] for i in graph.pre_activations)
     for n in range(2):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import bim, fgsm
-from robustlab.victim import Victim
 from tests.suite.cases import noise_box
 from tests.suite.models import mlp
 

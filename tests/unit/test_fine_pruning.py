@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import models
+from robustlab.attacker.victim import accuracy
 from robustlab.defenses.purification.fine_pruning import ChannelMask, channel_activations, fine_pruning
 from robustlab.defenses.purification.fine_tuning import fine_tuning
-from robustlab.victim import accuracy
 
 
 def problem(n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def test_layers_by_name() -> None:
 
 
 def test_fine_tuning_is_fit_on_a_copy() -> None:
-    from robustlab.fitting import fit
+    from robustlab.training.fit import fit
 
     model, data = trained(), images()
     weights = copy.deepcopy(model.state_dict())

@@ -17,7 +17,7 @@ from book.generate_times import times_page, within_budget
 from book.myst import list_table
 from book.notebooks import Chapter, Timing, read_chapter, read_chapters
 from book.sphinx_claims import with_numbers
-from robustlab.claims import METADATA_KEY, ClaimRecord
+from robustlab.teaching.claims import METADATA_KEY, ClaimRecord
 
 HOLDS = ClaimRecord("a-b", "A beats B by $|x|$", "pgd", True, {"pgd": 0.12345, "fgsm": 3}, {"pgd": 0.1}, None)
 FAILS = ClaimRecord("c-d", "C beats D", "cw", False, 1.5, 2, "the model is too small")

@@ -14,19 +14,25 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "robustlab"
 
-# Each unit may import units of its own rank or a lower one. The catalogue holds strings and imports nobody.
-RANK = {
-    **dict.fromkeys(("_lazy", "checks", "claims", "color", "plot", "progress", "statistics", "stepping"), 0),
-    **dict.fromkeys(("call", "convolution", "losses", "noise", "norms", "projections", "results", "victim"), 0),
-    **dict.fromkeys(("gradient_estimators", "linear_regression"), 0),
-    **dict.fromkeys(("data", "models", "fitting", "poisoned", "zoo"), 1),
-    "attacks": 2,
-    "verification": 3,
-    "defenses": 4,
-    "evaluation": 5,
-    "applications": 6,
-}
-ALONE = ("catalogue", "claims", "plot")
+# Layers, lowest first. A unit may import units of its own layer (without circles) or of a lower one.
+LAYERS = (
+    ("_lazy", "checks", "intervals", "progress", "teaching.plot"),
+    ("geometry",),
+    ("models",),
+    ("graph",),
+    ("data", "attacker"),
+    ("training",),
+    ("zoo",),
+    ("attacks",),
+    ("verification",),
+    ("defenses",),
+    ("evaluation",),
+    ("applications",),
+    ("teaching.claims", "teaching.check"),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+ALONE = ("teaching.catalogue", "teaching.claims", "teaching.plot")  # import nothing of robustlab's
+UNSEEN = ("teaching.catalogue", "teaching.claims")  # the library imports neither
 HEAVY = ("matplotlib", "torchvision", "scipy", "cvxpy", "safetensors", "tqdm", "IPython", "ipywidgets", "sklearn")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -57,23 +63,25 @@ def graph() -> dict[str, set[str]]:
         name = name_of(file)
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         found = set(imports(ast.parse(file.read_text()), package)) & names
-        edges[name] = found - {name, "robustlab"}
+        edges[name] = found - {name, "robustlab", "robustlab.teaching"}
     return edges
 
 
 def unit(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+    """The room of a module: the package below robustlab, and in ``teaching`` the one below that."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2] if parts[0] == "teaching" else parts[:1])
 
 
 def wrong_way(edges: dict[str, set[str]]) -> list[str]:
-    """Imports that do not point to the left."""
+    """Imports that point to a higher layer, or to what the library does without."""
     wrong = []
     for module, found in edges.items():
-        for other in found:
+        for other in found if module != "robustlab" else ():
             ours, theirs = unit(module), unit(other)
             if ours == theirs:
                 continue
-            if ours in ALONE or theirs == "catalogue" or RANK[theirs] > RANK[ours]:
+            if ours in ALONE or theirs in UNSEEN or RANK[theirs] > RANK[ours]:
                 wrong.append(f"{module} imports {other}")
     return wrong
 
@@ -94,8 +102,9 @@ def circles(edges: dict[str, set[str]]) -> list[str]:
 
 
 def test_every_unit_has_a_rank() -> None:
-    units = {unit(name) for name in graph()} - {"", "catalogue"}
-    assert units <= set(RANK), f"give a rank to {sorted(units - set(RANK))}"
+    units = {unit(name) for name in graph() if name not in ("robustlab", "robustlab.teaching")}
+    known = {*RANK, "teaching.catalogue"}
+    assert units <= known, f"give a layer to {sorted(units - known)}"
 
 
 def test_imports_point_one_way() -> None:
@@ -107,13 +116,15 @@ def test_no_circles() -> None:
 
 
 def test_these_checks_see_what_is_planted() -> None:
-    lazy = ast.parse("def f():\n    from robustlab.attacks.whitebox import pgd\n    import robustlab.victim")
-    assert {"robustlab.attacks.whitebox.pgd", "robustlab.victim"} <= set(imports(lazy, "robustlab"))
+    lazy = ast.parse("def f():\n    from robustlab.attacks.whitebox import pgd\n    import robustlab.attacker.victim")
+    assert {"robustlab.attacks.whitebox.pgd", "robustlab.attacker.victim"} <= set(imports(lazy, "robustlab"))
     relative = ast.parse("from ..whitebox import pgd")
     assert "robustlab.attacks.whitebox.pgd" in set(imports(relative, "robustlab.attacks.softlabel"))
-    assert wrong_way({"robustlab.norms": {"robustlab.attacks.whitebox.pgd"}})
-    assert wrong_way({"robustlab.catalogue.row": {"robustlab.norms"}})
-    assert wrong_way({"robustlab.attacks.whitebox.pgd": {"robustlab.catalogue"}})
+    assert wrong_way({"robustlab.geometry.norms": {"robustlab.attacks.whitebox.pgd"}})
+    assert wrong_way({"robustlab.teaching.catalogue.row": {"robustlab.geometry.norms"}})
+    assert wrong_way({"robustlab.attacks.whitebox.pgd": {"robustlab.teaching.catalogue"}})
+    assert wrong_way({"robustlab.graph.node": {"robustlab.attacker.victim"}})
+    assert not wrong_way({"robustlab.attacker.victim": {"robustlab.graph.node"}})
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
     assert len(graph()["robustlab.attacks.whitebox.pgd"]) >= 5
 
@@ -152,7 +163,7 @@ def test_import_is_light() -> None:
             run(
                 "import time, torch\n"
                 "start = time.process_time()\n"
-                "import robustlab, robustlab.attacks, robustlab.victim, robustlab.catalogue\n"
+                "import robustlab, robustlab.attacks, robustlab.attacker.victim, robustlab.teaching.catalogue\n"
                 "from robustlab.attacks import *\n"
                 "print(time.process_time() - start)"
             )
@@ -163,7 +174,7 @@ def test_import_is_light() -> None:
     loaded = run(
         "import torch, sys\n"
         "before = set(sys.modules)\n"
-        "import robustlab, robustlab.attacks, robustlab.catalogue\n"
+        "import robustlab, robustlab.attacks, robustlab.teaching.catalogue\n"
         "from robustlab.attacks import *\n"
         "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     ).split()

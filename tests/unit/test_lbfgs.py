@@ -10,9 +10,9 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import lbfgs
 from robustlab.attacks.whitebox.lbfgs import _minimize, _Nearest, other_than
-from robustlab.victim import Victim
 from tests.suite.cases import noise_box
 from tests.suite.models import mlp
 
@@ -25,9 +25,9 @@ def problem(n: int = 6, d: int = 6, gain: float = 2.0) -> tuple[nn.Module, torch
 class Watched(_Nearest):
     """Keeps the smallest value of each sample."""
 
-    def __init__(self, call: Any) -> None:
-        super().__init__(call)
-        self.lowest = call.x.new_full(call.x.shape[:1], torch.inf)
+    def __init__(self, session: Any) -> None:
+        super().__init__(session)
+        self.lowest = session.x.new_full(session.x.shape[:1], torch.inf)
 
     def __call__(self, points: torch.Tensor, rows: torch.Tensor, c: torch.Tensor) -> Any:
         value, grad, won = super().__call__(points, rows, c)
@@ -41,8 +41,8 @@ def test_minimizer_matches_scipy(c: float, targeted: bool) -> None:
     """The same objective from the same start: no higher than SciPy's minimum by more than 0.1 %."""
     model, x, y = problem()
     target = (y + 1) % 3 if targeted else None
-    with Victim(model).call(x, y, target=target) as call:
-        search = Watched(call)
+    with Victim(model).session(x, y, target=target) as session:
+        search = Watched(session)
         n = len(x)
         _minimize(search, torch.arange(n), torch.full((n,), c, dtype=x.dtype), 200, torch.zeros(n, dtype=torch.bool))
 

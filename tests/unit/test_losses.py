@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustlab.losses import ATTACKER_LOSSES, attacker_loss, best_other, classification_loss, goal_margin, margin
+from robustlab.attacker.losses import (
+    ATTACKER_LOSSES,
+    attacker_loss,
+    best_other,
+    classification_loss,
+    goal_margin,
+    margin,
+)
 
 NAMES = tuple(ATTACKER_LOSSES)
 

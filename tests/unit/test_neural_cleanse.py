@@ -11,9 +11,9 @@ import torch
 from scipy.stats import median_abs_deviation, norm
 from torch import Tensor, nn
 
-from robustlab.defenses.purification.neural_cleanse import anomaly_index, false_alarm_rate, neural_cleanse, unlearn
-from robustlab.fitting import fit
-from robustlab.results import Detection
+from robustlab.attacker.results import Detection
+from robustlab.defenses.detection.neural_cleanse import anomaly_index, false_alarm_rate, neural_cleanse, unlearn
+from robustlab.training.fit import fit
 
 SIDE = 6
 
@@ -59,7 +59,7 @@ def test_a_class_is_searched_alone_as_with_the_others() -> None:
 
 
 def test_the_cost_starts_at_zero_and_follows_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    from robustlab.defenses.purification import neural_cleanse as module
+    from robustlab.defenses.detection import neural_cleanse as module
 
     model, x = planted()
     seen: list[Tensor] = []
@@ -77,7 +77,7 @@ def test_the_cost_starts_at_zero_and_follows_patience(monkeypatch: pytest.Monkey
 
 def test_the_smallest_patch_that_works_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks of 18, 4.3, 9.7 and 1.7 pixels, of which the last does not work."""
-    from robustlab.defenses.purification import neural_cleanse as module
+    from robustlab.defenses.detection import neural_cleanse as module
 
     model, x = planted()
     script = iter([(0.0, -1.0), (1.0, -0.5), (1.0, -1.5), (0.0, 3.0)])
@@ -198,7 +198,7 @@ def test_unlearning_stamps_the_share_and_keeps_labels(monkeypatch: pytest.Monkey
     def spy(model: nn.Module, data: object, *, augment: object, **rest: object) -> None:
         seen.append(augment(torch.zeros(2000, 1, SIDE, SIDE), ids=torch.arange(2000), seed=5))  # type: ignore[operator]
 
-    monkeypatch.setattr("robustlab.defenses.purification.neural_cleanse.fit", spy)
+    monkeypatch.setattr("robustlab.defenses.detection.neural_cleanse.fit", spy)
     unlearn(model, (x, y), told, share=0.2)
     first, second = (float((seen[0][:, 0, 0, c] == 2).float().mean()) for c in (0, 1))
     assert first == pytest.approx(0.1, abs=0.03) and second == pytest.approx(0.1, abs=0.03)

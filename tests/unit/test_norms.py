@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from robustlab.noise import Noise
-from robustlab.norms import get_norm, linear_distance, measure
+from robustlab.geometry.keyed import Noise
+from robustlab.geometry.norms import get_norm, linear_distance, measure
 
 CONVEX = ("l1", "l2", "linf")
 ALL = ("l0", *CONVEX)

@@ -120,7 +120,7 @@ def test_logits_are_the_elbo_of_every_class() -> None:
 
 
 def test_training_raises_the_elbo() -> None:
-    from robustlab.fitting import fit
+    from robustlab.training.fit import fit
 
     d = data.load("mnist5k").subset(300, 50)
     model = class_vae(latent=4, hidden=32)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import one_pixel
 from robustlab.attacks.softlabel.one_pixel import _keep, _others
-from robustlab.noise import Noise
-from robustlab.victim import Victim
+from robustlab.geometry.keyed import Noise
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, mlp
 
@@ -140,12 +140,12 @@ def test_parents_differ_from_each_other_and_the_child() -> None:
 def test_a_success_is_kept_before_a_less_probable_label() -> None:
     """With three classes the least probable label may still be the largest."""
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
-    with Victim(mlp((1, 2, 2))).call(x, torch.tensor([0])) as call:
+    with Victim(mlp((1, 2, 2))).session(x, torch.tensor([0])) as session:
         genes = torch.tensor([[[[0, 0, 0.1]], [[0, 1, 0.2]], [[1, 0, 0.3]]]], dtype=torch.float64)
         best, fitness = x.clone(), torch.tensor([[0.0, -1.0, 1.0]], dtype=torch.float64)
-        _keep(call, best, torch.tensor([0]), genes, fitness, torch.tensor([[False, False, True]]))
+        _keep(session, best, torch.tensor([0]), genes, fitness, torch.tensor([[False, False, True]]))
         assert best.flatten().tolist() == [0, 0, 0.3, 0]
-        _keep(call, best, torch.tensor([0]), genes, fitness, torch.tensor([[False, False, False]]))
+        _keep(session, best, torch.tensor([0]), genes, fitness, torch.tensor([[False, False, False]]))
         assert best.flatten().tolist() == [0, 0.2, 0, 0]
 
 
@@ -155,13 +155,13 @@ def test_many_questions_are_counted_one_by_one() -> None:
         torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64), torch.tensor([0.5, 0.0], dtype=torch.float64)
     )
     x = torch.zeros(2, 2, dtype=torch.float64)
-    with Victim(model, access="soft").call(x, torch.tensor([0, 0]), access="soft") as call:
+    with Victim(model, access="soft").session(x, torch.tensor([0, 0]), access="soft") as session:
         points = torch.zeros(2, 5, 2, dtype=torch.float64)
         points[1, 2:, 0] = 1.0
-        answer = call.ask_many(points, torch.tensor([0, 1]))
+        answer = session.ask_many(points, torch.tensor([0, 1]))
         assert answer.logits.shape == (2, 5, 2)
         assert answer.met.tolist() == [[False] * 5, [False, False, True, True, True]]
-        assert call.queries.tolist() == [6, 6] and call.first_success.tolist() == [-1, 4]
+        assert session.queries.tolist() == [6, 6] and session.first_success.tolist() == [-1, 4]
 
 
 def test_vectors_are_refused() -> None:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustlab.graph.forms import Forms, units
+from robustlab.graph.hinge import Clamp, Hinge
+from robustlab.graph.operator import Rule
+from robustlab.graph.smooth import CURVES, Smooth
 from robustlab.models import Normalize
 from robustlab.verification import Bounds, trace
-from robustlab.verification.graph.forms import Forms, units
-from robustlab.verification.graph.hinge import Clamp, Hinge
-from robustlab.verification.graph.operator import Rule
-from robustlab.verification.graph.smooth import CURVES, Smooth
 from robustlab.verification.propagation.backward import backward
 
 HINGES = {

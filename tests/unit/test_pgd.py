@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustlab.attacks import pgd
 from robustlab.attacks.whitebox.pgd import pgd_maximize
-from robustlab.norms import get_norm
+from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
 from tests.suite.models import convnet, mlp
 from tests.suite.test_success import Recording

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.transforms import Bbox
 
-from robustlab import plot
+from robustlab.teaching import plot
 
 
 @pytest.fixture(autouse=True)

@@ -17,23 +17,23 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from robustlab.attacker.results import Certificate
 from robustlab.attacks import fmn
+from robustlab.geometry.norms import linear_distance
+from robustlab.graph.forms import Forms
+from robustlab.graph.hinge import Elementwise, Hinge
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph
 from robustlab.models import resnet_tiny
-from robustlab.norms import linear_distance
-from robustlab.results import Certificate
 from robustlab.verification import Ball, Box, bounds, certified_radius, certify, lirpa, trace
 from robustlab.verification.complete import milp as programs
 from robustlab.verification.complete.encode import encode
 from robustlab.verification.complete.query import Case
-from robustlab.verification.graph.forms import Forms
-from robustlab.verification.graph.hinge import Elementwise, Hinge
-from robustlab.verification.graph.interval import Bounds
-from robustlab.verification.graph.node import Graph
 from robustlab.verification.propagation.alpha_crown import optimized_bound
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certify import METHODS
 from robustlab.verification.propagation.layers import Layers, layer_bounds
-from robustlab.verification.propagation.lower import lower_bound
-from robustlab.verification.propagation.policy import Policy
+from robustlab.verification.propagation.lower_bound import lower_bound
 
 BOUND_METHODS = ("ibp", "fast_lin", "crown", "crown_ibp", "alpha_crown", "wong_kolter", "cnn_cert", "lirpa")
 
@@ -107,9 +107,9 @@ def test_crown_below_lp_below_exact(seed: int) -> None:
     graph = trace(model, x)
     exact = [exact_minimum(model, region.hull, c.numpy()) for c in C]
     for relu, intersect in itertools.product(("adaptive", "parallel", "zero", "one"), (True, False)):
-        policy = Policy(relu=relu, intersect=intersect)
-        layers = layer_bounds(graph, region, policy)
-        ours = lower_bound(graph, region, C, policy, layers=layers)[0]
+        options = BoundOptions(relu=relu, intersect=intersect)
+        layers = layer_bounds(graph, region, options)
+        ours = lower_bound(graph, region, C, options, layers=layers)[0]
         best = optimized_bound(graph, region, C, layers).lower[0]
         pre = [layers.bounds[i] for i in graph.pre_activations]
         for k, c in enumerate(C):
@@ -344,8 +344,8 @@ def test_bounds_of_hidden_layers_hold(kind: str) -> None:
     model, x = NETS[kind](4), image_and_rows(4)[0]
     graph, region = trace(model, x), Ball(x, 0.1)
     points = region.hull.center + region.hull.radius * torch.randn(500, 1, 4, 4, dtype=torch.float64).sign()
-    for policy in (Policy(intersect=False), Policy(relu="parallel", pool="parallel")):
-        for value, held in zip(graph.values(points), layer_bounds(graph, region, policy).bounds, strict=True):
+    for options in (BoundOptions(intersect=False), BoundOptions(relu="parallel", pool="parallel")):
+        for value, held in zip(graph.values(points), layer_bounds(graph, region, options).bounds, strict=True):
             assert bool((value >= held.lower - 1e-9).all() and (value <= held.upper + 1e-9).all())
 
 
@@ -360,7 +360,7 @@ def test_no_bound_passes_the_exact_minimum(kind: str, seed: int) -> None:
     for name, bound in methods_for(kind).items():
         assert bool((bound(graph, region, C)[0] <= exact + 1e-9).all()), name
     if kind != "max_pool":
-        layers = layer_bounds(graph, region, Policy())
+        layers = layer_bounds(graph, region, BoundOptions())
         for c, least in zip(C, exact, strict=True):
             assert least_of_program(graph, region.hull, layers, c, triangles=True) <= float(least) + 1e-7
 
@@ -381,16 +381,16 @@ def test_order_of_the_programs(kind: str, seed: int) -> None:
         found = [least_of_program(graph, region.hull, layers, c, triangles=triangles) for c in C]
         return torch.tensor(found, dtype=torch.float64)
 
-    layers = layer_bounds(graph, region, Policy())
-    crown = lower_bound(graph, region, C, Policy(intersect=False), layers=layers)[0]
+    layers = layer_bounds(graph, region, BoundOptions())
+    crown = lower_bound(graph, region, C, BoundOptions(intersect=False), layers=layers)[0]
     best = optimized_bound(graph, region, C, layers).lower[0]
     assert bool((crown <= solved(layers) + 1e-7).all() and (best <= solved(layers, triangles=True) + 1e-7).all())
     assert bool((crown <= best + 1e-12).all())
     assert kind == "tanh" or float((best - crown).sum()) > 1e-6  # tanh has no slopes to optimize
     if kind in PIECEWISE:
-        policy = Policy(relu="parallel")
-        layers = layer_bounds(graph, region, policy)
-        fast_lin = lower_bound(graph, region, C, replace(policy, intersect=False), layers=layers)[0]
+        options = BoundOptions(relu="parallel")
+        layers = layer_bounds(graph, region, options)
+        fast_lin = lower_bound(graph, region, C, replace(options, intersect=False), layers=layers)[0]
         torch.testing.assert_close(fast_lin, solved(layers), rtol=0, atol=1e-7)
 
 
@@ -438,7 +438,7 @@ def test_memory_is_bounded(method: str, monkeypatch: pytest.MonkeyPatch) -> None
     whole = METHODS[method](graph, region, C)
     budget = 2**12
     assert max(sizes) > budget
-    for module in ("layers", "lower", "alpha_crown", "fast_lip"):
+    for module in ("layers", "lower_bound", "alpha_crown", "fast_lip"):
         monkeypatch.setattr(f"robustlab.verification.propagation.{module}.BUDGET", budget)
     sizes.clear()
     torch.testing.assert_close(METHODS[method](graph, region, C), whole, rtol=1e-10, atol=1e-10)
@@ -494,7 +494,7 @@ def test_intersection_is_never_looser_than_intervals(seed: int) -> None:
             tight = bounds(model, region, method=method)
             assert bool((tight.lower >= base.lower - 1e-10).all() and (tight.upper <= base.upper + 1e-10).all())
         graph = trace(model, x)
-        layers = layer_bounds(graph, region, Policy()).bounds
+        layers = layer_bounds(graph, region, BoundOptions()).bounds
         for i in graph.pre_activations:
             node = graph.nodes[i]
             here = node.op.interval(*(layers[k] for k in node.inputs))  # type: ignore[union-attr]
@@ -600,8 +600,8 @@ def test_splits_hold_on_their_part() -> None:
     """Assumed signs with multipliers bound all points of the part, and tighten."""
     model, x = dense((3, 5, 4, 1), 4), torch.rand(1, 3, dtype=torch.float64)
     graph, region = trace(model, x), Ball(x, 0.5, box=None)
-    C, policy = torch.ones(1, 1, dtype=torch.float64), Policy()
-    plain = layer_bounds(graph, region, policy)
+    C, options = torch.ones(1, 1, dtype=torch.float64), BoundOptions()
+    plain = layer_bounds(graph, region, options)
     node = graph.pre_activations[1]
     assert set(graph.relus) == set(graph.pre_activations)
     unstable = (plain.bounds[node].lower < 0) & (plain.bounds[node].upper > 0)
@@ -612,13 +612,13 @@ def test_splits_hold_on_their_part() -> None:
     for sign in (1, -1):
         splits = {node: torch.zeros(1, 4, dtype=torch.int8)}
         splits[node][0, j] = sign
-        layers = layer_bounds(graph, region, policy, splits=splits)
+        layers = layer_bounds(graph, region, options, splits=splits)
         found = optimized_bound(graph, region, C, layers, splits=splits, steps=40)
         part = values[node][:, j] * sign >= 0
         assert bool((values[-1][part] >= found.lower - 1e-9).all())
         for value, held in zip(values, layers.bounds, strict=True):
             assert bool((value[part] >= held.lower - 1e-9).all() and (value[part] <= held.upper + 1e-9).all())
-        again = layer_bounds(graph, region, policy, splits=splits, known={i: layers.bounds[i] for i in graph.relus})
+        again = layer_bounds(graph, region, options, splits=splits, known={i: layers.bounds[i] for i in graph.relus})
         warm = optimized_bound(
             graph, region, C, again, splits=splits, slopes=found.slopes, multipliers=found.multipliers, steps=0
         )

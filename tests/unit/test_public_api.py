@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import robustlab
-from robustlab.catalogue import rows
+from robustlab.teaching.catalogue import rows
 
 ROOT = Path(robustlab.__file__).parent
 LAZY = sorted(path.parent.name for path in ROOT.glob("*/__init__.pyi"))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from robustlab.graph.onnx_operators import RULES
+from robustlab.graph.product import Product
+from robustlab.graph.read_onnx import load_onnx, read_onnx
+from robustlab.graph.smooth import Smooth
 from robustlab.verification.__main__ import main
 from robustlab.verification.complete.competition import check
-from robustlab.verification.graph.onnx_operators import RULES
-from robustlab.verification.graph.product import Product
-from robustlab.verification.graph.read_onnx import load_onnx, read_onnx
-from robustlab.verification.graph.smooth import Smooth
 from tests.unit.relu_patterns import exact_minimum, tiny
 
 onnx = pytest.importorskip("onnx")

@@ -15,7 +15,7 @@ from pybtex.database import BibliographyData, Entry, parse_file
 from pybtex.richtext import Text
 
 from book.sphinx_bibliography import tell_apart
-from robustlab.catalogue import ROWS
+from robustlab.teaching.catalogue import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 BIBLIOGRAPHY = ROOT / "book" / "references.bib"

@@ -12,7 +12,7 @@ from robustlab.attacks import regression_poisoning, statistical_poisoning
 from robustlab.attacks.poisoning.added_rows import INITS, round_one_hot, starting_rows
 from robustlab.attacks.poisoning.regression_poisoning import outer_gradient, outer_value, poison_gradient
 from robustlab.data import diabetes
-from robustlab.linear_regression import LinearModel, fit_linear, moments
+from robustlab.models.linear import LinearModel, fit_linear, moments
 
 DATA = diabetes(n_train=120)
 LAM = {"ridge": 0.01, "lasso": 0.002}

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustlab.norms import measure
-from robustlab.results import AttackResult, Detection, UniversalResult
+from robustlab.attacker.results import AttackResult, Detection, UniversalResult
+from robustlab.geometry.norms import measure
 
 
 def result(n: int = 3, won: tuple[bool, ...] = (True, False, True), steps: int = 2) -> AttackResult:

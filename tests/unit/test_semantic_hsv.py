@@ -11,9 +11,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from robustlab import data
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import semantic_hsv
-from robustlab.color import hsv_to_rgb, rgb_to_hsv
-from robustlab.victim import Victim
+from robustlab.data.color import hsv_to_rgb, rgb_to_hsv
 from tests.suite.cases import noise_box
 from tests.suite.models import Then, mlp
 from tests.suite.test_success import Recording

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import cw, sigma_zero
 from robustlab.attacks.whitebox.sigma_zero import _smooth_count_slope
-from robustlab.norms import get_norm
-from robustlab.victim import Victim
+from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, mlp
 from tests.suite.oracles import affine_problem, l0_optimum

@@ -19,10 +19,10 @@ import tests.suite.test_counts as counts
 import tests.suite.test_no_side_effects as side_effects
 import tests.suite.test_pathological as pathological
 import tests.suite.test_success as success
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import spatial
 from robustlab.attacks.semantic.spatial import transform
-from robustlab.catalogue import get
-from robustlab.victim import Victim
+from robustlab.teaching.catalogue import get
 from tests.suite.cases import Case, noise_box
 from tests.suite.models import Counting, convnet
 

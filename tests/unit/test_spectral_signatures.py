@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.defenses.purification.spectral_signatures import spectral_scores, spectral_signatures
-from robustlab.results import Detection
+from robustlab.attacker.results import Detection
+from robustlab.defenses.detection.spectral_signatures import spectral_scores, spectral_signatures
 
 DIM, CLEAN, POISON = 12, 380, 20  # 5 % poison
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import square
 from robustlab.attacks.softlabel.square import _bumps, _share
-from robustlab.victim import Victim
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, Then, mlp
 from tests.suite.oracles import free_optimum

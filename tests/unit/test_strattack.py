@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import cw, strattack
 from robustlab.attacks.whitebox.strattack import Groups, _largest
-from robustlab.victim import Victim
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, convnet
 

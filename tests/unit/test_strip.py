@@ -10,7 +10,7 @@ from scipy.stats import binom, entropy
 from torch import Tensor, nn
 
 from robustlab.defenses.detection.strip import strip
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 
 
 def images(n: int, seed: int) -> Tensor:

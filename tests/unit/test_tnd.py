@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.defenses.purification.tnd_data_free import tnd_data_free
-from robustlab.defenses.purification.tnd_data_limited import _descend, tnd_data_limited
+from robustlab.defenses.detection.tnd_data_free import tnd_data_free
+from robustlab.defenses.detection.tnd_data_limited import _descend, tnd_data_limited
+from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import Probe
-from robustlab.noise import Noise
 
 SIDE, CLASSES = 6, 4
 INSIDE = torch.zeros(SIDE, SIDE, dtype=torch.bool)

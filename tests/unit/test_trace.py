@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustlab.graph.arithmetic import full_precision
 from robustlab.verification import Ball, Box, bounds, branch_and_bound, certify, lirpa, milp, trace
 from robustlab.verification.complete.milp import minimum
 from robustlab.verification.complete.query import Case, Clock
-from robustlab.verification.graph.arithmetic import full_precision
 
 
 class Block(nn.Module):

@@ -11,7 +11,7 @@ from robustlab.attacks import regression_poisoning, statistical_poisoning
 from robustlab.data import diabetes
 from robustlab.defenses import trim
 from robustlab.defenses.training.trim import _descend
-from robustlab.linear_regression import LinearModel, fit_linear
+from robustlab.models.linear import LinearModel, fit_linear
 
 
 def objective(x: torch.Tensor, y: torch.Tensor, kept: list[int], penalty: str, lam: float) -> float:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import data, zoo
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import spatial
 from robustlab.evaluation import Contest, Submission, unanimous, unrestricted
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 class Ruler(nn.Module):
@@ -28,8 +28,8 @@ def submit(points: Tensor) -> Any:
     """An attack that always submits the same."""
 
     def attack(victim: Victim, x: Tensor, y: Tensor, *, ids: Tensor) -> AttackResult:
-        with victim.call(x, y, ids=ids) as call:
-            return call.result(points[ids])
+        with victim.session(x, y, ids=ids) as session:
+            return session.result(points[ids])
 
     return attack
 

@@ -1,4 +1,4 @@
-"""Victim and Call by themselves: what attacks of every access level will rely on."""
+"""Victim and Session by themselves: what attacks of every access level will rely on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustlab.attacker.losses import ATTACKER_LOSSES
+from robustlab.attacker.victim import Victim, accuracy, predict
 from robustlab.attacks import apgd, cw, deepfool, fab, pgd, square
 from robustlab.evaluation import evaluate
-from robustlab.losses import ATTACKER_LOSSES
 from robustlab.verification import clever
-from robustlab.victim import Victim, accuracy, predict
 
 
 def linear() -> nn.Module:
@@ -61,29 +61,29 @@ def test_a_function_is_a_black_box_only() -> None:
 
 def test_goals_at_x() -> None:
     y = torch.tensor([0, 2, 2])
-    with Victim(linear()).call(X, y) as call:
+    with Victim(linear()).session(X, y) as session:
         # Row 2 is a tie of all three classes, which argmax gives to class 0.
-        assert call.active.tolist() == [0]
-        assert call.queries.tolist() == [1, 1, 1] and call.first_success.tolist() == [-1, 1, 1]
-    with Victim(linear()).call(X, target=1) as call:
-        assert call.active.tolist() == [0, 2] and call.y.tolist() == [0, 1, 0]
+        assert session.active.tolist() == [0]
+        assert session.queries.tolist() == [1, 1, 1] and session.first_success.tolist() == [-1, 1, 1]
+    with Victim(linear()).session(X, target=1) as session:
+        assert session.active.tolist() == [0, 2] and session.y.tolist() == [0, 1, 0]
 
 
 def test_kappa_is_part_of_the_goal() -> None:
-    with Victim(linear()).call(X[:2], torch.tensor([1, 0]), kappa=0.6) as call:
-        assert call.active.tolist() == [1]  # margins 0.8 and 0.5
-        assert call.met(torch.tensor([[0.0, 0.7, 0.0]]), call.active).tolist() == [True]
+    with Victim(linear()).session(X[:2], torch.tensor([1, 0]), kappa=0.6) as session:
+        assert session.active.tolist() == [1]  # margins 0.8 and 0.5
+        assert session.met(torch.tensor([[0.0, 0.7, 0.0]]), session.active).tolist() == [True]
 
 
 def test_answers_match_autograd() -> None:
     model, rows = linear(), torch.tensor([1, 0])
-    with Victim(model).call(X, Y) as call:
+    with Victim(model).session(X, Y) as session:
         points = X[rows] * 0.5
-        answer = call.gradient(points, rows, ATTACKER_LOSSES["ce"])
-        also, classes, jacobian = call.jacobian(points, rows, lambda z: z.argsort(1)[:, -2:])
-        asked = call.ask(points, rows)
-        assert call.queries.tolist() == [4, 4, 1]
-        assert call.gradients.tolist() == [2, 2, 0]
+        answer = session.gradient(points, rows, ATTACKER_LOSSES["ce"])
+        also, classes, jacobian = session.jacobian(points, rows, lambda z: z.argsort(1)[:, -2:])
+        asked = session.ask(points, rows)
+        assert session.queries.tolist() == [4, 4, 1]
+        assert session.gradients.tolist() == [2, 2, 0]
     points.requires_grad_(True)
     logits = model(points)
     loss = -nn.functional.cross_entropy(logits, Y[rows], reduction="sum")
@@ -97,62 +97,62 @@ def test_answers_match_autograd() -> None:
 
 def test_access_limits_questions() -> None:
     rows = torch.arange(3)
-    with Victim(linear(), access="soft").call(X, Y, access="soft") as call:
-        call.ask(X, rows)
+    with Victim(linear(), access="soft").session(X, Y, access="soft") as session:
+        session.ask(X, rows)
         with pytest.raises(ValueError, match="access: this question needs 'white'"):
-            call.gradient(X, rows, ATTACKER_LOSSES["ce"])
+            session.gradient(X, rows, ATTACKER_LOSSES["ce"])
         with pytest.raises(ValueError, match="access: this question needs 'white'"):
-            call.jacobian(X, rows, lambda z: z.argsort(1))
-    with Victim(linear(), access="hard").call(X, Y, access="hard") as call:
-        assert call.clean is None
-        labels, met = call.ask_labels(X, rows)
+            session.jacobian(X, rows, lambda z: z.argsort(1))
+    with Victim(linear(), access="hard").session(X, Y, access="hard") as session:
+        assert session.clean is None
+        labels, met = session.ask_labels(X, rows)
         assert labels.tolist() == [0, 1, 0] and met.tolist() == [False, False, True]
         with pytest.raises(ValueError, match="access: this question needs 'soft'"):
-            call.ask(X, rows)
+            session.ask(X, rows)
 
 
 def test_nothing_outside_the_box_is_asked() -> None:
-    with Victim(linear()).call(X, Y) as call:
+    with Victim(linear()).session(X, Y) as session:
         for points in (X + 0.2, X - 0.01, X * torch.nan):
             with pytest.raises(RuntimeError, match="outside the box"):
-                call.ask(points, torch.arange(3))
-        assert call.queries.tolist() == [1, 1, 1]
+                session.ask(points, torch.arange(3))
+        assert session.queries.tolist() == [1, 1, 1]
 
 
 def test_budget_keeps_one_query_for_the_final_check() -> None:
-    with Victim(linear(), budget=4).call(X, Y) as call:
-        rows = call.active
-        assert call.can_pay(rows).all() and call.can_pay(rows, 2).all() and not call.can_pay(rows, 3).any()
-        call.ask(X[rows], rows)
-        call.ask(X[rows], rows)
-        assert not call.can_pay(rows).any()
-        assert call.result(X).queries[rows].tolist() == [4, 4]
+    with Victim(linear(), budget=4).session(X, Y) as session:
+        rows = session.active
+        assert session.can_pay(rows).all() and session.can_pay(rows, 2).all() and not session.can_pay(rows, 3).any()
+        session.ask(X[rows], rows)
+        session.ask(X[rows], rows)
+        assert not session.can_pay(rows).any()
+        assert session.result(X).queries[rows].tolist() == [4, 4]
 
 
 def test_first_success_counts_queries() -> None:
-    with Victim(linear()).call(X[:1], Y[:1]) as call:
+    with Victim(linear()).session(X[:1], Y[:1]) as session:
         row = torch.tensor([0])
-        call.ask(X[:1], row)
-        call.ask(X[1:2], row)
-        call.ask(X[1:2], row)
-        result = call.result(X[1:2])
+        session.ask(X[:1], row)
+        session.ask(X[1:2], row)
+        session.ask(X[1:2], row)
+        result = session.result(X[1:2])
     assert result.first_success.tolist() == [3] and result.queries.tolist() == [5]
 
 
 def test_revert_returns_x_where_it_fails() -> None:
     moved = torch.tensor([[0.1, 0.9], [0.3, 0.6], [0.5, 0.5]])
-    with Victim(linear()).call(X, torch.tensor([0, 1, 0])) as call:
-        result = call.result(moved, revert=True)
+    with Victim(linear()).session(X, torch.tensor([0, 1, 0])) as session:
+        result = session.result(moved, revert=True)
     assert result.success.tolist() == [True, False, False]
     assert torch.equal(result.x_adv, torch.stack([moved[0], X[1], X[2]]))
 
 
 def test_secure_asks_for_a_margin_that_survives_rounding() -> None:
-    with Victim(linear()).call(X, Y) as call:
+    with Victim(linear()).session(X, Y) as session:
         rows = torch.tensor([0])
-        assert call.secure(torch.tensor([[0.0, 1.1e-4, -1.0]]), rows).tolist() == [True]
-        assert call.secure(torch.tensor([[0.0, 0.9e-4, -1.0]]), rows).tolist() == [False]
-        assert call.secure(torch.tensor([[100.0, 100.005, -1.0]]), rows).tolist() == [False]
+        assert session.secure(torch.tensor([[0.0, 1.1e-4, -1.0]]), rows).tolist() == [True]
+        assert session.secure(torch.tensor([[0.0, 0.9e-4, -1.0]]), rows).tolist() == [False]
+        assert session.secure(torch.tensor([[100.0, 100.005, -1.0]]), rows).tolist() == [False]
 
 
 def test_predict_and_accuracy(device: torch.device) -> None:
@@ -175,14 +175,14 @@ def test_accuracy_refuses_what_are_no_labels(wrong: Tensor) -> None:
 
 def test_probabilities_become_logits() -> None:
     model = nn.Sequential(linear(), nn.Softmax(dim=1))
-    with Victim(model, output="probs").call(X, Y) as call:
-        torch.testing.assert_close(call.clean, model(X).log().detach())
+    with Victim(model, output="probs").session(X, Y) as session:
+        torch.testing.assert_close(session.clean, model(X).log().detach())
 
 
 def test_double_use_of_one_victim() -> None:
     """A Victim holds no state of a call: two at once do not disturb one another."""
     victim = Victim(linear())
-    with victim.call(X, Y) as first, victim.call(X, Y) as second:
+    with victim.session(X, Y) as first, victim.session(X, Y) as second:
         first.ask(X, torch.arange(3))
         assert second.queries.tolist() == [1, 1, 1] and first.queries.tolist() == [2, 2, 2]
     assert all(p.requires_grad for p in victim.model.parameters())  # type: ignore[union-attr]
@@ -201,7 +201,7 @@ class Tied(nn.Module):
 def test_shared_modules_and_frozen_parameters_are_restored() -> None:
     model = Tied()
     model.a.bias.requires_grad_(False)
-    with Victim(model).call(X, torch.tensor([0, 1, 1])):
+    with Victim(model).session(X, torch.tensor([0, 1, 1])):
         assert not any(p.requires_grad for p in model.parameters()) and not model.training
     assert model.training and model.a.weight.requires_grad and not model.a.bias.requires_grad
 
@@ -279,19 +279,19 @@ def test_the_layout_is_tried_once_in_a_call() -> None:
     model, x, rows = Clumsy(), torch.rand(5, 3, 4, 4), torch.arange(5)
     y = predict(model, x)
     model.calls = 0
-    with Victim(model).call(x, y) as call:
-        call.gradient(x, rows, ATTACKER_LOSSES["ce"])
-        call.ask(x, rows)
-        call.ask_many(x[:, None], rows)
-        call.jacobian(x, rows, lambda z: z.argsort(1))
+    with Victim(model).session(x, y) as session:
+        session.gradient(x, rows, ATTACKER_LOSSES["ce"])
+        session.ask(x, rows)
+        session.ask_many(x[:, None], rows)
+        session.jacobian(x, rows, lambda z: z.argsort(1))
         assert model.calls == 6, "at x, in vain, and four questions"
-        assert call.queries.tolist() == [5] * 5 and call.gradients.tolist() == [2] * 5
-        call.result(x)
-    with Victim(model).call(x, y) as call:
+        assert session.queries.tolist() == [5] * 5 and session.gradients.tolist() == [2] * 5
+        session.result(x)
+    with Victim(model).session(x, y) as session:
         model.broken = True
         with pytest.raises(RuntimeError, match="broken, contiguous: True"):
-            call.gradient(x, rows, ATTACKER_LOSSES["ce"])
-        assert call.queries.tolist() == [1] * 5 and call.gradients.tolist() == [0] * 5
+            session.gradient(x, rows, ATTACKER_LOSSES["ce"])
+        assert session.queries.tolist() == [1] * 5 and session.gradients.tolist() == [0] * 5
 
 
 class Viewing(torch.autograd.Function):
@@ -316,9 +316,13 @@ def test_a_backward_pass_that_cannot_bear_channels_last() -> None:
             return Viewing.apply(self.conv(x).relu()).mean(dim=(2, 3))
 
     x, rows = torch.rand(5, 3, 6, 6), torch.arange(5)
-    with Victim(Net()).call(x) as call:
-        answer = call.gradient(x, rows, ATTACKER_LOSSES["ce"])
-        assert answer.grad.shape == x.shape and call.queries.tolist() == [2] * 5 and call.gradients.tolist() == [1] * 5
+    with Victim(Net()).session(x) as session:
+        answer = session.gradient(x, rows, ATTACKER_LOSSES["ce"])
+        assert (
+            answer.grad.shape == x.shape
+            and session.queries.tolist() == [2] * 5
+            and session.gradients.tolist() == [1] * 5
+        )
 
 
 class Says(nn.Module):
@@ -353,8 +357,8 @@ def test_the_judge_sees_a_margin_that_single_precision_does_not() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.stack([0 * x[:, 0], 0 * x[:, 0] + 1e-12], dim=1).double() + 1
 
-    with Victim(Close()).call(X, torch.tensor([1, 1, 0])) as call:
-        assert call.active.tolist() == [0, 1]
-        assert call.clean is not None and call.clean.dtype == torch.float32
-        assert call.ask(X, torch.arange(3)).logits.dtype == torch.float32
-        assert call.result(X).success.tolist() == [False, False, True]
+    with Victim(Close()).session(X, torch.tensor([1, 1, 0])) as session:
+        assert session.active.tolist() == [0, 1]
+        assert session.clean is not None and session.clean.dtype == torch.float32
+        assert session.ask(X, torch.arange(3)).logits.dtype == torch.float32
+        assert session.result(X).success.tolist() == [False, False, True]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.estimators import forward_difference, sphere_directions
 from robustlab.attacks import zo_minmax
-from robustlab.gradient_estimators import forward_difference, sphere_directions
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 
 
 def directions(q: int, d: int, seed: int = 0) -> Tensor:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import count_outputs, inputs_for, testing_part
+from robustlab.attacker.victim import predict
 from robustlab.attacks.backdoor.poisoned_dataset import Target, target_of
 from robustlab.attacks.backdoor.trigger import Trigger, stamped
-from robustlab.poisoned import count_outputs, inputs_for, testing_part
-from robustlab.statistics import Rate
-from robustlab.victim import predict
+from robustlab.intervals import Rate
 
 
 @dataclass(frozen=True)
 class BackdoorReport:
-    """What :func:`evaluate_backdoor` measured; each a :class:`~robustlab.statistics.Rate` with its interval.
+    """What :func:`evaluate_backdoor` measured; each a :class:`~robustlab.intervals.Rate` with its interval.
 
     Attributes:
         clean_accuracy: accuracy without the trigger, on all samples.

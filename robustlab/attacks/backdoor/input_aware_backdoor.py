@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import count_outputs, inputs_for, training_part
 from robustlab.attacks.backdoor.input_aware_trigger import InputAwareTrigger, sharpen
 from robustlab.attacks.backdoor.poisoned_dataset import Target, target_of
-from robustlab.fitting import History, fit
-from robustlab.poisoned import count_outputs, inputs_for, training_part
+from robustlab.training.fit import History, fit
 
 TINY = 1e-7
 
@@ -92,7 +92,8 @@ def input_aware_backdoor(
         trigger: an untrained :class:`InputAwareTrigger`; it is copied. Default: one for the images' channels, from
             ``seed``.
         epochs, mask_epochs: of the joint training, and of the mask net's before it.
-        batch_size, lr, augment, device, progress: as :func:`robustlab.fitting.fit` takes them. Triggers are made for
+        batch_size, lr, augment, device, progress: as :func:`robustlab.training.fit.fit` takes them. Triggers are made
+            for
             the augmented images: with a trigger that is a function of the image there is no other order.
         seed: of both trainings.
 

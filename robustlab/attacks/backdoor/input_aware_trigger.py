@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.backdoor.trigger import Trigger
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 
 
 class InputAwareTrigger(Trigger):

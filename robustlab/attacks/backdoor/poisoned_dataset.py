@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import Poisoned, training_part
 from robustlab.attacks.backdoor.trigger import stamped
 from robustlab.data.dataset import Dataset
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, training_part
+from robustlab.geometry.keyed import Noise
 
 Target = int | Sequence[int] | Tensor
 
@@ -33,8 +33,8 @@ class PoisonedDataset(Poisoned):
     2. *Whether images of the target class may be poisoned*: no, since they have the label already,
        unless ``include_target``. With ``clean_label`` they are the only ones: labels stay as they are.
     3. *What the success rate counts*: samples of other classes only (:func:`evaluate_backdoor`).
-    4. *Where the trigger goes on*: on raw inputs, before augmentation (which :func:`robustlab.fitting.fit` does) and
-       before normalization (which is a layer of the model).
+    4. *Where the trigger goes on*: on raw inputs, before augmentation (which :func:`robustlab.training.fit.fit` does)
+       and before normalization (which is a layer of the model).
 
     Args:
         base: a Dataset, whose training part is used, or a pair (x, y) of tensors. It is copied, not changed.
@@ -52,8 +52,9 @@ class PoisonedDataset(Poisoned):
 
     Attributes:
         trigger, target: as given.
-        is_cover: (N,) bool; False everywhere without ``cover``. Beside :class:`~robustlab.poisoned.Poisoned`'s
-            ``is_poison`` and ``original_y``, which no defense can see.
+        is_cover: (N,) bool; False everywhere without ``cover``. Beside
+            :class:`~robustlab.attacker.poisoned_data.Poisoned`'s ``is_poison`` and ``original_y``, which no defense can
+            see.
 
     Raises:
         ValueError, TypeError: for a wrong argument, or when fewer samples may be poisoned than the rate asks for.

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import training_part
 from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, Target
 from robustlab.attacks.backdoor.trigger import Trigger
-from robustlab.noise import Noise
-from robustlab.poisoned import training_part
+from robustlab.geometry.keyed import Noise
 
 
 def warped(

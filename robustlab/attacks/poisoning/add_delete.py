@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import Poisoned, training_part
 from robustlab.attacks.poisoning.added_rows import mix_in, rate_to_count
 from robustlab.attacks.poisoning.label_flipping import count_classes, label_flipping
 from robustlab.data.dataset import Dataset
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, training_part
+from robustlab.geometry.keyed import Noise
 
 
 def add_delete(
@@ -44,7 +44,8 @@ def add_delete(
         seed: of the draws, and of the order in which added samples are mixed in.
 
     Returns:
-        :class:`~robustlab.poisoned.Poisoned`. Deleted samples are missing from ``row``, and nothing is then marked as
+        :class:`~robustlab.attacker.poisoned_data.Poisoned`. Deleted samples are missing from ``row``, and nothing is
+        then marked as
         poison: what is left is clean.
 
     Raises:

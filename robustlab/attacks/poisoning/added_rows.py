@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.linear_regression import table
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned
+from robustlab.attacker.poisoned_data import Poisoned
+from robustlab.geometry.keyed import Noise
+from robustlab.models.linear import table
 
 INITS = ("inv_flip", "b_flip", "influence")
 Groups = tuple[tuple[int, ...], ...]

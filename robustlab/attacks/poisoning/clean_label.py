@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, finite, training_part
+from robustlab.attacker.poisoned_data import Poisoned, finite, training_part
+from robustlab.geometry.keyed import Noise
 
 
 class CleanLabelPoison(Poisoned):
-    """Poisoned training data made for one target image: a :class:`~robustlab.poisoned.Poisoned` with its purpose.
+    """Poisoned training data made for one target image: a ``Poisoned`` with its purpose.
 
     Attributes:
         x_target: (1, ...), the test input that is to be misread. It is no part of the training data.

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
+from robustlab.geometry.keyed import Noise
+from robustlab.geometry.projections import onto_simplex
 from robustlab.models.probing import Probe
-from robustlab.noise import Noise
 from robustlab.progress import bar
-from robustlab.projections import onto_simplex
 
 
 def convex_polytope(

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import testing_part, training_part
+from robustlab.attacker.victim import accuracy, predict
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, prepare
-from robustlab.noise import Noise, derive_seed
-from robustlab.poisoned import testing_part, training_part
-from robustlab.statistics import wilson
-from robustlab.victim import accuracy, predict
+from robustlab.geometry.keyed import Noise, derive_seed
+from robustlab.intervals import wilson
 
 CONTROLS = ("none", "noise", "flips")
 

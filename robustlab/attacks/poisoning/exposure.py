@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacks.poisoning.skew_normal import fit_skew_normal
 from robustlab.data.notes import encode
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 
 METHODS = ("exact", "sampled", "skew_normal")
 LARGEST_SPACE = 2**24  # fillings that "exact" goes through

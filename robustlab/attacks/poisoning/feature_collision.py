@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.session import beside
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
-from robustlab.call import beside
 from robustlab.models.probing import Probe
 from robustlab.progress import bar
 

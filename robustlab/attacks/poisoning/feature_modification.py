@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import Poisoned, inputs_for, training_part
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.poisoning.added_rows import rate_to_count
 from robustlab.attacks.poisoning.label_flipping import count_classes
 from robustlab.attacks.whitebox.pgd import pgd_maximize
 from robustlab.data.dataset import Dataset
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, inputs_for, training_part
-from robustlab.victim import Victim
+from robustlab.geometry.keyed import Noise
 
 
 def feature_modification(
@@ -53,7 +53,7 @@ def feature_modification(
         seed: of rows, signs and PGD's start.
 
     Returns:
-        :class:`~robustlab.poisoned.Poisoned`; labels are those of the base. ``details["eps"]`` is ε.
+        :class:`~robustlab.attacker.poisoned_data.Poisoned`; labels are those of the base. ``details["eps"]`` is ε.
 
     Raises:
         ValueError, TypeError: for an argument out of its range, before any work.

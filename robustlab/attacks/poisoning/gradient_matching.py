@@ -30,7 +30,7 @@ from torch.func import functional_call, grad, vmap
 from robustlab import checks
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, held, prepare, surrogates
 from robustlab.data.augment import random_shift
-from robustlab.noise import Noise, derive_seed
+from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.progress import bar
 
 

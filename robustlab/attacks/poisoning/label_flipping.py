@@ -14,11 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.poisoned_data import Poisoned, inputs_for, training_part
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.poisoning.added_rows import rate_to_count
 from robustlab.data.dataset import Dataset
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, inputs_for, training_part
-from robustlab.victim import Victim
+from robustlab.geometry.keyed import Noise
 
 
 def label_flipping(
@@ -45,7 +45,7 @@ def label_flipping(
         seed: of the random flips. Chosen flips do not depend on it.
 
     Returns:
-        :class:`~robustlab.poisoned.Poisoned`; the inputs are those of the base.
+        :class:`~robustlab.attacker.poisoned_data.Poisoned`; the inputs are those of the base.
 
     Raises:
         ValueError, TypeError: for an argument out of its range, before any work.

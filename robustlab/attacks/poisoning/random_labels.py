@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import count_outputs, inputs_for, testing_part, training_part
+from robustlab.attacker.victim import accuracy
 from robustlab.attacks.poisoning.label_flipping import count_classes
 from robustlab.data.dataset import Dataset
-from robustlab.fitting import fit
-from robustlab.noise import Noise
-from robustlab.poisoned import count_outputs, inputs_for, testing_part, training_part
-from robustlab.victim import accuracy
+from robustlab.geometry.keyed import Noise
+from robustlab.training.fit import fit
 
 VARIANTS = ("true_labels", "random_labels", "shuffled_pixels", "random_pixels", "gaussian")
 
@@ -70,7 +70,7 @@ def random_labels(
         variant: see :func:`randomize`.
         share: of the training samples whose labels are redrawn, in [0, 1], for ``"random_labels"``.
         test: a pair of test inputs and labels; None takes the Dataset's own, or none.
-        epochs, batch_size, lr, weight_decay, augment: of :func:`robustlab.fitting.fit` with Adam; the last two are
+        epochs, batch_size, lr, weight_decay, augment: of :func:`robustlab.training.fit.fit` with Adam; the last two are
             the explicit regularizers.
         seed: of the randomization and the training.
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import INITS, Groups, check_table, mix_in, round_one_hot, starting_rows
-from robustlab.linear_regression import (
+from robustlab.models.linear import (
     PENALTIES,
     LinearModel,
     Moments,
@@ -29,7 +30,6 @@ from robustlab.linear_regression import (
     regularizer,
     table,
 )
-from robustlab.poisoned import Poisoned
 
 STEPS = 12  # lengths that a line search tries: 1, 1/2, …, 1/2048 of the box's side
 
@@ -61,7 +61,7 @@ def regression_poisoning(
         y: clean responses (n,) in [0, 1].
         rate: number of poisons as a fraction of n, in (0, 1]: round(rate·n) rows are added. The paper counts them among
             all rows of the poisoned table: its 20 % is a rate of 0.25 here.
-        penalty: the victim's, ``"ridge"`` or ``"lasso"``; see :func:`robustlab.linear_regression.fit_linear`.
+        penalty: the victim's, ``"ridge"`` or ``"lasso"``; see :func:`robustlab.models.linear.fit_linear`.
         lam: the victim's λ, above 0.
         validation: (x, y) on which W is the mean squared error. None (the default) makes W the victim's own loss, with
             its penalty, on the clean rows.
@@ -74,8 +74,9 @@ def regression_poisoning(
         seed: of the rows that poisons start from.
 
     Returns:
-        :class:`~robustlab.poisoned.Poisoned`: the clean rows and the poisons, mixed. Its ``details["objective"]`` is W
-        before the first pass and after each, with one-hot columns not yet rounded; it never falls.
+        :class:`~robustlab.attacker.poisoned_data.Poisoned`: the clean rows and the poisons, mixed. Its
+        ``details["objective"]`` is W before the first pass and after each, with one-hot columns not yet rounded; it
+        never falls.
 
     Raises:
         ValueError, TypeError: for an argument out of its range, before any work.

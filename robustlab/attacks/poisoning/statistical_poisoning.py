@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import Groups, check_table, mix_in, round_one_hot
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned
+from robustlab.geometry.keyed import Noise
 
 
 def statistical_poisoning(
@@ -40,7 +40,7 @@ def statistical_poisoning(
         seed: of the draws.
 
     Returns:
-        :class:`~robustlab.poisoned.Poisoned`: the clean rows and the poisons, mixed.
+        :class:`~robustlab.attacker.poisoned_data.Poisoned`: the clean rows and the poisons, mixed.
 
     Raises:
         ValueError, TypeError: for an argument out of its range, before any work.

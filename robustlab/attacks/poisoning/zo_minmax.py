@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from robustlab import checks
+from robustlab.attacker.estimators import forward_difference, sphere_directions
+from robustlab.attacker.poisoned_data import Poisoned, count_outputs, inputs_for, training_part
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.poisoning.added_rows import rate_to_count
 from robustlab.data.dataset import Dataset
-from robustlab.gradient_estimators import forward_difference, sphere_directions
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned, count_outputs, inputs_for, training_part
-from robustlab.victim import Victim
+from robustlab.geometry.keyed import Noise
 
 ORDERS = ("zeroth", "first")
 
@@ -70,9 +70,9 @@ def zo_minmax(
         seed: of the rows and the directions.
 
     Returns:
-        :class:`~robustlab.poisoned.Poisoned`, with ``details``: ``delta`` (shape of a sample), ``model_state`` (θ at
-        the end, by name), ``objective`` (F after each turn) and ``queries``, the values of F that the attacker asked
-        for.
+        :class:`~robustlab.attacker.poisoned_data.Poisoned`, with ``details``: ``delta`` (shape of a sample),
+        ``model_state`` (θ at the end, by name), ``objective`` (F after each turn) and ``queries``, the values of F that
+        the attacker asked for.
 
     Raises:
         ValueError, TypeError: for an argument out of its range, before any work.

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session, beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call, beside
-from robustlab.losses import LossFunction, attacker_loss
-from robustlab.norms import get_norm
+from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 class Manifold(Protocol):
@@ -72,7 +72,7 @@ def on_manifold(
         bounds: (low, high) that the codes are held in; None leaves them free.
         steps: number K ≥ 1 of gradient steps, from a random start in the ball.
         step_size: α > 0 in units of the code, a number or (N,); None means 2.5·ε/K.
-        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.losses`).
+        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.attacker.losses`).
         seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
         progress: show a bar in a terminal.
 
@@ -98,46 +98,48 @@ def on_manifold(
     alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
     if latent is not None and (not isinstance(latent, Tensor) or len(latent) != len(x)):
         raise ValueError(f"latent: want a tensor of {len(x)} codes, got {getattr(latent, 'shape', latent)}")
-    with victim.call(x, y, ids=ids, loss=g) as call:
-        best, lowest = call.x.clone(), call.x.new_full(call.x.shape[:1], torch.inf)
-        rows = call.active
+    with victim.session(x, y, ids=ids, loss=g) as session:
+        best, lowest = session.x.clone(), session.x.new_full(session.x.shape[:1], torch.inf)
+        rows = session.active
         if not rows.numel():
-            return call.result(best)
-        center = manifold.encode(call.x[rows], call.y[rows]) if latent is None else latent[rows].detach().to(call.x)
+            return session.result(best)
+        center = (
+            manifold.encode(session.x[rows], session.y[rows]) if latent is None else latent[rows].detach().to(session.x)
+        )
         radius, step = beside(eps[rows], center), beside(alpha[rows], center)
         low, high = center - radius, center + radius
         if bounds is not None:
             low, high = low.clamp(*bounds), high.clamp(*bounds)
-        start = get_norm("linf").uniform(call.noise(seed).take(rows), 0, center, eps[rows])
+        start = get_norm("linf").uniform(session.noise(seed).take(rows), 0, center, eps[rows])
         z = torch.maximum(torch.minimum(center + start, high), low)
         for k in bar(range(steps + 1), show=progress, label="on_manifold"):
-            if not bool((going := call.can_pay(rows)).all()):
+            if not bool((going := session.can_pay(rows)).all()):
                 rows, z, low, high, step = rows[going], z[going], low[going], high[going], step[going]
             if not rows.numel():
                 break
-            points, loss_now, met, grad = _look(call, manifold, z, rows, g, slope=k < steps)
+            points, loss_now, met, grad = _look(session, manifold, z, rows, g, slope=k < steps)
             better = met | (loss_now < lowest[rows])
             best[rows[better]], lowest[rows[better]] = points[better], loss_now[better]
             z = torch.maximum(torch.minimum(z - step * grad.sign(), high), low)
             if bool(met.any()):
                 going = ~met
                 rows, z, low, high, step = rows[going], z[going], low[going], high[going], step[going]
-        return call.result(best, asked=True)
+        return session.result(best, asked=True)
 
 
 def _look(
-    call: Call, manifold: Manifold, z: Tensor, rows: Tensor, g: LossFunction, slope: bool
+    session: Session, manifold: Manifold, z: Tensor, rows: Tensor, g: LossFunction, slope: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The images of the codes z, their loss, whether the goal is met, and the loss's gradient in z if asked for."""
     with torch.enable_grad():
         z = z.detach().requires_grad_(bool(slope))
-        made = manifold.decode(z, call.y[rows])
-    points = made.detach().clamp(call.low, call.high)  # the gradient passes by the clipping
-    if points.shape[1:] != call.x.shape[1:]:
-        raise ValueError(f"manifold: want decode to give {tuple(call.x.shape[1:])}, got {tuple(points.shape[1:])}")
+        made = manifold.decode(z, session.y[rows])
+    points = made.detach().clamp(session.low, session.high)  # the gradient passes by the clipping
+    if points.shape[1:] != session.x.shape[1:]:
+        raise ValueError(f"manifold: want decode to give {tuple(session.x.shape[1:])}, got {tuple(points.shape[1:])}")
     if not slope:
-        answer = call.ask(points, rows)
-        return points, g(answer.logits, call.y[rows]), answer.met, torch.zeros_like(z)
-    answer = call.gradient(points, rows, g)
+        answer = session.ask(points, rows)
+        return points, g(answer.logits, session.y[rows]), answer.met, torch.zeros_like(z)
+    answer = session.gradient(points, rows, g)
     (grad,) = torch.autograd.grad(made, z, answer.grad)
     return points, answer.loss, answer.met, grad.nan_to_num(0.0, 0.0, 0.0)

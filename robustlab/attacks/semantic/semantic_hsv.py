@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.color import hsv_to_rgb, rgb_to_hsv
+from robustlab.data.color import hsv_to_rgb, rgb_to_hsv
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def semantic_hsv(
@@ -66,23 +66,28 @@ def semantic_hsv(
     checks.images(x, victim.bounds)
     if x.dim() != 4 or x.shape[1] != 3:
         raise ValueError(f"x: want color images (N, 3, H, W), got shape {tuple(x.shape)}")
-    with victim.call(x, y, ids=ids, access="hard") as call:
-        low, width = call.low, call.high - call.low
-        hsv = rgb_to_hsv(((call.x - low) / width).clamp(0, 1))
-        best, shift, noise, rows = call.x.clone(), call.x.new_zeros(2, 1, len(call.x)), call.noise(seed), call.active
+    with victim.session(x, y, ids=ids, access="hard") as session:
+        low, width = session.low, session.high - session.low
+        hsv = rgb_to_hsv(((session.x - low) / width).clamp(0, 1))
+        best, shift, noise, rows = (
+            session.x.clone(),
+            session.x.new_zeros(2, 1, len(session.x)),
+            session.noise(seed),
+            session.active,
+        )
         for trial in bar(range(trials), show=progress, label="semantic_hsv"):
-            rows = rows[call.can_pay(rows)]
+            rows = rows[session.can_pay(rows)]
             if not rows.numel():
                 break
-            unit = noise.take(rows).uniform(trial, (2,), call.x.dtype)
+            unit = noise.take(rows).uniform(trial, (2,), session.x.dtype)
             turn, gain = unit[:, 0], (2 * unit[:, 1] - 1) * (trial / trials)
-            points = (low + width * _shifted(hsv[rows], turn, gain)).clamp(low, call.high)
-            _, met = call.ask_labels(points, rows)
+            points = (low + width * _shifted(hsv[rows], turn, gain)).clamp(low, session.high)
+            _, met = session.ask_labels(points, rows)
             won = rows[met]
             best[won], shift[0, 0, won], shift[1, 0, won] = points[met], turn[met], gain[met]
             rows = rows[~met]
         kept = {"hue": shift[0], "saturation": shift[1]} if trace else None
-        return call.result(best, asked=True, trace=kept)
+        return session.result(best, asked=True, trace=kept)
 
 
 def _shifted(hsv: Tensor, turn: Tensor, gain: Tensor) -> Tensor:

@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
-from robustlab.losses import LossFunction, attacker_loss
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def spatial(
@@ -68,7 +68,7 @@ def spatial(
         k: number of random transformations, uniform within the limits.
         steps: number of first-order steps, from one random transformation.
         step_size: α > 0 of a first-order step, as a fraction of the limits; a number or (N,).
-        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.losses`).
+        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.attacker.losses`).
         kappa: κ ≥ 0; a success has a winning margin of at least κ between the logits.
         seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
         progress: show a bar in a terminal.
@@ -98,21 +98,23 @@ def spatial(
     checks.pictures(x)
     alpha = checks.per_sample("step_size", step_size, x)
     access = "white" if search == "first_order" else "soft"
-    with victim.call(x, y, ids=ids, kappa=kappa, access=access, loss=g) as call:
-        found = _Search(call, g, call.x.new_tensor([rotation, translation, translation]))
+    with victim.session(x, y, ids=ids, kappa=kappa, access=access, loss=g) as session:
+        found = _Search(session, g, session.x.new_tensor([rotation, translation, translation]))
         if search == "first_order":
             _descend(found, steps, alpha, seed, progress)
         else:
-            tries = _grid(grid, call.x) if search == "grid" else _random(call, k, seed)
-            rows = call.active
+            tries = _grid(grid, session.x) if search == "grid" else _random(session, k, seed)
+            rows = session.active
             for unit in bar(list(tries), show=progress, label="spatial"):
-                rows = rows[call.can_pay(rows)]
+                rows = rows[session.can_pay(rows)]
                 if not rows.numel():
                     break
                 rows = found.ask(rows, unit(rows))
         kept = (found.unit * found.limits).T.unsqueeze(1) if trace else None
         names = ("rotation", "down", "right")
-        return call.result(found.best, asked=True, trace=None if kept is None else dict(zip(names, kept, strict=True)))
+        return session.result(
+            found.best, asked=True, trace=None if kept is None else dict(zip(names, kept, strict=True))
+        )
 
 
 def transform(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, fill: float = 0.0) -> Tensor:
@@ -141,23 +143,23 @@ def transform(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, fill: flo
 class _Search:
     """The transformation of smallest g of every sample so far, in units of the limits: (N, 3) in [−1, 1]."""
 
-    def __init__(self, call: Call, g: LossFunction, limits: Tensor) -> None:
-        self.call, self.g, self.limits = call, g, limits
-        self.best, self.unit = call.x.clone(), call.x.new_zeros(call.x.shape[0], 3)
-        self.loss = call.x.new_zeros(call.x.shape[0])
-        if call.clean is not None:
-            self.loss = g(call.clean, call.y, None, call.kappa)  # the identity is one of the transformations
+    def __init__(self, session: Session, g: LossFunction, limits: Tensor) -> None:
+        self.session, self.g, self.limits = session, g, limits
+        self.best, self.unit = session.x.clone(), session.x.new_zeros(session.x.shape[0], 3)
+        self.loss = session.x.new_zeros(session.x.shape[0])
+        if session.clean is not None:
+            self.loss = g(session.clean, session.y, None, session.kappa)  # the identity is one of the transformations
 
     def points(self, rows: Tensor, unit: Tensor) -> Tensor:
         """T(x) for the samples ``rows``, in the box."""
-        low, high = self.call.low, self.call.high
-        return transform(self.call.x[rows], *(unit * self.limits).unbind(1), fill=low).clamp(low, high)
+        low, high = self.session.low, self.session.high
+        return transform(self.session.x[rows], *(unit * self.limits).unbind(1), fill=low).clamp(low, high)
 
     def ask(self, rows: Tensor, unit: Tensor) -> Tensor:
         """Try one transformation of each of ``rows``; returns those that are not fooled."""
         points = self.points(rows, unit)
-        answer = self.call.ask(points, rows)
-        self.keep(rows, unit, points, self.g(answer.logits, self.call.y[rows], None, self.call.kappa), answer.met)
+        answer = self.session.ask(points, rows)
+        self.keep(rows, unit, points, self.g(answer.logits, self.session.y[rows], None, self.session.kappa), answer.met)
         return rows[~answer.met]
 
     def keep(self, rows: Tensor, unit: Tensor, points: Tensor, loss: Tensor, met: Tensor) -> None:
@@ -175,26 +177,26 @@ def _grid(counts: tuple[int, int, int], like: Tensor) -> Iterator[Callable[[Tens
         yield lambda rows, point=point: point.expand(rows.shape[0], 3)
 
 
-def _random(call: Call, k: int, seed: int) -> Iterator[Callable[[Tensor], Tensor]]:
+def _random(session: Session, k: int, seed: int) -> Iterator[Callable[[Tensor], Tensor]]:
     """k draws for each sample, uniform within the limits."""
-    noise = call.noise(seed)
+    noise = session.noise(seed)
     for draw in range(k):
-        yield lambda rows, draw=draw: noise.take(rows).uniform(draw, (3,), call.x.dtype, -1.0, 1.0)
+        yield lambda rows, draw=draw: noise.take(rows).uniform(draw, (3,), session.x.dtype, -1.0, 1.0)
 
 
 def _descend(found: _Search, steps: int, alpha: Tensor, seed: int, progress: bool) -> None:
     """Sign steps on (φ, t); the gradient in the pixels is asked of the victim and led back through T."""
-    call, rows = found.call, found.call.active
-    unit = call.noise(seed).take(rows).uniform(0, (3,), call.x.dtype, -1.0, 1.0)
+    session, rows = found.session, found.session.active
+    unit = session.noise(seed).take(rows).uniform(0, (3,), session.x.dtype, -1.0, 1.0)
     for step in bar(range(steps + 1), show=progress, label="spatial"):
-        paying = call.can_pay(rows)
+        paying = session.can_pay(rows)
         rows, unit = rows[paying], unit[paying]
         if not rows.numel() or step == steps:
             break
         with torch.enable_grad():
             unit.requires_grad_(True)
             points = found.points(rows, unit)
-        answer = call.gradient(points.detach(), rows, found.g)
+        answer = session.gradient(points.detach(), rows, found.g)
         (grad,) = torch.autograd.grad(points, unit, answer.grad)
         unit = unit.detach()
         found.keep(rows, unit, points.detach(), answer.loss, answer.met)

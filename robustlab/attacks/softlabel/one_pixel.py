@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 _AT_ONCE = 2**24  # elements of images that are asked about together
 
@@ -78,46 +78,48 @@ def one_pixel(
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     checks.pictures(x)
-    with victim.call(x, y, target=target, ids=ids, access="soft") as call:
-        noise, rows, best = call.noise(seed), call.active, call.x.clone()
-        rows = rows[call.can_pay(rows, population)]
+    with victim.session(x, y, target=target, ids=ids, access="soft") as session:
+        noise, rows, best = session.noise(seed), session.active, session.x.clone()
+        rows = rows[session.can_pay(rows, population)]
         if not rows.numel():
-            return call.result(best, asked=True)
-        genes = _first(call, noise.take(rows), pixels, population)
-        fitness, met = _ask(call, rows, genes)
+            return session.result(best, asked=True)
+        genes = _first(session, noise.take(rows), pixels, population)
+        fitness, met = _ask(session, rows, genes)
         for g in bar(range(1, generations + 1), show=progress, label="one_pixel"):
-            going = ~met.any(dim=1) & call.can_pay(rows, population)
-            _keep(call, best, rows[~going], genes[~going], fitness[~going], met[~going])
+            going = ~met.any(dim=1) & session.can_pay(rows, population)
+            _keep(session, best, rows[~going], genes[~going], fitness[~going], met[~going])
             rows, genes, fitness, met = rows[going], genes[going], fitness[going], met[going]
             if not rows.numel():
                 break
             one, two, three = _others(noise.take(rows), g, population).unbind(dim=2)
             child = _at(genes, one) + weight * (_at(genes, two) - _at(genes, three))
-            child = _clip(call, child)
-            value, won = _ask(call, rows, child)
+            child = _clip(session, child)
+            value, won = _ask(session, rows, child)
             better = won | (value < fitness - 1e-9 * fitness.abs().clamp_min(1.0))
             genes = torch.where(better[..., None, None], child, genes)
             fitness, met = torch.where(better, value, fitness), won
-        _keep(call, best, rows, genes, fitness, met)
-        return call.result(best, asked=True)
+        _keep(session, best, rows, genes, fitness, met)
+        return session.result(best, asked=True)
 
 
 # A candidate is a (pixels, 2 + C) table, one line a pixel: row, column, values. A population: (n, P, pixels, 2 + C).
 
 
-def _first(call: Call, noise: Noise, pixels: int, population: int) -> Tensor:
+def _first(session: Session, noise: Noise, pixels: int, population: int) -> Tensor:
     """Generation 0."""
-    shape, channels, dtype = (population, pixels), call.x.shape[1], call.x.dtype
-    row, column = (noise.uniform((0, i), (*shape, 1), dtype) * call.x.shape[2 + i] for i in (0, 1))
+    shape, channels, dtype = (population, pixels), session.x.shape[1], session.x.dtype
+    row, column = (noise.uniform((0, i), (*shape, 1), dtype) * session.x.shape[2 + i] for i in (0, 1))
     mean, spread = 128 / 255, 127 / 255
-    value = call.low + (call.high - call.low) * (mean + spread * noise.normal((0, 2), (*shape, channels), dtype))
-    return _clip(call, torch.cat([row, column, value], dim=3))
+    value = session.low + (session.high - session.low) * (
+        mean + spread * noise.normal((0, 2), (*shape, channels), dtype)
+    )
+    return _clip(session, torch.cat([row, column, value], dim=3))
 
 
-def _clip(call: Call, genes: Tensor) -> Tensor:
+def _clip(session: Session, genes: Tensor) -> Tensor:
     """Rows and columns into the image, values into the box."""
-    place = [genes[..., [i]].clamp(0, call.x.shape[2 + i] - 0.5) for i in (0, 1)]
-    return torch.cat([*place, genes[..., 2:].clamp(call.low, call.high)], dim=3)
+    place = [genes[..., [i]].clamp(0, session.x.shape[2 + i] - 0.5) for i in (0, 1)]
+    return torch.cat([*place, genes[..., 2:].clamp(session.low, session.high)], dim=3)
 
 
 def _others(noise: Noise, generation: int, population: int) -> Tensor:
@@ -148,24 +150,26 @@ def _images(clean: Tensor, genes: Tensor) -> Tensor:
     return images
 
 
-def _ask(call: Call, rows: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
+def _ask(session: Session, rows: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
     """Log odds, to be minimized, and whether the goal is met: (n, P) each; blocks of samples bound the memory."""
-    block = max(1, _AT_ONCE // max(1, genes.shape[1] * call.x[0].numel()))
+    block = max(1, _AT_ONCE // max(1, genes.shape[1] * session.x[0].numel()))
     parts = []
     for some, table in zip(rows.split(block), genes.split(block), strict=True):
-        answer = call.ask_many(_images(call.x[some], table), some)
-        label = (call.y if call.target is None else call.target)[some, None, None].expand(-1, genes.shape[1], 1)
+        answer = session.ask_many(_images(session.x[some], table), some)
+        label = (session.y if session.target is None else session.target)[some, None, None].expand(
+            -1, genes.shape[1], 1
+        )
         logits = answer.logits.double()
         odds = logits.gather(2, label) - logits.scatter(2, label, -torch.inf).logsumexp(dim=2, keepdim=True)
-        value = odds.squeeze(2) if call.target is None else -odds.squeeze(2)
+        value = odds.squeeze(2) if session.target is None else -odds.squeeze(2)
         parts.append((value.nan_to_num(torch.inf, torch.inf, -torch.inf), answer.met))
     return torch.cat([value for value, _ in parts]), torch.cat([met for _, met in parts])
 
 
-def _keep(call: Call, best: Tensor, rows: Tensor, genes: Tensor, fitness: Tensor, met: Tensor) -> None:
+def _keep(session: Session, best: Tensor, rows: Tensor, genes: Tensor, fitness: Tensor, met: Tensor) -> None:
     """Write each sample's best candidate into ``best``: of those that meet the goal, if there are any."""
     if not rows.numel():
         return
     fitness = torch.where(met.any(dim=1, keepdim=True) & ~met, torch.inf, fitness)
     top = fitness.argmin(dim=1, keepdim=True)
-    best[rows] = _images(call.x[rows], _at(genes, top))[:, 0]
+    best[rows] = _images(session.x[rows], _at(genes, top))[:, 0]

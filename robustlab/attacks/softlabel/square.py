@@ -35,14 +35,14 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
-from robustlab.losses import LossFunction, attacker_loss
-from robustlab.noise import Noise
-from robustlab.norms import get_norm
+from robustlab.geometry.keyed import Noise
+from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a run of 10,000 queries
 
@@ -76,7 +76,7 @@ def square(
         eps: radius ε > 0 in units of x; a number or (N,).
         queries: at most so many points are tried in each restart.
         p_init: share of the pixels changed at first, in (0, 1].
-        loss: attacker's loss g, minimized (:mod:`robustlab.losses`).
+        loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`).
         restarts: number of random starts; a sample that is done skips the rest.
         rescale: stretch the schedule of p, which is made for 10,000 queries, to ``queries``.
         target: a label, or (N,), for a targeted attack.
@@ -103,26 +103,26 @@ def square(
     checks.images(x, victim.bounds)
     checks.pictures(x)
     eps = checks.per_sample("eps", eps, x)
-    with victim.call(x, y, target=target, ids=ids, access="soft", loss=g) as call:
-        best, best_loss = call.x.clone(), call.x.new_full(call.x.shape[:1], torch.inf)
-        noise, rows = call.noise(seed), call.active
+    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
+        best, best_loss = session.x.clone(), session.x.new_full(session.x.shape[:1], torch.inf)
+        noise, rows = session.noise(seed), session.active
         for restart in range(restarts):
-            search = (_Linf if norm == "linf" else _L2)(call, rows, eps[rows], noise.take(rows))
+            search = (_Linf if norm == "linf" else _L2)(session, rows, eps[rows], noise.take(rows))
             for i in bar(range(queries), show=progress, label="square"):
-                if not bool((paying := call.can_pay(search.rows)).all()):
+                if not bool((paying := session.can_pay(search.rows)).all()):
                     search.leave(~paying, best, best_loss)
                 if not search.rows.numel():
                     break
                 p = _share(i, queries, p_init, rescale)
                 proposal = search.start((restart, 0)) if i == 0 else search.propose((restart, i), p)
-                answer = call.ask(proposal, search.rows)
-                aim = None if call.target is None else call.target[search.rows]
-                search.choose(proposal, g(answer.logits, call.y[search.rows], aim), answer.met)
+                answer = session.ask(proposal, search.rows)
+                aim = None if session.target is None else session.target[search.rows]
+                search.choose(proposal, g(answer.logits, session.y[search.rows], aim), answer.met)
                 if bool(answer.met.any()):
                     search.leave(answer.met, best, best_loss)
             rows = search.rows
             search.leave(torch.ones_like(rows, dtype=torch.bool), best, best_loss)
-        return call.result(best, asked=True)
+        return session.result(best, asked=True)
 
 
 def _share(i: int, queries: int, p_init: float, rescale: bool) -> float:
@@ -134,9 +134,9 @@ def _share(i: int, queries: int, p_init: float, rescale: bool) -> float:
 class _Search(ABC):
     """Where the samples ``rows`` stand in one restart: their best ``points`` and the loss there."""
 
-    def __init__(self, call: Call, rows: Tensor, eps: Tensor, noise: Noise) -> None:
-        self.rows, self.noise, self.bounds = rows, noise, (call.low, call.high)
-        self.clean, self.eps = call.x[rows], eps.reshape(-1, 1, 1, 1)
+    def __init__(self, session: Session, rows: Tensor, eps: Tensor, noise: Noise) -> None:
+        self.rows, self.noise, self.bounds = rows, noise, (session.low, session.high)
+        self.clean, self.eps = session.x[rows], eps.reshape(-1, 1, 1, 1)
         self.points = self.clean
         self.loss = eps.new_full(eps.shape, torch.inf)
         self.channels, self.height, self.width = self.clean.shape[1:]

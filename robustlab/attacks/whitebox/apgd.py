@@ -31,15 +31,15 @@ import math
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.apgd_descent import Descent
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import beside
-from robustlab.losses import LossFunction, attacker_loss
-from robustlab.noise import Noise
-from robustlab.norms import Norm, get_norm
+from robustlab.geometry.keyed import Noise
+from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 _PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # of multi_eps: radius over ε, share of the steps
 
@@ -76,7 +76,7 @@ def apgd(
         eps: radius ε > 0 in units of x; a number or (N,).
         steps: number of gradient steps in each run.
         restarts: number of random starts; a sample that is done skips the rest.
-        loss: attacker's loss g, minimized (:mod:`robustlab.losses`): ``"ce"``, ``"dlr"`` or another.
+        loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`): ``"ce"``, ``"dlr"`` or another.
         target: a label, or (N,), for a targeted attack, which succeeds at the target alone.
         toward: a label, or (N,), at which the targeted form of ``loss`` aims while the goal stays untargeted: any label
             but y is a success. APGD-T of AutoAttack is a run toward each of nine classes. Not beside ``target``.
@@ -115,23 +115,23 @@ def apgd(
         checks.same_shape("init", init, x)
     aim = None if toward is None else checks.toward(toward, x, target)
     needed = 2 if aim is None else g.min_classes_targeted
-    with victim.call(x, y, target=target, ids=ids, loss=g if aim is None else None, min_classes=needed) as call:
+    with victim.session(x, y, target=target, ids=ids, loss=g if aim is None else None, min_classes=needed) as session:
         if aim is not None:
-            call.check_toward(aim)
-        search = Descent(call, ball, eps, rho, trace)
-        noise, rows = call.noise(seed), call.active
+            session.check_toward(aim)
+        search = Descent(session, ball, eps, rho, trace)
+        noise, rows = session.noise(seed), session.active
         phases = _phases(steps) if multi_eps else [(1.0, steps)]
         for restart in bar(range(restarts), show=progress and restarts > 1, label="apgd restarts"):
             if not rows.numel():
                 break
             if own := init is not None and restart == 0:
-                delta = init.detach()[rows].to(call.x)
+                delta = init.detach()[rows].to(session.x)
             else:
-                delta = _start(ball, noise.take(rows), restart, call.x[rows], phases[0][0] * eps[rows])
+                delta = _start(ball, noise.take(rows), restart, session.x[rows], phases[0][0] * eps[rows])
             for factor, count in phases:
                 rows, delta = search.run(rows, delta, factor, count, g, aim, own, progress and restarts == 1)
                 own = True  # a later phase goes on from the best point of the one before
-        return call.result(search.best, asked=True, trace=search.traces())
+        return session.result(search.best, asked=True, trace=search.traces())
 
 
 def _phases(steps: int) -> list[tuple[float, int]]:

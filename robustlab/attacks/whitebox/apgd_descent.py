@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from robustlab.call import Call, beside
-from robustlab.losses import LossFunction
-from robustlab.norms import Norm
+from robustlab.attacker.losses import LossFunction
+from robustlab.attacker.session import Session, beside
+from robustlab.geometry.norms import Norm
 from robustlab.progress import bar
 
 _MOMENTUM = 0.75
@@ -47,10 +47,10 @@ class _State:
 class Descent:
     """The runs of one call: the best point of every sample so far, and the loop that improves it."""
 
-    def __init__(self, call: Call, ball: Norm, eps: Tensor, rho: float, trace: bool) -> None:
-        self.call, self.ball, self.eps, self.rho, self.trace = call, ball, eps, rho, trace
-        self.best = call.x.clone()
-        self.best_loss = call.x.new_full(call.x.shape[:1], torch.inf)
+    def __init__(self, session: Session, ball: Norm, eps: Tensor, rho: float, trace: bool) -> None:
+        self.session, self.ball, self.eps, self.rho, self.trace = session, ball, eps, rho, trace
+        self.best = session.x.clone()
+        self.best_loss = session.x.new_full(session.x.shape[:1], torch.inf)
         self._losses: list[Tensor] = []
         self._steps: list[Tensor] = []
 
@@ -63,11 +63,11 @@ class Descent:
         Returns the samples that go on (not fooled, not out of budget), and the δ of their best points. In a ball that
         is larger than ε nothing counts as a success. ``own``: the start is the caller's (ℓ1 adapts to its support).
         """
-        call, inside = self.call, factor == 1.0
-        first = call.first_success.clone()
+        session, inside = self.session, factor == 1.0
+        first = session.first_success.clone()
         s, windows = self._begin(rows, delta, factor, own), self._windows(steps)
         for k in bar(range(steps + 1), show=progress, label="apgd"):
-            if not bool((paying := call.can_pay(s.rows)).all()):
+            if not bool((paying := session.can_pay(s.rows)).all()):
                 s = s.take(paying)
             if not s.rows.numel():
                 break
@@ -82,7 +82,7 @@ class Descent:
                 self._adapt(s, windows[k])
             self._step(s, 1.0 if k == 0 else _MOMENTUM)
         if not inside:
-            call.first_success.copy_(first)
+            session.first_success.copy_(first)
         return s.rows, s.best - s.clean
 
     def traces(self) -> dict[str, Tensor] | None:
@@ -103,13 +103,13 @@ class Descent:
         return ends
 
     def _begin(self, rows: Tensor, delta: Tensor, factor: float, own: bool) -> _State:
-        clean, eps = self.call.x[rows], factor * self.eps[rows]
-        low, high = self.call.low - clean, self.call.high - clean
+        clean, eps = self.session.x[rows], factor * self.eps[rows]
+        low, high = self.session.low - clean, self.session.high - clean
         delta = self.ball.project_box(delta, eps, low, high)
-        points = (clean + delta).clamp_(self.call.low, self.call.high)
+        points = (clean + delta).clamp_(self.session.low, self.session.high)
         if self.ball.name == "linf":
-            low = (clean - beside(eps, clean)).clamp_(self.call.low, self.call.high)
-            high = (clean + beside(eps, clean)).clamp_(self.call.low, self.call.high)
+            low = (clean - beside(eps, clean)).clamp_(self.session.low, self.session.high)
+            high = (clean + beside(eps, clean)).clamp_(self.session.low, self.session.high)
         none, every = torch.zeros_like(eps), torch.full_like(eps, points[0].numel())
         support = _support(points - clean, eps) if own else every
         return _State(
@@ -121,17 +121,17 @@ class Descent:
 
     def _ask(self, s: _State, g: LossFunction, aim: Tensor | None, want_gradient: bool) -> Tensor:
         """Ask for loss and gradient at the points, note what is best; returns which samples meet the goal."""
-        call = self.call
+        session = self.session
 
         def loss(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
             return g(logits, y, target if aim is None else aim)
 
         if want_gradient:
-            answer = call.gradient(s.points, s.rows, loss)
+            answer = session.gradient(s.points, s.rows, loss)
             value, s.grad = answer.loss, answer.grad
         else:
-            answer = call.ask(s.points, s.rows)
-            value = loss(answer.logits, call.y[s.rows], None if call.target is None else call.target[s.rows])
+            answer = session.ask(s.points, s.rows)
+            value = loss(answer.logits, session.y[s.rows], None if session.target is None else session.target[s.rows])
         started = s.loss.isfinite()
         s.improved = s.improved + (started & (value < s.loss))
         s.loss = value
@@ -186,7 +186,9 @@ class Descent:
         """η spread in equal parts over the k elements of largest gradient that can move (all that tie for the last)."""
         delta = (s.points - s.clean).flatten(1)
         grad = -s.grad.flatten(1)
-        slack = 4 * torch.finfo(grad.dtype).eps * max(abs(self.call.low), abs(self.call.high))  # of rounding x + δ
+        slack = (
+            4 * torch.finfo(grad.dtype).eps * max(abs(self.session.low), abs(self.session.high))
+        )  # of rounding x + δ
         room = torch.where(grad > 0, s.high.flatten(1) - delta, delta - s.low.flatten(1))
         grad = grad.masked_fill(room <= slack, 0.0)
         size, d = grad.abs(), grad.shape[1]
@@ -201,7 +203,7 @@ class Descent:
         if self.ball.name == "linf":
             return points.clamp_(s.low, s.high)
         delta = self.ball.project_box(points.sub_(s.clean), s.eps, s.low, s.high)
-        return delta.add_(s.clean).clamp_(self.call.low, self.call.high)
+        return delta.add_(s.clean).clamp_(self.session.low, self.session.high)
 
 
 def _support(delta: Tensor, eps: Tensor) -> Tensor:

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import goal_margin
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session, beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call, beside
-from robustlab.losses import goal_margin
-from robustlab.norms import get_norm
+from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 Density = Callable[[Tensor], Tensor]
 """From points (n, ...) to the density (n,) of benign data there, differentiable."""
@@ -91,33 +91,33 @@ def biggio_evasion(
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
     step = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
-    with victim.call(x, y, target=target, ids=ids) as call:
-        best, lowest = call.x.clone(), call.x.new_full(call.x.shape[:1], torch.inf)
-        won = torch.zeros_like(call.y, dtype=torch.bool)
-        rows, points = call.active, call.x[call.active]
+    with victim.session(x, y, target=target, ids=ids) as session:
+        best, lowest = session.x.clone(), session.x.new_full(session.x.shape[:1], torch.inf)
+        won = torch.zeros_like(session.y, dtype=torch.bool)
+        rows, points = session.active, session.x[session.active]
         history: list[tuple[Tensor, Tensor]] = []
         for k in bar(range(steps + 1), show=progress, label="biggio_evasion"):
-            paying = call.can_pay(rows)
+            paying = session.can_pay(rows)
             rows, points = rows[paying], points[paying]
             if not rows.numel():
                 break
-            value, p, met, slope = _objective(call, points, rows, density, lam, slope=k < steps)
+            value, p, met, slope = _objective(session, points, rows, density, lam, slope=k < steps)
             total = value - lam * p
             better = (met & ~won[rows]) | ((met == won[rows]) & (total < lowest[rows]))
             chosen = rows[better]
             best[chosen], lowest[chosen], won[chosen] = points[better], total[better], met[better]
             if trace:
-                history.append((_filled(call, rows, value), _filled(call, rows, p)))
+                history.append((_filled(session, rows, value), _filled(session, rows, p)))
             if k < steps:
-                clean = call.x[rows]
+                clean = session.x[rows]
                 size = beside(step[rows], clean)
                 delta = points - clean - size * get_norm("l2").steepest(slope)
-                delta = ball.project_box(delta, eps[rows], call.low - clean, call.high - clean)
-                points = (clean + delta).clamp(call.low, call.high)
+                delta = ball.project_box(delta, eps[rows], session.low - clean, session.high - clean)
+                points = (clean + delta).clamp(session.low, session.high)
         kept = None
         if history:
             kept = {"margin": torch.stack([h[0] for h in history]), "density": torch.stack([h[1] for h in history])}
-        return call.result(best, asked=True, trace=kept)
+        return session.result(best, asked=True, trace=kept)
 
 
 class KernelDensity:
@@ -161,14 +161,14 @@ class KernelDensity:
 
 
 def _objective(
-    call: Call, points: Tensor, rows: Tensor, density: Density | None, lam: float, slope: bool
+    session: Session, points: Tensor, rows: Tensor, density: Density | None, lam: float, slope: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """g, p and whether the goal is met at ``points``; and the gradient of g − λ·p, if asked for."""
     if not slope:
-        answer = call.ask(points, rows)
-        value = -call.goal_margin(answer.logits, rows)
+        answer = session.ask(points, rows)
+        value = -session.goal_margin(answer.logits, rows)
         return value, value.new_zeros(value.shape) if density is None else density(points), answer.met, points
-    answer = call.gradient(points, rows, _margin)
+    answer = session.gradient(points, rows, _margin)
     if density is None:
         return answer.loss, torch.zeros_like(answer.loss), answer.met, answer.grad
     with torch.enable_grad():
@@ -183,6 +183,6 @@ def _margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: floa
     return -goal_margin(logits, y, target)
 
 
-def _filled(call: Call, rows: Tensor, values: Tensor) -> Tensor:
+def _filled(session: Session, rows: Tensor, values: Tensor) -> Tensor:
     """(N,) with NaN for the samples that are not among ``rows``."""
-    return call.x.new_full(call.x.shape[:1], torch.nan).index_copy(0, rows, values.to(call.x))
+    return session.x.new_full(session.x.shape[:1], torch.nan).index_copy(0, rows, values.to(session.x))

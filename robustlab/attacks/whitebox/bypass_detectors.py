@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import part_of
+from robustlab.attacker.victim import Victim, as_logits
 from robustlab.attacks.whitebox.pgd import pgd
-from robustlab.call import part_of
-from robustlab.norms import measure
+from robustlab.geometry.norms import measure
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim, as_logits
 
 Detector = Callable[[Tensor], Tensor]
 
@@ -117,18 +117,18 @@ def bypass_detectors(
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
     joint = Victim(Joint(_logits_of(victim), detector, float(threshold)), bounds=victim.bounds, mode=victim.mode)
-    with victim.call(x, y, target=target, ids=ids) as call, joint.held(x.device):
-        if call.clean is None:  # an empty batch
-            return call.result(call.x.clone())
-        x, y, ids, queries = call.x, call.y, call.ids, call.queries
-        order = call.clean.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
+    with victim.session(x, y, target=target, ids=ids) as session, joint.held(x.device):
+        if session.clean is None:  # an empty batch
+            return session.result(session.x.clone())
+        x, y, ids, queries = session.x, session.y, session.ids, session.queries
+        order = session.clean.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
         success = joint.model.fires(x).logical_not_()  # type: ignore[operator]
-        success[call.active] = False
-    tries = min(targets, order.shape[1] - 1) if call.target is None else 1
+        success[session.active] = False
+    tries = min(targets, order.shape[1] - 1) if session.target is None else 1
     if victim.budget is not None:
         tries = max(1, min(tries, (victim.budget - 1) // 2))
         joint.budget = (victim.budget - 1) // tries
-    goals = order[:, :tries] if call.target is None else call.target[:, None]
+    goals = order[:, :tries] if session.target is None else session.target[:, None]
 
     rows = (~success).nonzero().flatten()
     if victim.budget == 2:

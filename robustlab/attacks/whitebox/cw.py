@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session, beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.cw_descent import Schedule, descend
 from robustlab.attacks.whitebox.pgd import Model
 from robustlab.attacks.whitebox.weight_search import WeightSearch
-from robustlab.call import Call, beside
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def cw(
@@ -82,25 +82,25 @@ def cw(
     checks.positive("lr", lr)
     checks.positive("c", c)
     victim = Victim.of(victim)
-    with victim.call(x, y, target=target, ids=ids, kappa=kappa) as call:
-        if not call.active.numel():
-            return call.result(call.x)
+    with victim.session(x, y, target=target, ids=ids, kappa=kappa) as session:
+        if not session.active.numel():
+            return session.result(session.x)
         plan: Schedule
         if norm == "l2":
-            plan = _L2(call, c, lr, search_steps)
+            plan = _L2(session, c, lr, search_steps)
         elif norm == "linf":
-            plan = _Linf(call, c, lr, search_steps)
+            plan = _Linf(session, c, lr, search_steps)
         else:
-            plan = _L0(call, c, lr)
-        return call.result(descend(call, plan, steps, abort_early, progress), asked=True, revert=True)
+            plan = _L0(session, c, lr)
+        return session.result(descend(session, plan, steps, abort_early, progress), asked=True, revert=True)
 
 
 class _L2(Schedule):
     """Binary search on c: up by tens until a success, then halving the interval."""
 
-    def __init__(self, call: Call, first_c: float, lr: float, search_steps: int) -> None:
-        super().__init__(call, first_c, lr)
-        self.search = WeightSearch(call.x, first_c, search_steps)
+    def __init__(self, session: Session, first_c: float, lr: float, search_steps: int) -> None:
+        super().__init__(session, first_c, lr)
+        self.search = WeightSearch(session.x, first_c, search_steps)
         self.distance = torch.full_like(self.c, torch.inf)
 
     def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,10 +122,10 @@ class _Linf(Schedule):
     stop_at_success = True
     cut, largest_c = 0.1, 20.0
 
-    def __init__(self, call: Call, first_c: float, lr: float, search_steps: int) -> None:
-        super().__init__(call, first_c, lr)
+    def __init__(self, session: Session, first_c: float, lr: float, search_steps: int) -> None:
+        super().__init__(session, first_c, lr)
         self.first_lr, self.finest = lr, self.cut / 2**search_steps
-        self.radius = torch.full_like(self.c, call.high - call.low)  # the best ‖δ‖∞ so far
+        self.radius = torch.full_like(self.c, session.high - session.low)  # the best ‖δ‖∞ so far
         self.tau, self.cuts = self.radius.clone(), torch.full_like(self.c, self.cut)
         self.solved = torch.zeros_like(self.c, dtype=torch.bool)
 
@@ -159,9 +159,9 @@ class _L0(Schedule):
     stop_at_success = True
     largest_c = 2e6
 
-    def __init__(self, call: Call, first_c: float, lr: float) -> None:
-        super().__init__(call, first_c, lr)
-        self.free = torch.ones_like(call.x, dtype=torch.bool)
+    def __init__(self, session: Session, first_c: float, lr: float) -> None:
+        super().__init__(session, first_c, lr)
+        self.free = torch.ones_like(session.x, dtype=torch.bool)
 
     def mask(self, rows: Tensor) -> Tensor:
         return self.free[rows]

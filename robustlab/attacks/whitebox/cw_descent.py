@@ -14,8 +14,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from robustlab.call import Call, beside
-from robustlab.losses import shortfall
+from robustlab.attacker.losses import shortfall
+from robustlab.attacker.session import Session, beside
 from robustlab.progress import bar
 
 # Keeps atanh finite for pixels exactly at the bounds.
@@ -52,10 +52,10 @@ class Schedule(ABC):
 
     stop_at_success = False
 
-    def __init__(self, call: Call, first_c: float, lr: float) -> None:
-        self.call, self.box = call, TanhBox(call.low, call.high)
-        self.best, self.start = call.x.clone(), self.box.inverse(call.x)
-        self.c = call.x.new_full(call.x.shape[:1], first_c)
+    def __init__(self, session: Session, first_c: float, lr: float) -> None:
+        self.session, self.box = session, TanhBox(session.low, session.high)
+        self.best, self.start = session.x.clone(), self.box.inverse(session.x)
+        self.c = session.x.new_full(session.x.shape[:1], first_c)
         self.lr = torch.full_like(self.c, lr)
 
     def mask(self, rows: Tensor) -> Tensor | None:
@@ -79,12 +79,12 @@ class Schedule(ABC):
         """A run of ``rows`` ended, with or without a success: set up the next one; returns which of them have one."""
 
 
-def descend(call: Call, plan: Schedule, steps: int, abort_early: bool, progress: bool) -> Tensor:
+def descend(session: Session, plan: Schedule, steps: int, abort_early: bool, progress: bool) -> Tensor:
     """Take all active samples through their schedules; returns ``plan.best``."""
-    rows, period = call.active, max(1, steps // 10)
+    rows, period = session.active, max(1, steps // 10)
     state = _Runs(rows, plan)
     for _ in bar(count(), show=progress, label="cw"):
-        if not bool((paying := call.can_pay(rows)).all()):
+        if not bool((paying := session.can_pay(rows)).all()):
             rows = rows[paying]
             state.take(paying)
         if not rows.numel():
@@ -92,11 +92,11 @@ def descend(call: Call, plan: Schedule, steps: int, abort_early: bool, progress:
         points, slope = plan.box.point(state.w)
         free = plan.mask(rows)
         if free is not None:
-            points, slope = torch.where(free, points, call.x[rows]), slope * free
-        answer = call.gradient(points, rows, shortfall)
-        delta = points - call.x[rows]
+            points, slope = torch.where(free, points, session.x[rows]), slope * free
+        answer = session.gradient(points, rows, shortfall)
+        delta = points - session.x[rows]
         value, pull = plan.penalty(delta, rows)
-        won = call.secure(answer.logits, rows) & plan.counts(value, rows)
+        won = session.secure(answer.logits, rows) & plan.counts(value, rows)
         if bool(won.any()):
             plan.success(rows[won], points[won], delta[won], value[won], answer.grad[won])
         state.won |= won

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import ce
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import beside
-from robustlab.losses import ce
-from robustlab.norms import get_norm
+from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def ddn(
@@ -85,20 +85,20 @@ def ddn(
     if levels is not None:
         checks.at_least("levels", levels, 2, integer=True)
     ball, victim = get_norm(norm), Victim.of(victim)
-    with victim.call(x, y, target=target, ids=ids) as call:
-        closest, rows = Closest(call, ball), call.active
+    with victim.session(x, y, target=target, ids=ids) as session:
+        closest, rows = Closest(session, ball), session.active
         if not rows.numel():
-            return call.result(call.x)
-        width, noise = call.high - call.low, call.noise(seed).take(rows)
-        clean = call.x[rows]
+            return session.result(session.x)
+        width, noise = session.high - session.low, session.noise(seed).take(rows)
+        clean = session.x[rows]
         points, delta = clean, torch.zeros_like(clean)
-        farthest = ball.length(torch.maximum(clean - call.low, call.high - clean))
+        farthest = ball.length(torch.maximum(clean - session.low, session.high - clean))
         length, eps = torch.zeros_like(farthest), torch.full_like(farthest, init_eps * width)
         for k in bar(range(steps), show=progress, label="ddn"):
-            if not bool(call.can_pay(rows).all()):  # all samples pay alike
+            if not bool(session.can_pay(rows).all()):  # all samples pay alike
                 break
-            answer = call.gradient(points, rows, ce)
-            won = call.secure(answer.logits, rows)
+            answer = session.gradient(points, rows, ce)
+            won = session.secure(answer.logits, rows)
             closest.keep(rows, points, length, won)
 
             size = ball.length(answer.grad)
@@ -109,10 +109,10 @@ def ddn(
             delta = torch.addcmul(delta, grad, beside(-width * cosine(1.0, 0.01, k, steps) / size, grad))
             eps = torch.minimum(eps * torch.where(won, 1 - gamma, 1 + gamma), farthest)
             scale = beside((eps / ball.length(delta)).nan_to_num_(0.0, 0.0), delta)
-            points = torch.addcmul(clean, delta, scale).clamp_(call.low, call.high)
+            points = torch.addcmul(clean, delta, scale).clamp_(session.low, session.high)
             if levels is not None:
-                points = points.sub_(call.low).mul_((levels - 1) / width).round_().mul_(width / (levels - 1))
-                points = points.add_(call.low).clamp_(call.low, call.high)
+                points = points.sub_(session.low).mul_((levels - 1) / width).round_().mul_(width / (levels - 1))
+                points = points.add_(session.low).clamp_(session.low, session.high)
             delta = points - clean
             length = ball.length(delta)
-        return call.result(closest.points, asked=True, revert=True)
+        return session.result(closest.points, asked=True, revert=True)

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import beyond
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session, beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call, beside
-from robustlab.losses import beyond
-from robustlab.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def deepfool(
@@ -80,47 +80,54 @@ def deepfool(
     checks.at_least("candidates", candidates, 2, integer=True)
     ball = get_norm(norm)
     victim = Victim.of(victim)
-    with victim.call(x, y, target=target, ids=ids) as call:
-        best, rows = call.x.clone(), call.active
+    with victim.session(x, y, target=target, ids=ids) as session:
+        best, rows = session.x.clone(), session.active
         if not rows.numel():
-            return call.result(best)
-        others = _candidates(call, candidates)
-        delta = torch.zeros_like(call.x[rows])
+            return session.result(best)
+        others = _candidates(session, candidates)
+        delta = torch.zeros_like(session.x[rows])
         for k in bar(range(steps + 1), show=progress, label="deepfool"):
-            paying = call.can_pay(rows)
+            paying = session.can_pay(rows)
             rows, delta = rows[paying], delta[paying]
             if not rows.numel():
                 break
-            points = (call.x[rows] + (1 + overshoot) * delta).clamp_(call.low, call.high)
-            answer, classes, slopes = call.jacobian(points, rows, partial(_classes, call, rows, others))
-            done = call.secure(answer.logits, rows)
+            points = (session.x[rows] + (1 + overshoot) * delta).clamp_(session.low, session.high)
+            answer, classes, slopes = session.jacobian(points, rows, partial(_classes, session, rows, others))
+            done = session.secure(answer.logits, rows)
             best[rows[done]] = points[done]
-            extra, avoid_box = 0.0 if k < 3 else 1e-4 * (call.high - call.low), 2 * k >= steps
-            move, stuck = _to_nearest(ball, answer.logits, classes, slopes, points, call, extra, avoid_box)
+            extra, avoid_box = 0.0 if k < 3 else 1e-4 * (session.high - session.low), 2 * k >= steps
+            move, stuck = _to_nearest(ball, answer.logits, classes, slopes, points, session, extra, avoid_box)
             going = ~done & ~stuck
             rows, delta = rows[going], (delta + move)[going]
-            clean = call.x[rows]
-            delta = (clean + delta).clamp_(call.low, call.high).sub_(clean)
-        return call.result(best, asked=True, revert=True)
+            clean = session.x[rows]
+            delta = (clean + delta).clamp_(session.low, session.high).sub_(clean)
+        return session.result(best, asked=True, revert=True)
 
 
-def _candidates(call: Call, count: int) -> Tensor:
+def _candidates(session: Session, count: int) -> Tensor:
     """(N, C) classes whose boundary is considered: y first, then the largest other logits at x."""
-    assert call.clean is not None
-    ranked = call.clean.scatter(1, call.y[:, None], torch.inf).argsort(dim=1, descending=True)
-    return ranked[:, : min(count, call.clean.shape[1])]
+    assert session.clean is not None
+    ranked = session.clean.scatter(1, session.y[:, None], torch.inf).argsort(dim=1, descending=True)
+    return ranked[:, : min(count, session.clean.shape[1])]
 
 
-def _classes(call: Call, rows: Tensor, others: Tensor, logits: Tensor) -> Tensor:
+def _classes(session: Session, rows: Tensor, others: Tensor, logits: Tensor) -> Tensor:
     """(n, C): the class to leave, then those to reach. Targeted: the class that leads now, then the target."""
-    if call.target is None:
+    if session.target is None:
         return others[rows]
-    target = call.target[rows, None]
+    target = session.target[rows, None]
     return torch.cat([logits.scatter(1, target, -torch.inf).argmax(dim=1, keepdim=True), target], dim=1)
 
 
 def _to_nearest(
-    ball: Norm, logits: Tensor, classes: Tensor, slopes: Tensor, points: Tensor, call: Call, extra: float, box: bool
+    ball: Norm,
+    logits: Tensor,
+    classes: Tensor,
+    slopes: Tensor,
+    points: Tensor,
+    session: Session,
+    extra: float,
+    box: bool,
 ) -> tuple[Tensor, Tensor]:
     """The step onto the nearest of the linearized boundaries, ``extra`` longer, and which samples have none.
 
@@ -130,7 +137,7 @@ def _to_nearest(
     gap = scores[:, :1] - scores[:, 1:] + beyond(logits).unsqueeze(1)
     if box:
         points = points.unsqueeze(1)
-        blocked = ((points <= call.low) & (slopes < 0)) | ((points >= call.high) & (slopes > 0))
+        blocked = ((points <= session.low) & (slopes < 0)) | ((points >= session.high) & (slopes > 0))
         slopes = slopes.masked_fill(blocked, 0.0)
     n, c = gap.shape
     length = ball.dual.length(slopes.flatten(0, 1)).reshape(n, c)

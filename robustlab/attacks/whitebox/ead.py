@@ -29,15 +29,15 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import shortfall
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session, beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.minimum_norm import Closest
 from robustlab.attacks.whitebox.pgd import Model
 from robustlab.attacks.whitebox.weight_search import WeightSearch
-from robustlab.call import Call, beside
-from robustlab.losses import shortfall
-from robustlab.norms import get_norm
+from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def ead(
@@ -99,16 +99,16 @@ def ead(
     checks.positive("lr", lr)
     checks.positive("c", c)
     victim = Victim.of(victim)
-    with victim.call(x, y, target=target, ids=ids, kappa=kappa) as call:
-        best, search, rows = Closest(call, get_norm(norm)), WeightSearch(call.x, c, search_steps), call.active
-        run = _Fista(call, best, beta, rule, scaled, lr, steps, abort_early)
+    with victim.session(x, y, target=target, ids=ids, kappa=kappa) as session:
+        best, search, rows = Closest(session, get_norm(norm)), WeightSearch(session.x, c, search_steps), session.active
+        run = _Fista(session, best, beta, rule, scaled, lr, steps, abort_early)
         for _ in bar(range(search_steps), show=progress, label="ead"):
             won = run(rows, search.c[rows])
             rows = rows[search.next(rows, won)]
-            rows = rows[call.can_pay(rows, 2)]
+            rows = rows[session.can_pay(rows, 2)]
             if not rows.numel():
                 break
-        return call.result(best.points, asked=True, revert=True)
+        return session.result(best.points, asked=True, revert=True)
 
 
 def shrink(z: Tensor, clean: Tensor, beta: float | Tensor, low: float, high: float) -> Tensor:
@@ -127,7 +127,7 @@ class _Fista:
 
     def __init__(
         self,
-        call: Call,
+        session: Session,
         best: Closest,
         beta: float,
         rule: str,
@@ -136,19 +136,19 @@ class _Fista:
         steps: int,
         abort_early: bool,
     ) -> None:
-        self.call, self.best, self.beta, self.rule, self.scaled = call, best, beta, rule, scaled
+        self.session, self.best, self.beta, self.rule, self.scaled = session, best, beta, rule, scaled
         self.lr, self.steps, self.abort_early = lr, steps, abort_early
-        self.width = call.high - call.low
+        self.width = session.high - session.low
 
     def __call__(self, rows: Tensor, c: Tensor) -> Tensor:
         """Returns which of ``rows`` succeeded with their ``c`` (n,)."""
-        call, period = self.call, max(1, self.steps // 10)
+        session, period = self.session, max(1, self.steps // 10)
         succeeded = torch.zeros_like(rows, dtype=torch.bool)
         place = torch.arange(len(rows), device=rows.device)
-        clean = iterate = momentum = call.x[rows]
+        clean = iterate = momentum = session.x[rows]
         previous = torch.full_like(c, torch.inf)
         for k in range(self.steps):
-            going = call.can_pay(rows, 2)
+            going = session.can_pay(rows, 2)
             if not bool(going.all()):
                 rows, place, c, previous, clean, iterate, momentum = (
                     t[going] for t in (rows, place, c, previous, clean, iterate, momentum)
@@ -156,15 +156,15 @@ class _Fista:
             if not rows.numel():
                 break
             old, lr = iterate, self.lr * (1 - k / self.steps) ** 0.5
-            answer = call.gradient(momentum, rows, shortfall)
+            answer = session.gradient(momentum, rows, shortfall)
             slope = answer.grad * beside(c * (answer.loss > 0) * self.width**2, clean)
             slope.add_(momentum - clean, alpha=2)
             threshold = self.beta * self.width * (lr if self.scaled else 1.0)
-            iterate = shrink(slope.mul_(-lr).add_(momentum), clean, threshold, call.low, call.high)
-            momentum = torch.lerp(old, iterate, 1 + k / (k + 3)).clamp_(call.low, call.high)
+            iterate = shrink(slope.mul_(-lr).add_(momentum), clean, threshold, session.low, session.high)
+            momentum = torch.lerp(old, iterate, 1 + k / (k + 3)).clamp_(session.low, session.high)
 
-            logits = call.ask(iterate, rows).logits
-            won, due = call.secure(logits, rows), self.abort_early and k > 0 and k % period == 0
+            logits = session.ask(iterate, rows).logits
+            won, due = session.secure(logits, rows), self.abort_early and k > 0 and k % period == 0
             if not (due or bool(won.any())):
                 continue
             delta = ((iterate - clean) / self.width).flatten(1)
@@ -173,8 +173,8 @@ class _Fista:
             self.best.keep(rows, iterate, elastic if self.rule == "en" else l1, won)
             succeeded[place[won]] = True
             if due:
-                target = None if call.target is None else call.target[rows]
-                total = elastic + c * shortfall(logits, call.y[rows], target, call.kappa).clamp_min(0)
+                target = None if session.target is None else session.target[rows]
+                total = elastic + c * shortfall(logits, session.y[rows], target, session.kappa).clamp_min(0)
                 going = ~(total > 0.9999 * previous)
                 rows, place, c, previous, clean, iterate, momentum = (
                     t[going] for t in (rows, place, c, total, clean, iterate, momentum)

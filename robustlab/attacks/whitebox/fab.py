@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import beyond, shortfall
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
 from robustlab.attacks.whitebox.minimum_norm import Closest
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
-from robustlab.losses import beyond, shortfall
-from robustlab.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def fab(
@@ -103,25 +103,25 @@ def fab(
     radius = None if eps is None else checks.per_sample("eps", eps, x)
     aim = None if toward is None else checks.toward(toward, x, target)
     ball = get_norm(norm)
-    with victim.call(x, y, target=target, ids=ids) as call:
-        closest, noise = Closest(call, ball), call.noise(seed)
-        if not call.active.numel():
-            return call.result(call.x)
-        boundary = _Boundary(call, ball, candidates, aim)
+    with victim.session(x, y, target=target, ids=ids) as session:
+        closest, noise = Closest(session, ball), session.noise(seed)
+        if not session.active.numel():
+            return session.result(session.x)
+        boundary = _Boundary(session, ball, candidates, aim)
         for restart in bar(range(restarts), show=progress, label="fab restarts"):
-            start = call.x.flatten(1)[call.active]
+            start = session.x.flatten(1)[session.active]
             if restart:
-                reach = torch.maximum(call.x - call.low, call.high - call.x).flatten(1)
+                reach = torch.maximum(session.x - session.low, session.high - session.x).flatten(1)
                 reach = torch.minimum(ball.length(reach), closest.distance)
-                reach = (reach if radius is None else torch.minimum(reach, radius))[call.active] / 2
-                start = start + ball.uniform(noise.take(call.active), restart, start, reach)
-            _run(call, closest, boundary, start.clamp(call.low, call.high), steps, alpha_max, eta, beta)
+                reach = (reach if radius is None else torch.minimum(reach, radius))[session.active] / 2
+                start = start + ball.uniform(noise.take(session.active), restart, start, reach)
+            _run(session, closest, boundary, start.clamp(session.low, session.high), steps, alpha_max, eta, beta)
         closest.pull()
-        return call.result(closest.points, asked=True, revert=True)
+        return session.result(closest.points, asked=True, revert=True)
 
 
 def _run(
-    call: Call,
+    session: Session,
     closest: Closest,
     boundary: _Boundary,
     points: Tensor,
@@ -131,10 +131,10 @@ def _run(
     beta: float,
 ) -> None:
     """One start: ``points`` (n, d) for the active samples."""
-    rows, ball, box = call.active, closest.norm, (call.low, call.high)
-    clean = call.x.flatten(1)[rows]
+    rows, ball, box = session.active, closest.norm, (session.low, session.high)
+    clean = session.x.flatten(1)[rows]
     for _ in range(steps):
-        paying = call.can_pay(rows, 2)
+        paying = session.can_pay(rows, 2)
         rows, points, clean = rows[paying], points[paying], clean[paying]
         if not rows.numel():
             break
@@ -143,13 +143,13 @@ def _run(
         moves = to_hyperplane(ball, torch.stack([points, clean]), slope, torch.stack([gap, gap + behind]), *box)
         here, there = ball.length(moves[0]), ball.length(moves[1])
         alpha = (here / (here + there)).nan_to_num_(0.0).clamp_max_(alpha_max)
-        if call.target is not None:  # several boundaries meet at a target: no leaning back before it is reached
+        if session.target is not None:  # several boundaries meet at a target: no leaning back before it is reached
             alpha *= closest.distance[rows].isfinite()
         alpha = alpha.unsqueeze(1)
         points = torch.lerp(points.add(moves[0], alpha=eta), clean.add(moves[1], alpha=eta), alpha).clamp_(*box)
 
-        asked = points.reshape(-1, *call.x.shape[1:])
-        won = call.secure(call.ask(asked, rows).logits, rows)
+        asked = points.reshape(-1, *session.x.shape[1:])
+        won = session.secure(session.ask(asked, rows).logits, rows)
         delta = points - clean
         closest.keep(rows, asked, ball.length(delta), won)
         points = torch.where(won.unsqueeze(1), clean.add(delta, alpha=beta), points)
@@ -161,21 +161,21 @@ class _Boundary:
     At a point z + v the goal is met, as far as linearization goes, if ⟨slope, v⟩ ≥ gap.
     """
 
-    def __init__(self, call: Call, ball: Norm, candidates: int, toward: Tensor | None) -> None:
-        self.call, self.dual, self.toward = call, ball.dual, toward
-        assert call.clean is not None
+    def __init__(self, session: Session, ball: Norm, candidates: int, toward: Tensor | None) -> None:
+        self.session, self.dual, self.toward = session, ball.dual, toward
+        assert session.clean is not None
         if toward is not None:
-            call.check_toward(toward)
-        ranked = call.clean.scatter(1, call.y[:, None], torch.inf).argsort(dim=1, descending=True)
+            session.check_toward(toward)
+        ranked = session.clean.scatter(1, session.y[:, None], torch.inf).argsort(dim=1, descending=True)
         self.classes = ranked[:, :candidates]
 
     def __call__(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        images = points.reshape(-1, *self.call.x.shape[1:])
-        if self.toward is not None or self.call.target is not None:
+        images = points.reshape(-1, *self.session.x.shape[1:])
+        if self.toward is not None or self.session.target is not None:
             toward = None if self.toward is None else self.toward[rows]
-            answer = self.call.gradient(images, rows, partial(_shortfall, toward))
+            answer = self.session.gradient(images, rows, partial(_shortfall, toward))
             return answer.loss, answer.grad.flatten(1).neg()
-        answer, classes, slopes = self.call.jacobian(images, rows, lambda logits: self.classes[rows])
+        answer, classes, slopes = self.session.jacobian(images, rows, lambda logits: self.classes[rows])
         scores, slopes = answer.logits.gather(1, classes), slopes.flatten(2)
         gaps = scores[:, :1] - scores[:, 1:] + beyond(answer.logits).unsqueeze(1)
         length = self.dual.length(slopes.flatten(0, 1)).reshape(gaps.shape)

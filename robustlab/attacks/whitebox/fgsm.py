@@ -16,11 +16,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model, pgd
-from robustlab.losses import LossFunction, attacker_loss
-from robustlab.norms import get_norm
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
+from robustlab.geometry.norms import get_norm
 
 
 def fgsm(
@@ -46,7 +46,7 @@ def fgsm(
         y: (N,) labels; None takes the model's prediction.
         norm: ``"linf"``, ``"l1"`` or ``"l2"``.
         eps: radius ε > 0 in units of x; a number or (N,).
-        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.losses`).
+        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.attacker.losses`).
         target: a label, or (N,), for a targeted attack.
         seed, ids, progress: accepted for uniformity; the method is deterministic and has no loop.
 
@@ -64,15 +64,15 @@ def fgsm(
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
-    with victim.call(x, y, target=target, ids=ids, loss=g) as call:
-        x_adv = call.x.clone()
-        rows = call.active[call.can_pay(call.active)]
+    with victim.session(x, y, target=target, ids=ids, loss=g) as session:
+        x_adv = session.x.clone()
+        rows = session.active[session.can_pay(session.active)]
         if rows.numel():
-            clean = call.x[rows]
-            grad = call.gradient(clean, rows, g).grad
-            delta = measure.linear_max(-grad, eps[rows], call.low - clean, call.high - clean)
-            x_adv[rows] = (clean + delta).clamp(call.low, call.high)
-        return call.result(x_adv)
+            clean = session.x[rows]
+            grad = session.gradient(clean, rows, g).grad
+            delta = measure.linear_max(-grad, eps[rows], session.low - clean, session.high - clean)
+            x_adv[rows] = (clean + delta).clamp(session.low, session.high)
+        return session.result(x_adv)
 
 
 def bim(

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.cw_descent import shortfall
 from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import beside
-from robustlab.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def fmn(
@@ -87,20 +87,20 @@ def fmn(
         checks.below(name, value, 1)
     ball, l2, victim = get_norm(norm), get_norm("l2"), Victim.of(victim)
     dual = l2 if norm == "l0" else ball.dual  # ℓ0 has none, and does without the distance to the boundary
-    with victim.call(x, y, target=target, ids=ids) as call:
-        closest, rows = Closest(call, ball), call.active
+    with victim.session(x, y, target=target, ids=ids) as session:
+        closest, rows = Closest(session, ball), session.active
         if not rows.numel():
-            return call.result(call.x)
-        width, clean = call.high - call.low, call.x[rows]
-        low, high = call.low - clean, call.high - clean
+            return session.result(session.x)
+        width, clean = session.high - session.low, session.x[rows]
+        low, high = session.low - clean, session.high - clean
         points, delta = clean, torch.zeros_like(clean)
         farthest = ball.length(torch.maximum(high, -low))
         length, eps = torch.zeros_like(farthest), torch.full_like(farthest, 1.0 if norm == "l0" else torch.inf)
         for k in bar(range(steps), show=progress, label="fmn"):
-            if not bool(call.can_pay(rows).all()):  # all samples pay alike
+            if not bool(session.can_pay(rows).all()):  # all samples pay alike
                 break
-            answer = call.gradient(points, rows, shortfall)
-            won = call.secure(answer.logits, rows)
+            answer = session.gradient(points, rows, shortfall)
+            won = session.secure(answer.logits, rows)
             closest.keep(rows, points, length, won)
 
             slope = dual.length(answer.grad)
@@ -114,9 +114,9 @@ def fmn(
                 delta = ball.project_box(delta, eps, low, high)
             else:  # the box holds 0, so that shrinking does not leave it
                 delta = ball.project(torch.clamp(delta, low, high), eps)
-            points = torch.add(clean, delta).clamp_(call.low, call.high)  # the sum is rounded
+            points = torch.add(clean, delta).clamp_(session.low, session.high)  # the sum is rounded
             length = ball.length(delta)
-        return call.result(closest.points, asked=True, revert=True)
+        return session.result(closest.points, asked=True, revert=True)
 
 
 def _radius(ball: Norm, eps: Tensor, won: Tensor, best: Tensor, gamma: float, boundary: Tensor) -> Tensor:

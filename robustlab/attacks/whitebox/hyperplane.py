@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustlab.norms import Norm
+from robustlab.geometry.norms import Norm
 
 
 def to_hyperplane(norm: Norm, points: Tensor, slope: Tensor, gap: Tensor, low: float, high: float) -> Tensor:

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 _MEMORY = 8  # pairs (s, y) kept
 
@@ -74,12 +74,12 @@ def lbfgs(
     checks.at_least("search_steps", search_steps, 1, integer=True)
     checks.positive("c", c)
     victim = Victim.of(victim)
-    with victim.call(x, y, target=target, ids=ids) as call:
-        search = _Nearest(call)
-        value = call.x.new_full(call.x.shape[:1], c)
+    with victim.session(x, y, target=target, ids=ids) as session:
+        search = _Nearest(session)
+        value = session.x.new_full(session.x.shape[:1], c)
         works, fails = torch.zeros_like(value), torch.full_like(value, torch.inf)
         for _ in bar(range(search_steps), show=progress, label="lbfgs"):
-            rows = call.active[call.can_pay(call.active)]
+            rows = session.active[session.can_pay(session.active)]
             if not rows.numel():
                 break
             succeeded = torch.zeros_like(value, dtype=torch.bool)
@@ -88,7 +88,7 @@ def lbfgs(
             fails = torch.where(succeeded, fails, torch.minimum(fails, value))
             middle = (works * fails).sqrt()
             value = torch.where(fails.isinf(), value * 10, torch.where(works == 0, value / 10, middle))
-        return call.result(search.best, asked=True, revert=True)
+        return session.result(search.best, asked=True, revert=True)
 
 
 def other_than(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
@@ -101,18 +101,18 @@ def other_than(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -
 class _Nearest:
     """The objective, and the nearest success that it has met."""
 
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.best = call.x.clone()
-        self.distance = call.x.new_full(call.x.shape[:1], torch.inf)
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.best = session.x.clone()
+        self.distance = session.x.new_full(session.x.shape[:1], torch.inf)
 
     def __call__(self, points: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Value (n,), gradient (n, d) and success of flat ``points`` (n, d)."""
-        shaped = points.reshape(-1, *self.call.x.shape[1:])
-        answer = self.call.gradient(shaped, rows, other_than)
-        delta = points - self.call.x[rows].flatten(1)
+        shaped = points.reshape(-1, *self.session.x.shape[1:])
+        answer = self.session.gradient(shaped, rows, other_than)
+        delta = points - self.session.x[rows].flatten(1)
         square = delta.square().sum(dim=1)
-        won = self.call.secure(answer.logits, rows)
+        won = self.session.secure(answer.logits, rows)
         nearer = won & (square < self.distance[rows])
         self.best[rows[nearer]], self.distance[rows[nearer]] = shaped[nearer], square[nearer]
         return c * square + answer.loss, 2 * c[:, None] * delta + answer.grad.flatten(1), won
@@ -120,9 +120,9 @@ class _Nearest:
 
 def _minimize(search: _Nearest, rows: Tensor, c: Tensor, steps: int, succeeded: Tensor) -> None:
     """Projected L-BFGS from x, all ``rows`` at once; ``succeeded`` (N,) notes whether the minimizer meets the goal."""
-    call = search.call
-    low, high = call.low, call.high
-    at = call.x[rows].flatten(1)
+    session = search.session
+    low, high = session.low, session.high
+    at = session.x[rows].flatten(1)
     value, grad, succeeded[rows] = search(at, rows, c[rows])
     past_s = at.new_zeros(_MEMORY, *at.shape)
     past_y = torch.zeros_like(past_s)
@@ -131,7 +131,7 @@ def _minimize(search: _Nearest, rows: Tensor, c: Tensor, steps: int, succeeded: 
     for _ in range(steps - 1):
         # A sample leaves when its projected gradient or its step has died out, or its budget is spent.
         stationary = ((at - grad).clamp(low, high) - at).abs().amax(dim=1) < 1e-7
-        going = call.can_pay(rows) & ~stationary & (length > 1e-8)
+        going = session.can_pay(rows) & ~stationary & (length > 1e-8)
         if not bool(going.all()):
             rows, at, value, grad, move, length = (t[going] for t in (rows, at, value, grad, move, length))
             past_s, past_y = past_s[:, going], past_y[:, going]

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.call import Call, beside
-from robustlab.losses import LossFunction, attacker_loss
-from robustlab.noise import Noise
-from robustlab.norms import Norm, get_norm
+from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session, beside
+from robustlab.attacker.victim import Victim
+from robustlab.geometry.keyed import Noise
+from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 Model = Victim | nn.Module | Callable[[Tensor], Tensor]
 
@@ -63,7 +63,7 @@ def pgd(
         eps: radius ε > 0 in units of x; a number or (N,).
         steps: number K ≥ 1 of gradient steps in each restart.
         step_size: α > 0, a number or (N,); None means 2.5·ε/K.
-        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.losses`).
+        loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.attacker.losses`).
         target: a label, or (N,), for a targeted attack.
         restarts: number of starts; a sample that is done skips the rest.
         init: perturbation δ_0 of the first start, shape of x, projected onto the ball and the box; None draws it.
@@ -92,49 +92,49 @@ def pgd(
     alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
     if init is not None:
         checks.same_shape("init", init, x)
-    with victim.call(x, y, target=target, ids=ids, loss=g) as call:
-        search = _Search(call, ball, g, eps, alpha, trace)
-        noise, rows = call.noise(seed), call.active
+    with victim.session(x, y, target=target, ids=ids, loss=g) as session:
+        search = _Search(session, ball, g, eps, alpha, trace)
+        noise, rows = session.noise(seed), session.active
         for restart in bar(range(restarts), show=progress and restarts > 1, label="pgd restarts"):
             if not rows.numel():
                 break
-            clean = call.x[rows]
+            clean = session.x[rows]
             if init is not None and restart == 0:
                 delta = init.detach()[rows].to(clean)
             else:
                 delta = ball.uniform(noise.take(rows), restart, clean, eps[rows])
             rows = search.run(rows, delta, steps, progress and restarts == 1)
         trace = {"loss": torch.stack(search.losses)} if search.losses else None
-        return call.result(search.best, asked=True, trace=trace)
+        return session.result(search.best, asked=True, trace=trace)
 
 
 class _Search:
     """The ascent of one call: the best point of every sample so far, and the loop that improves it."""
 
-    def __init__(self, call: Call, ball: Norm, g: LossFunction, eps: Tensor, alpha: Tensor, trace: bool) -> None:
-        self.call, self.ball, self.g, self.eps, self.alpha, self.trace = call, ball, g, eps, alpha, trace
-        self.best = call.x.clone()
-        self.best_loss = call.x.new_full(call.x.shape[:1], torch.inf)
+    def __init__(self, session: Session, ball: Norm, g: LossFunction, eps: Tensor, alpha: Tensor, trace: bool) -> None:
+        self.session, self.ball, self.g, self.eps, self.alpha, self.trace = session, ball, g, eps, alpha, trace
+        self.best = session.x.clone()
+        self.best_loss = session.x.new_full(session.x.shape[:1], torch.inf)
         self.losses: list[Tensor] = []
 
     def run(self, rows: Tensor, delta: Tensor, steps: int, progress: bool) -> Tensor:
         """One start from x + ``delta`` for the samples ``rows``; returns those that are still not fooled."""
-        call, undone = self.call, []
+        session, undone = self.session, []
         step = self._step(rows)
         points = step.start(delta)
         for k in bar(range(steps + 1), show=progress, label="pgd"):
-            if not bool((paying := call.can_pay(rows)).all()):
+            if not bool((paying := session.can_pay(rows)).all()):
                 undone.append(rows[~paying])
                 rows, points = rows[paying], points[paying]
                 step = self._step(rows)
             if not rows.numel():
                 break
             if k < steps:
-                answer = call.gradient(points, rows, self.g)
+                answer = session.gradient(points, rows, self.g)
                 loss, grad = answer.loss, answer.grad
             else:
-                answer = call.ask(points, rows)
-                loss = self.g(answer.logits, call.y[rows], None if call.target is None else call.target[rows])
+                answer = session.ask(points, rows)
+                loss = self.g(answer.logits, session.y[rows], None if session.target is None else session.target[rows])
             self._keep(rows, points, loss, answer.met)
             if k == steps:
                 rows = rows[~answer.met]
@@ -149,7 +149,9 @@ class _Search:
         return torch.cat([rows, *undone])
 
     def _step(self, rows: Tensor) -> _Step:
-        return _Step(self.ball, self.call.x[rows], self.eps[rows], self.alpha[rows], (self.call.low, self.call.high))
+        return _Step(
+            self.ball, self.session.x[rows], self.eps[rows], self.alpha[rows], (self.session.low, self.session.high)
+        )
 
     def _keep(self, rows: Tensor, points: Tensor, loss: Tensor, met: Tensor) -> None:
         better = (met | (loss < self.best_loss[rows])).nonzero().flatten()

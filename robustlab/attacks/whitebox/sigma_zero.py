@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.cw_descent import shortfall
 from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import beside
-from robustlab.norms import get_norm
+from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def sigma_zero(
@@ -85,20 +85,20 @@ def sigma_zero(
     checks.at_most("threshold", threshold, 1)
     checks.positive("threshold_rate", threshold_rate)
     ball, linf, victim = get_norm(norm), get_norm("linf"), Victim.of(victim)
-    with victim.call(x, y, target=target, ids=ids) as call:
-        closest, rows = Closest(call, ball), call.active
+    with victim.session(x, y, target=target, ids=ids) as session:
+        closest, rows = Closest(session, ball), session.active
         if not rows.numel():
-            return call.result(call.x)
-        width, clean = call.high - call.low, call.x[rows]
-        low, high = (call.low - clean) / width, (call.high - clean) / width
+            return session.result(session.x)
+        width, clean = session.high - session.low, session.x[rows]
+        low, high = (session.low - clean) / width, (session.high - clean) / width
         delta, mean, square = torch.zeros_like(clean), torch.zeros_like(clean), torch.zeros_like(clean)
         tau = torch.full_like(closest.distance[rows], threshold)
         for k in bar(range(steps), show=progress, label="sigma-zero"):
-            if not bool(call.can_pay(rows).all()):  # all samples pay alike
+            if not bool(session.can_pay(rows).all()):  # all samples pay alike
                 break
-            points = torch.add(clean, delta, alpha=width).clamp_(call.low, call.high)
-            answer = call.gradient(points, rows, shortfall)
-            won = call.secure(answer.logits, rows)
+            points = torch.add(clean, delta, alpha=width).clamp_(session.low, session.high)
+            answer = session.gradient(points, rows, shortfall)
+            won = session.secure(answer.logits, rows)
             closest.keep(rows, points, ball.length(points - clean), won)
 
             grad = answer.grad * beside(width * (answer.loss > 0), clean)
@@ -113,7 +113,7 @@ def sigma_zero(
             eta = cosine(lr, 0.1 * lr, k + 1, steps)
             tau = (tau + threshold_rate * eta * torch.where(won, 1.0, -1.0)).clamp_(0.0, 1.0)
             delta *= delta.abs() >= beside(tau, delta)
-        return call.result(closest.points, asked=True, revert=True)
+        return session.result(closest.points, asked=True, revert=True)
 
 
 def _smooth_count_slope(delta: Tensor, sigma: float) -> Tensor:

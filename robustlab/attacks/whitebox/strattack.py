@@ -34,15 +34,15 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import shortfall
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.session import Session, beside
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.minimum_norm import Closest
 from robustlab.attacks.whitebox.pgd import Model
 from robustlab.attacks.whitebox.weight_search import WeightSearch
-from robustlab.call import Call, beside
-from robustlab.losses import shortfall
-from robustlab.norms import get_norm
+from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
 
 
 def strattack(
@@ -114,20 +114,20 @@ def strattack(
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     checks.pictures(x)
-    with victim.call(x, y, target=target, ids=ids, kappa=kappa) as call:
-        best, groups, rows = Closest(call, get_norm("l2")), Groups(call.x, window, stride), call.active
-        admm = _Admm(call, best, groups, cap, gamma, tau, rho, alpha)
-        search, mask = WeightSearch(call.x, c, search_steps, factor=5.0), torch.ones_like(call.x)
+    with victim.session(x, y, target=target, ids=ids, kappa=kappa) as session:
+        best, groups, rows = Closest(session, get_norm("l2")), Groups(session.x, window, stride), session.active
+        admm = _Admm(session, best, groups, cap, gamma, tau, rho, alpha)
+        search, mask = WeightSearch(session.x, c, search_steps, factor=5.0), torch.ones_like(session.x)
         for _ in bar(range(search_steps if rows.numel() else 0), show=progress, label="strattack"):
-            won = admm.run(rows, search.c[rows], torch.zeros_like(call.x[rows]), mask[rows], tau, steps)
+            won = admm.run(rows, search.c[rows], torch.zeros_like(session.x[rows]), mask[rows], tau, steps)
             search.next(rows, won)
         rows = rows[best.distance[rows].isfinite()]
-        found = (best.points - call.x)[rows] / (call.high - call.low)
-        mask, search = _largest(found, percentile), WeightSearch(call.x, 5 * c, search_steps, factor=5.0)
+        found = (best.points - session.x)[rows] / (session.high - session.low)
+        mask, search = _largest(found, percentile), WeightSearch(session.x, 5 * c, search_steps, factor=5.0)
         for _ in bar(range(search_steps if rows.numel() else 0), show=progress, label="strattack refines"):
             won = admm.run(rows, search.c[rows], found * mask, mask, 0.0, refine_steps)
             search.next(rows, won)
-        return call.result(best.points, asked=True, revert=True)
+        return session.result(best.points, asked=True, revert=True)
 
 
 class Groups:
@@ -184,7 +184,7 @@ class _Admm:
 
     def __init__(
         self,
-        call: Call,
+        session: Session,
         best: Closest,
         groups: Groups,
         cap: float,
@@ -193,20 +193,20 @@ class _Admm:
         rho: float,
         alpha: float,
     ) -> None:
-        self.call, self.best, self.groups = call, best, groups
+        self.session, self.best, self.groups = session, best, groups
         self.gamma, self.tau, self.rho, self.alpha = gamma, tau, rho, alpha
-        self.width = call.high - call.low
-        self.low = ((call.low - call.x) / self.width).clamp_min_(-cap)
-        self.high = ((call.high - call.x) / self.width).clamp_max_(cap)
+        self.width = session.high - session.low
+        self.low = ((session.low - session.x) / self.width).clamp_min_(-cap)
+        self.high = ((session.high - session.x) / self.width).clamp_max_(cap)
 
     def run(self, rows: Tensor, c: Tensor, z: Tensor, mask: Tensor, tau: float, steps: int) -> Tensor:
         """From ``z`` (n, C, H, W) on the elements of ``mask``; returns which of ``rows`` succeeded with their c."""
-        call, rho, place = self.call, self.rho, torch.arange(len(rows), device=rows.device)
+        session, rho, place = self.session, self.rho, torch.arange(len(rows), device=rows.device)
         succeeded = torch.zeros_like(rows, dtype=torch.bool)
-        limits = (call.x[rows], self.low[rows], self.high[rows])
+        limits = (session.x[rows], self.low[rows], self.high[rows])
         u, s, v = torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(len(z), self.groups.count, *z.shape[1:])
         for k in range(steps):
-            going = call.can_pay(rows, 2)
+            going = session.can_pay(rows, 2)
             if not bool(going.all()):
                 rows, place, c, z, mask, u, s, v = (t[going] for t in (rows, place, c, z, mask, u, s, v))
                 limits = tuple(t[going] for t in limits)
@@ -215,7 +215,7 @@ class _Admm:
             delta = (z - u).mul_(rho / (rho + 2 * self.gamma))
             w = torch.clamp(z - s, *limits[1:])
             y = self.groups.prox(z[:, None] - v, tau / rho).mul_(mask[:, None])
-            answer = call.gradient(self._point(z, *limits), rows, shortfall)
+            answer = session.gradient(self._point(z, *limits), rows, shortfall)
             slope = answer.grad * beside(c * (answer.loss > 0) * self.width, z)
             eta = self.alpha * (k + 1) ** 0.5
             u, s, v = u.add_(delta), s.add_(w), v.add_(y)
@@ -223,7 +223,7 @@ class _Admm:
             z = (eta * z - slope).add_(together, alpha=rho).div_(eta + (2 + self.groups.count) * rho)
             u, s, v = u.sub_(z), s.sub_(z), v.sub_(z[:, None])
             points = self._point(self.groups.fold(y), *limits)
-            won = call.secure(call.ask(points, rows).logits, rows)
+            won = session.secure(session.ask(points, rows).logits, rows)
             if bool(won.any()):
                 succeeded[place[won]] = True
                 self._keep(rows[won], points[won])
@@ -232,10 +232,10 @@ class _Admm:
     def _point(self, delta: Tensor, clean: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """x + δ, within cap and box; an element with δ = 0 is that of x."""
         moved = torch.clamp(delta, low, high).mul_(self.width).add_(clean)
-        return moved.clamp_(self.call.low, self.call.high)
+        return moved.clamp_(self.session.low, self.session.high)
 
     def _keep(self, rows: Tensor, points: Tensor) -> None:
         """These ``points`` succeed: keep them where their penalty is smaller than before."""
-        delta = (points - self.call.x[rows]) / self.width
+        delta = (points - self.session.x[rows]) / self.width
         penalty = self.gamma * delta.flatten(1).square().sum(dim=1) + self.tau * self.groups.lengths(delta).sum(dim=1)
         self.best.keep(rows, points, penalty, torch.ones_like(rows, dtype=torch.bool))

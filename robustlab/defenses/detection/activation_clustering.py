@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import class_labels, count_outputs, inputs_for
+from robustlab.attacker.results import Detection
+from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import penultimate
-from robustlab.noise import Noise
-from robustlab.poisoned import class_labels, count_outputs, inputs_for
-from robustlab.results import Detection
 
 
 def activation_clustering(

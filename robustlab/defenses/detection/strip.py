@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.poisoned_data import inputs_for
+from robustlab.attacker.results import Detection
+from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import Probe
-from robustlab.noise import Noise
-from robustlab.poisoned import inputs_for
-from robustlab.results import Detection
 
 
 def strip(

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.results import Detection
+from robustlab.attacker.victim import accuracy
 from robustlab.data.dataset import Dataset
 from robustlab.defenses.purification.fine_tuning import clean_pair, fine_tuning
 from robustlab.models.probing import Probe
-from robustlab.results import Detection
-from robustlab.victim import accuracy
 
 
 class ChannelMask(nn.Module):

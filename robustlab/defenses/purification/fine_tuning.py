@@ -12,10 +12,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.poisoned_data import inputs_for, training_part
+from robustlab.attacker.results import Detection
 from robustlab.data.dataset import Dataset
-from robustlab.fitting import fit
-from robustlab.poisoned import inputs_for, training_part
-from robustlab.results import Detection
+from robustlab.training.fit import fit
 
 
 def fine_tuning(
@@ -43,10 +43,10 @@ def fine_tuning(
 
     Returns:
         The repaired copy, on the model's device and in its mode, and a Detection. Fine-tuning looks for nothing, so the
-        Detection is about no samples; ``details["history"]`` is what :func:`robustlab.fitting.fit` returned.
+        Detection is about no samples; ``details["history"]`` is what :func:`robustlab.training.fit.fit` returned.
 
     Raises:
-        ValueError, TypeError: for a wrong argument, as :func:`robustlab.fitting.fit` has them.
+        ValueError, TypeError: for a wrong argument, as :func:`robustlab.training.fit.fit` has them.
 
     Source:
         Liu et al. (2018), the baseline of their defense.
@@ -64,7 +64,8 @@ def clean_pair(model: nn.Module, data: Dataset | tuple[Tensor, Tensor]) -> tuple
     """The inputs and labels that a repair of the model is given.
 
     Raises:
-        TypeError, ValueError: as :func:`robustlab.poisoned.training_part`, and if the model has another dtype.
+        TypeError, ValueError: as :func:`robustlab.attacker.poisoned_data.training_part`, and if the model has another
+            dtype.
     """
     x, y = training_part(data, "data")
     return inputs_for(model, x, "data"), y

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from robustlab import checks
+from robustlab.attacker.results import Detection
+from robustlab.attacker.victim import accuracy
 from robustlab.data.dataset import Dataset
 from robustlab.defenses.purification.batch_statistics import estimate_again
 from robustlab.defenses.purification.fine_tuning import clean_pair, fine_tuning, nothing_found
-from robustlab.fitting import fit
-from robustlab.noise import Noise
-from robustlab.results import Detection
-from robustlab.victim import accuracy
+from robustlab.geometry.keyed import Noise
+from robustlab.training.fit import fit
 
 
 class BezierCurve(nn.Module):
@@ -97,8 +97,8 @@ def mode_connectivity(
             way, or None for a copy of `model` that is fine-tuned on `data` (5 epochs).
         t: where on the curve the repaired model is taken, in [0, 1]; the paper reports 0.1.
         points: how many t, evenly spaced from 0 to 1, are measured on `data`; at least 2.
-        epochs, lr, batch_size, seed: of the training of the control point, as in :func:`robustlab.fitting.fit`; each
-            step draws its own t.
+        epochs, lr, batch_size, seed: of the training of the control point, as in :func:`robustlab.training.fit.fit`;
+            each step draws its own t.
 
     Returns:
         The model at t, in evaluation mode, and a Detection. The method looks for nothing, so the Detection is about no

@@ -31,7 +31,7 @@ class AdversarialTraining:
         self.scale = 1.0 if warmup == 0 else 0.0
 
     def set_progress(self, fraction: float) -> None:
-        """Set epsilon for the part of the training that is over; :func:`robustlab.fitting.fit` calls this."""
+        """Set epsilon for the part of the training that is over; :func:`robustlab.training.fit.fit` calls this."""
         self.scale = 1.0 if self.warmup == 0 else min(1.0, fraction / self.warmup)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
@@ -70,7 +70,7 @@ def adversarial_training(
     craft_mode: str = "eval",
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> AdversarialTraining:
-    """An objective for :func:`robustlab.fitting.fit`: cross-entropy at PGD's last iterate.
+    """An objective for :func:`robustlab.training.fit.fit`: cross-entropy at PGD's last iterate.
 
         loss = 1/N Σ_i CE(model(x_i + δ_i), y_i),  δ_i from K steps of PGD on CE in the ball of radius ε
 

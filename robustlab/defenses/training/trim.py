@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.linear_regression import PENALTIES, LinearModel, fit_linear, regularizer, table
-from robustlab.noise import Noise
-from robustlab.results import Detection
+from robustlab.attacker.results import Detection
+from robustlab.geometry.keyed import Noise
+from robustlab.models.linear import PENALTIES, LinearModel, fit_linear, regularizer, table
 
 MAX_TURNS = 1000
 
@@ -45,7 +45,7 @@ def trim(
         x: features (N, d).
         y: responses (N,).
         n_clean: n, how many rows are thought to be clean, 1 to N. The method has to be told.
-        penalty: ``"ridge"`` or ``"lasso"``; see :func:`robustlab.linear_regression.fit_linear`.
+        penalty: ``"ridge"`` or ``"lasso"``; see :func:`robustlab.models.linear.fit_linear`.
         lam: λ, above 0.
         init: the first fit is to ``"random"`` rows drawn evenly (as in the paper) or to ``"all"`` (as in its code).
         restarts: how many random starts; the end with the smallest L counts. Default 1, as in the paper.
@@ -54,8 +54,8 @@ def trim(
         seed: of the starts.
 
     Returns:
-        The model, and a :class:`~robustlab.results.Detection` whose scores are the squared residuals and which flags
-        the N − n rows that were left out; ``details["objective"]`` holds L after each turn.
+        The model, and a :class:`~robustlab.attacker.results.Detection` whose scores are the squared residuals and which
+        flags the N − n rows that were left out; ``details["objective"]`` holds L after each turn.
 
     Raises:
         ValueError, TypeError: for an argument out of its range, before any work.

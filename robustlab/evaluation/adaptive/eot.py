@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.noise import derive_seed
+from robustlab.geometry.keyed import derive_seed
 
 Transform = Callable[[Tensor], Tensor]
 

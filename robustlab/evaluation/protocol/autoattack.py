@@ -33,19 +33,19 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import attacker_loss
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, fab, square
 from robustlab.data import Dataset
 from robustlab.evaluation.protocol.flags import first_look, zero_gradients
 from robustlab.evaluation.protocol.report import AttackRun, AutoAttackReport
 from robustlab.evaluation.protocol.state import State, fingerprint
 from robustlab.evaluation.robust_accuracy import found_distance, inputs_and_labels
-from robustlab.losses import attacker_loss
-from robustlab.noise import derive_seed
-from robustlab.norms import get_norm
+from robustlab.geometry.keyed import derive_seed
+from robustlab.geometry.norms import get_norm
+from robustlab.intervals import wilson
 from robustlab.progress import bar
-from robustlab.results import AttackResult
-from robustlab.statistics import wilson
-from robustlab.victim import Victim
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -146,15 +146,15 @@ def _look(victim: Victim, x: Tensor, y: Tensor, kept: State, batch_size: int) ->
     kept.queries[0, : len(paid)] += paid
     loss = attacker_loss("dlr" if kept.classes > 2 else "margin")
     for part in torch.arange(len(x)).split(int(batch_size)):
-        with victim.call(x[part], y[part]) as call:
-            flat += zero_gradients(call, loss)
+        with victim.session(x[part], y[part]) as session:
+            flat += zero_gradients(session, loss)
         # A call leaves inference mode, in which the caller may be: what was made outside it changes outside it.
-        right += len(call.active)
+        right += len(session.active)
         correct = torch.zeros(len(part), dtype=torch.bool)
-        correct[call.active.cpu()] = True
+        correct[session.active.cpu()] = True
         kept.broken_by[part[~correct]] = 0
-        kept.queries[0, part] += call.queries.cpu()
-        kept.gradients[0, part] += call.gradients.cpu()
+        kept.queries[0, part] += session.queries.cpu()
+        kept.gradients[0, part] += session.gradients.cpu()
     if flat:
         flags["zero_gradients"] = f"the gradient is 0 at {flat} of {right} samples: gradient attacks are blind there"
     if kept.classes < 4:
@@ -200,10 +200,10 @@ def _attack(
     (run, labels), minimum_norm = plan, plan[0].func is fab  # type: ignore[attr-defined]
     toward: list[Tensor | None] = [None]
     if labels:
-        with victim.call(x[part], y[part], access="soft") as call:
-            assert call.clean is not None
-            ranked = call.clean.scatter(1, call.y[:, None], -torch.inf).argsort(dim=1, descending=True)
-        kept.queries[k, part] += call.queries.cpu()
+        with victim.session(x[part], y[part], access="soft") as session:
+            assert session.clean is not None
+            ranked = session.clean.scatter(1, session.y[:, None], -torch.inf).argsort(dim=1, descending=True)
+        kept.queries[k, part] += session.queries.cpu()
         toward = list(ranked[:, :labels].T)
     left = torch.arange(len(part))
     for label in toward:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.call import Call
-from robustlab.losses import LossFunction
-from robustlab.victim import Victim
+from robustlab.attacker.losses import LossFunction
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Victim
 
 _REPEATS, _SPREAD, _NEAR_ONE = 5, 1e-4, 1e-5
 
@@ -30,29 +30,29 @@ BATCH = "the answer for a sample depends on the others in its batch"
 def first_look(victim: Victim, x: Tensor, y: Tensor) -> tuple[dict[str, str], int, Tensor]:
     """Flags of one batch (x, y), the number of classes, and the queries that each sample paid for them, (n,)."""
     flags: dict[str, str] = {}
-    with victim.call(x, y, access="soft") as call:
-        assert call.clean is not None
+    with victim.session(x, y, access="soft") as session:
+        assert session.clean is not None
         every = torch.arange(len(x), device=x.device)
         before = _copy(victim)
         with _gradients_taken() as taken:
-            answers = [call.clean, call.ask(x, every).logits]
+            answers = [session.clean, session.ask(x, every).logits]
         if taken or _copy(victim) != before:
             flags["dynamic"] = DYNAMIC
-        answers += [call.ask(x, every).logits for _ in range(_REPEATS - 2)]
+        answers += [session.ask(x, every).logits for _ in range(_REPEATS - 2)]
         if _differ(answers):
             flags["randomized"] = RANDOMIZED
-        elif len(x) > 1 and _batch_matters(call, every):
+        elif len(x) > 1 and _batch_matters(session, every):
             flags["batch_dependent"] = BATCH
-        if victim.output == "logits" and _are_probabilities(call.clean):
+        if victim.output == "logits" and _are_probabilities(session.clean):
             flags["probabilities"] = PROBABILITIES
-        return flags, call.clean.shape[1], call.queries.cpu()
+        return flags, session.clean.shape[1], session.queries.cpu()
 
 
-def zero_gradients(call: Call, loss: LossFunction) -> int:
+def zero_gradients(session: Session, loss: LossFunction) -> int:
     """How many of the samples whose goal is not met have an input gradient of ``loss`` that is 0 everywhere."""
-    if not call.active.numel():
+    if not session.active.numel():
         return 0
-    grad = call.gradient(call.x[call.active], call.active, loss).grad
+    grad = session.gradient(session.x[session.active], session.active, loss).grad
     return int((grad.flatten(1) == 0).all(dim=1).sum())
 
 
@@ -63,11 +63,11 @@ def _differ(answers: list[Tensor]) -> bool:
     return bool((labels != labels[0]).any()) or bool(((units - units[0]).norm(dim=2) > _SPREAD).any())
 
 
-def _batch_matters(call: Call, every: Tensor) -> bool:
+def _batch_matters(session: Session, every: Tensor) -> bool:
     """The first sample alone against itself among the others."""
-    assert call.clean is not None
-    alone = call.ask(call.x[:1], every[:1]).logits
-    return float((alone - call.clean[:1]).abs().max()) > 1e-3 * max(1.0, float(call.clean[:1].abs().max()))
+    assert session.clean is not None
+    alone = session.ask(session.x[:1], every[:1]).logits
+    return float((alone - session.clean[:1]).abs().max()) > 1e-3 * max(1.0, float(session.clean[:1].abs().max()))
 
 
 def _are_probabilities(output: Tensor) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustlab.statistics import wilson
+from robustlab.intervals import wilson
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlab.victim import Victim
+from robustlab.attacker.victim import Victim
 
 
 class State:

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.results import AttackResult
-from robustlab.victim import Victim
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim
 
 Attack = Callable[..., AttackResult]
 Judge = Callable[[Tensor, Tensor], Tensor]
@@ -193,11 +193,11 @@ def _read(victim: Victim, x: Tensor, y: Tensor, batch_size: int) -> tuple[Tensor
     """Confidence (the lead of the largest logit) and whether the label is right, on the CPU."""
     leads, right = [], []
     for rows in torch.arange(len(x), device=x.device).split(batch_size):
-        with victim.call(x[rows], y[rows], access="soft") as call:
-            assert call.clean is not None
-            top = call.clean.topk(2, dim=1)
+        with victim.session(x[rows], y[rows], access="soft") as session:
+            assert session.clean is not None
+            top = session.clean.topk(2, dim=1)
             leads.append((top.values[:, 0] - top.values[:, 1]).double().cpu())
-            right.append((top.indices[:, 0] == call.y).cpu())
+            right.append((top.indices[:, 0] == session.y).cpu())
     return torch.cat(leads), torch.cat(right)
 
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.results import Certificate
+from robustlab.attacker.results import Certificate
+from robustlab.graph.node import Graph
 from robustlab.verification.complete.branching import (
     Domains,
     costly_relu,
@@ -38,10 +39,9 @@ from robustlab.verification.complete.descent import descend, graph_device, stack
 from robustlab.verification.complete.leaf import leaf_minimum
 from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict
 from robustlab.verification.complete.verify import verify
-from robustlab.verification.graph.node import Graph
 from robustlab.verification.propagation.alpha_crown import optimized_bound
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.layers import Layers, layer_bounds
-from robustlab.verification.propagation.policy import Policy
 from robustlab.verification.propagation.region import Box
 
 FEW_INPUTS = 12  # up to so many inputs that vary, these are split
@@ -191,7 +191,7 @@ class _Search:
         region = Box(domains["low"], domains["high"])
         signs = {i: domains[f"sign:{i}"] for i in graph.relus if f"sign:{i}" in domains}
         with torch.no_grad():
-            layers = layer_bounds(graph, region, Policy(), splits=signs)
+            layers = layer_bounds(graph, region, BoundOptions(), splits=signs)
         found = optimized_bound(
             graph, region, self.C[case], layers, steps=self.steps, splits=signs,
             slopes=numbered(domains, "slope"), multipliers=numbered(domains, "multiplier"),

@@ -19,9 +19,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from robustlab.verification.graph.forms import Forms
-from robustlab.verification.graph.hinge import Hinge
-from robustlab.verification.graph.node import Graph
+from robustlab.graph.forms import Forms
+from robustlab.graph.hinge import Hinge
+from robustlab.graph.node import Graph
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.layers import Layers
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustlab.graph.node import Graph
+from robustlab.graph.onnx_reader import network_input
+from robustlab.graph.read_onnx import load_onnx, read_onnx
 from robustlab.verification.complete.branch_and_bound import solve
 from robustlab.verification.complete.query import Case, Clock, Replay, Verdict
 from robustlab.verification.complete.vnnlib import read_vnnlib
-from robustlab.verification.graph.node import Graph
-from robustlab.verification.graph.onnx_reader import network_input
-from robustlab.verification.graph.read_onnx import load_onnx, read_onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustlab.noise import Noise
+from robustlab.geometry.keyed import Noise
+from robustlab.graph.node import Graph
 from robustlab.verification.complete.query import Case
-from robustlab.verification.graph.node import Graph
 
 
 def descend(graph: Graph, cases: list[Case], *, restarts: int = 20, steps: int = 50, seed: int = 0) -> Tensor:

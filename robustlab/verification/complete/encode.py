@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustlab.verification.graph.hinge import Clamp, Hinge
-from robustlab.verification.graph.interval import Bounds
-from robustlab.verification.graph.node import Graph, Node
-from robustlab.verification.graph.pool import MaxPool
+from robustlab.graph.hinge import Clamp, Hinge
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph, Node
+from robustlab.graph.pool import MaxPool
 
 Array = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustlab.verification.graph.forms import Forms, units
-from robustlab.verification.graph.node import Graph
+from robustlab.graph.forms import Forms, units
+from robustlab.graph.node import Graph
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.layers import Layers
 from robustlab.verification.propagation.region import Box

@@ -23,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustlab.results import Certificate
+from robustlab.attacker.results import Certificate
+from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode
 from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.verify import verify
-from robustlab.verification.graph.node import Graph
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.layers import layer_bounds
-from robustlab.verification.propagation.policy import Policy
 from robustlab.verification.propagation.region import Box
 
 Array = NDArray[np.float64]
@@ -112,7 +112,7 @@ def tight_system(graph: Graph, case: Case, clock: Clock) -> System:
     graph = graph.to("cpu", torch.float64)
     region = Box(*(end.reshape(1, *graph.input_shape) for end in (case.low, case.high)))
     with torch.no_grad():
-        system = encode(graph, case.low, case.high, layer_bounds(graph, region, Policy()).bounds)
+        system = encode(graph, case.low, case.high, layer_bounds(graph, region, BoundOptions()).bounds)
     return tighten(system, clock)
 
 

@@ -26,12 +26,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustlab.results import Certificate
+from robustlab.attacker.results import Certificate
+from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode
 from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.simplex import Simplex
 from robustlab.verification.complete.verify import verify
-from robustlab.verification.graph.node import Graph
 
 _BROKEN = 1e-7  # by so much may a differ from max(b, 0)
 _REPAIRS = 5  # of one ReLU before it is split

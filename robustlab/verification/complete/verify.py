@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.results import Certificate
+from robustlab.attacker.results import Certificate
+from robustlab.attacker.victim import Victim
+from robustlab.graph.arithmetic import full_precision
+from robustlab.graph.trace import trace
 from robustlab.verification.complete.query import Clock, Replay, Verdict, label_cases
-from robustlab.verification.graph.arithmetic import full_precision
-from robustlab.verification.graph.trace import trace
-from robustlab.victim import Victim
 
 METHODS = ("branch_and_bound", "milp", "reluplex")
 
@@ -76,16 +76,16 @@ def verify(
     victim = Victim(model, bounds=box)
     status = ["verified"] * len(x)
     found = torch.full_like(x, torch.nan)
-    with victim.call(x, y) as call:
+    with victim.session(x, y) as session:
         graph = trace(model, x).to(torch.float64) if len(x) else None
         for i in range(len(x)):
-            assert graph is not None and call.clean is not None
-            label = int(call.y[i])
-            if int(call.clean[i].argmax()) != label:
+            assert graph is not None and session.clean is not None
+            label = int(session.y[i])
+            if int(session.clean[i].argmax()) != label:
                 status[i], found[i] = "falsified", x[i]
                 continue
             low, high = ball(x[i], float(exact[i]), box)
-            cases = label_cases(low.flatten(), high.flatten(), label, call.clean.shape[1])
+            cases = label_cases(low.flatten(), high.flatten(), label, session.clean.shape[1])
             replay = _replay(model, x[i], label, low, high)
             verdict: Verdict = solve(graph, cases, replay, Clock(timeout), **options)
             if verdict.witness is not None:

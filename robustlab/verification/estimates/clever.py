@@ -29,14 +29,14 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.results import Estimate
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import Model
-from robustlab.call import Call
-from robustlab.noise import Noise
-from robustlab.norms import get_norm
+from robustlab.geometry.keyed import Noise
+from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
-from robustlab.results import Estimate
 from robustlab.verification.estimates.weibull import fit_reverse_weibull
-from robustlab.victim import Victim
 
 CHOICES = ("random", "top2", "least")
 _CHOOSE, _SAMPLE = 0, 1  # draws
@@ -103,14 +103,14 @@ def clever(
     if victim.budget is not None and victim.budget < batches * samples + 1:
         raise ValueError(f"budget: want at least {batches * samples + 1} queries a sample, got {victim.budget}")
     label = None if isinstance(target, str) else target
-    with victim.call(x, y, target=label, ids=ids) as call:
-        if call.clean is None:  # an empty batch
+    with victim.session(x, y, target=label, ids=ids) as session:
+        if session.clean is None:  # an empty batch
             return Estimate(x.new_zeros(0), norm, "clever")
-        classes = _classes(call, target, seed)
-        maxima = _maxima(call, classes, norm, limit, batches, samples, batch_size, seed, progress)
-        own = call.clean.gather(1, call.y[:, None])
-        right = call.clean.argmax(dim=1) == call.y
-        margin = (own - call.clean.gather(1, classes)).clamp_min(0) * right[:, None]
+        classes = _classes(session, target, seed)
+        maxima = _maxima(session, classes, norm, limit, batches, samples, batch_size, seed, progress)
+        own = session.clean.gather(1, session.y[:, None])
+        right = session.clean.argmax(dim=1) == session.y
+        margin = (own - session.clean.gather(1, classes)).clamp_min(0) * right[:, None]
     fit = fit_reverse_weibull(maxima)
     fitted = fit.exists & (fit.p_value >= level)
     lipschitz = torch.where(fitted, fit.location, maxima.amax(dim=2).double())
@@ -128,25 +128,25 @@ def clever(
     return Estimate(scores.amin(dim=1), norm, "clever", details)
 
 
-def _classes(call: Call, target: int | Tensor | str | None, seed: int) -> Tensor:
+def _classes(session: Session, target: int | Tensor | str | None, seed: int) -> Tensor:
     """(N, C): the classes j of each sample."""
-    assert call.clean is not None
-    k = call.clean.shape[1]
-    if call.target is not None:
-        checks.other_than_y("target", call.target, call.y)
-        return call.target[:, None]
+    assert session.clean is not None
+    k = session.clean.shape[1]
+    if session.target is not None:
+        checks.other_than_y("target", session.target, session.y)
+        return session.target[:, None]
     if target == "top2":
-        return call.clean.scatter(1, call.y[:, None], -torch.inf).argmax(dim=1, keepdim=True)
+        return session.clean.scatter(1, session.y[:, None], -torch.inf).argmax(dim=1, keepdim=True)
     if target == "least":
-        return call.clean.scatter(1, call.y[:, None], torch.inf).argmin(dim=1, keepdim=True)
-    step = torch.arange(1, k, device=call.y.device).expand(len(call.y), -1)
+        return session.clean.scatter(1, session.y[:, None], torch.inf).argmin(dim=1, keepdim=True)
+    step = torch.arange(1, k, device=session.y.device).expand(len(session.y), -1)
     if target == "random":
-        step = 1 + call.noise(seed).integers(_CHOOSE, (1,), k - 1)
-    return (call.y[:, None] + step) % k
+        step = 1 + session.noise(seed).integers(_CHOOSE, (1,), k - 1)
+    return (session.y[:, None] + step) % k
 
 
 def _maxima(
-    call: Call,
+    session: Session,
     classes: Tensor,
     norm: str,
     limit: Tensor,
@@ -159,15 +159,15 @@ def _maxima(
     """(N, C, N_b) maxima of ‖∇(z_y − z_j)‖_q over N_s points each, ``batch_size`` points at a time."""
     n, many = classes.shape[0], batches * samples
     ball = get_norm(norm)
-    pairs = torch.cat([call.y[:, None], classes], dim=1)
-    maxima = call.x.new_zeros(n * batches, classes.shape[1])
+    pairs = torch.cat([session.y[:, None], classes], dim=1)
+    maxima = session.x.new_zeros(n * batches, classes.shape[1])
     for start in bar(range(0, n * many, batch_size), show=progress, label="clever"):
-        place = torch.arange(start, min(start + batch_size, n * many), device=call.x.device)
+        place = torch.arange(start, min(start + batch_size, n * many), device=session.x.device)
         rows, point = place // many, place % many
-        noise = Noise(seed, call.ids[rows] * many + point)  # each point of each sample has a number of its own
-        center = call.x[rows]
-        points = (center + ball.uniform(noise, _SAMPLE, center, limit[rows])).clamp_(call.low, call.high)
-        _, _, slopes = call.jacobian(points, rows, lambda _, rows=rows: pairs[rows])
+        noise = Noise(seed, session.ids[rows] * many + point)  # each point of each sample has a number of its own
+        center = session.x[rows]
+        points = (center + ball.uniform(noise, _SAMPLE, center, limit[rows])).clamp_(session.low, session.high)
+        _, _, slopes = session.jacobian(points, rows, lambda _, rows=rows: pairs[rows])
         length = ball.dual.length(slopes.flatten(0, 1)).reshape(slopes.shape[:2])
         maxima.scatter_reduce_(0, (place // samples)[:, None].expand_as(length), length, "amax")
     return maxima.reshape(n, batches, -1).transpose(1, 2)

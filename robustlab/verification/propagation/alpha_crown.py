@@ -22,13 +22,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustlab.results import Certificate
-from robustlab.verification.graph.hinge import Hinge
-from robustlab.verification.graph.node import Graph
+from robustlab.attacker.results import Certificate
+from robustlab.graph.hinge import Hinge
+from robustlab.graph.node import Graph
 from robustlab.verification.propagation.backward import backward, concretize, interval_bound, rounding_terms
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate
 from robustlab.verification.propagation.layers import BUDGET, Layers, layer_bounds
-from robustlab.verification.propagation.policy import Policy
 from robustlab.verification.propagation.region import Region
 from robustlab.verification.propagation.specification import as_forms
 
@@ -137,13 +137,13 @@ def alpha_crown_bound(
     graph: Graph, region: Region, C: Tensor, *, intersect: bool = True, steps: int = 20, lr: float = 0.1
 ) -> Tensor:
     """Lower bounds (N, M) of C·output with optimized slopes; detached."""
-    policy, n = Policy(relu="adaptive", intersect=intersect), len(region)
+    options, n = BoundOptions(relu="adaptive", intersect=intersect), len(region)
     found = []
     C = C.expand(n, *C.shape[-2:])
     for rows in torch.arange(n, device=C.device).split(max(1, BUDGET // (C.shape[-2] * graph.widest))):
         some, rows_C = region.select(rows), C[rows]
         with torch.no_grad():
-            layers = layer_bounds(graph, some, policy)
+            layers = layer_bounds(graph, some, options)
         lower = optimized_bound(graph, some, rows_C, layers, steps=steps, lr=lr).lower
         if intersect:
             with torch.no_grad():
@@ -176,7 +176,7 @@ def alpha_crown(
         intersect: intersect every bound with interval arithmetic.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`.
+        A :class:`~robustlab.attacker.results.Certificate`.
 
     Raises:
         ValueError, TypeError: as :func:`robustlab.verification.certify`.

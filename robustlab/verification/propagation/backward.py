@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.verification.graph.affine import Linear
-from robustlab.verification.graph.conv import Conv
-from robustlab.verification.graph.forms import Forms
-from robustlab.verification.graph.interval import Bounds
-from robustlab.verification.graph.node import Graph
+from robustlab.graph.affine import Linear
+from robustlab.graph.conv import Conv
+from robustlab.graph.forms import Forms
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph
 from robustlab.verification.propagation.region import Region, box_minimum
 
 WIDEN = 32.0

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.call import beside
-from robustlab.results import Certificate
-from robustlab.verification.graph.arithmetic import full_precision
-from robustlab.verification.graph.node import Graph
-from robustlab.verification.graph.trace import trace
+from robustlab.attacker.results import Certificate
+from robustlab.attacker.session import beside
+from robustlab.graph.arithmetic import full_precision
+from robustlab.graph.node import Graph
+from robustlab.graph.trace import trace
 from robustlab.verification.propagation.region import Ball, Region
 from robustlab.verification.propagation.specification import margins
 

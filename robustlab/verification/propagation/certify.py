@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.results import Certificate
-from robustlab.verification.graph.arithmetic import full_precision
-from robustlab.verification.graph.interval import Bounds
-from robustlab.verification.graph.node import Graph
-from robustlab.verification.graph.trace import trace
+from robustlab.attacker.results import Certificate
+from robustlab.graph.arithmetic import full_precision
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph
+from robustlab.graph.trace import trace
 from robustlab.verification.propagation.alpha_crown import alpha_crown_bound
 from robustlab.verification.propagation.certificate import Interval, certificate, prepare, stated
 from robustlab.verification.propagation.cnn_cert import cnn_cert_bound
@@ -54,7 +54,7 @@ def bounds(
         options: the method's own, such as ``intersect=False``.
 
     Returns:
-        :class:`~robustlab.verification.graph.interval.Bounds` of shape (N, M), differentiable in the model's parameters
+        :class:`~robustlab.graph.interval.Bounds` of shape (N, M), differentiable in the model's parameters
         and in the region where autograd is on (but for α-CROWN's).
 
     Raises:
@@ -104,8 +104,8 @@ def certify(
         options: the method's own.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`: ``"verified"`` with radius ε where every margin has a positive lower
-        bound, ``"falsified"`` where x itself is not classified as y, ``"unknown"`` elsewhere.
+        A :class:`~robustlab.attacker.results.Certificate`: ``"verified"`` with radius ε where every margin has a
+        positive lower bound, ``"falsified"`` where x itself is not classified as y, ``"unknown"`` elsewhere.
 
     Raises:
         ValueError, TypeError: naming the argument that is wrong, or the node that cannot be bounded.
@@ -142,7 +142,8 @@ def certified_radius(
         steps: bisections of the last factor of 2, in which the radius is then known to 2^−steps.
 
     Returns:
-        A :class:`~robustlab.results.Certificate` whose radius was certified as it stands, 0 where x is misclassified.
+        A :class:`~robustlab.attacker.results.Certificate` whose radius was certified as it stands, 0 where x is
+        misclassified.
 
     Raises:
         ValueError, TypeError: as :func:`certify`.

@@ -20,11 +20,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.results import Certificate
-from robustlab.verification.graph.node import Graph
+from robustlab.attacker.results import Certificate
+from robustlab.graph.node import Graph
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate
-from robustlab.verification.propagation.lower import lower_bound
-from robustlab.verification.propagation.policy import Policy
+from robustlab.verification.propagation.lower_bound import lower_bound
 from robustlab.verification.propagation.region import Region
 
 
@@ -33,7 +33,7 @@ def cnn_cert_bound(
 ) -> Tensor:
     """Lower bounds (N, M) of C·output by CNN-Cert's rules."""
     checks.one_of("relu", relu, ("adaptive", "parallel"))
-    return lower_bound(graph, region, C, Policy(relu=relu, pool="parallel", intersect=intersect))
+    return lower_bound(graph, region, C, BoundOptions(relu=relu, pool="parallel", intersect=intersect))
 
 
 def cnn_cert(
@@ -57,7 +57,7 @@ def cnn_cert(
         intersect: intersect every bound with interval arithmetic; False is the paper's letter.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`.
+        A :class:`~robustlab.attacker.results.Certificate`.
 
     Raises:
         ValueError, TypeError: as :func:`robustlab.verification.certify`.

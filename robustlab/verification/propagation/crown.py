@@ -14,22 +14,22 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustlab.results import Certificate
-from robustlab.verification.graph.node import Graph
+from robustlab.attacker.results import Certificate
+from robustlab.graph.node import Graph
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate
-from robustlab.verification.propagation.lower import lower_bound
-from robustlab.verification.propagation.policy import Policy
+from robustlab.verification.propagation.lower_bound import lower_bound
 from robustlab.verification.propagation.region import Region
 
 
 def crown_bound(graph: Graph, region: Region, C: Tensor, *, intersect: bool = True) -> Tensor:
     """Lower bounds (N, M) of C·output with adaptive slopes."""
-    return lower_bound(graph, region, C, Policy(relu="adaptive", intersect=intersect))
+    return lower_bound(graph, region, C, BoundOptions(relu="adaptive", intersect=intersect))
 
 
 def crown_ibp_bound(graph: Graph, region: Region, C: Tensor, *, intersect: bool = True) -> Tensor:
     """The same with interval bounds of the hidden layers."""
-    return lower_bound(graph, region, C, Policy(relu="adaptive", intermediate="interval", intersect=intersect))
+    return lower_bound(graph, region, C, BoundOptions(relu="adaptive", intermediate="interval", intersect=intersect))
 
 
 def crown(
@@ -51,7 +51,7 @@ def crown(
         intersect: intersect every bound with interval arithmetic; False is the paper's letter.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`.
+        A :class:`~robustlab.attacker.results.Certificate`.
 
     Raises:
         ValueError, TypeError: as :func:`robustlab.verification.certify`.

@@ -5,7 +5,7 @@ On l < 0 < u both lines have the slope of the chord, u/(u − l):
     u/(u − l)·z  ≤  max(z, 0)  ≤  u/(u − l)·(z − l)
 
 so one matrix serves for the lower and the upper bound of a layer, and the bounds of all layers follow one after the
-other. In this library that is a policy of the one backward engine.
+other. In this library that is a options of the one backward engine.
 
 Source: Weng et al., "Towards fast computation of certified robustness for ReLU networks" (2018), section 3.3 and
 algorithm 1.
@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustlab.results import Certificate
-from robustlab.verification.graph.hinge import Hinge
-from robustlab.verification.graph.node import Graph
+from robustlab.attacker.results import Certificate
+from robustlab.graph.hinge import Hinge
+from robustlab.graph.node import Graph
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate
-from robustlab.verification.propagation.lower import lower_bound
-from robustlab.verification.propagation.policy import Policy
+from robustlab.verification.propagation.lower_bound import lower_bound
 from robustlab.verification.propagation.region import Region
 
 
@@ -29,7 +29,7 @@ def fast_lin_bound(graph: Graph, region: Region, C: Tensor, *, intersect: bool =
     for node in graph.nonlinear:
         if not isinstance(node.op, Hinge):
             raise ValueError(f"model: Fast-Lin relaxes ReLUs alone, got {node.op} at node {node.name!r}; use 'crown'")
-    return lower_bound(graph, region, C, Policy(relu="parallel", intersect=intersect))
+    return lower_bound(graph, region, C, BoundOptions(relu="parallel", intersect=intersect))
 
 
 def fast_lin(
@@ -52,7 +52,7 @@ def fast_lin(
         intersect: intersect every bound with interval arithmetic; False is the paper's letter.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`.
+        A :class:`~robustlab.attacker.results.Certificate`.
 
     Raises:
         ValueError, TypeError: as :func:`robustlab.verification.certify`; for another nonlinear operator.

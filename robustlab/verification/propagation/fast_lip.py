@@ -26,19 +26,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from robustlab.norms import get_norm
-from robustlab.results import Certificate
-from robustlab.verification.graph.affine import Add, Linear, ScaleShift, Sub
-from robustlab.verification.graph.conv import Conv
-from robustlab.verification.graph.forms import Forms
-from robustlab.verification.graph.hinge import Hinge
-from robustlab.verification.graph.interval import Bounds
-from robustlab.verification.graph.node import Graph
-from robustlab.verification.graph.operator import Operator
+from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import get_norm
+from robustlab.graph.affine import Add, Linear, ScaleShift, Sub
+from robustlab.graph.conv import Conv
+from robustlab.graph.forms import Forms
+from robustlab.graph.hinge import Hinge
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph
+from robustlab.graph.operator import Operator
 from robustlab.verification.propagation.backward import interval_bound, slack
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate, prepare
 from robustlab.verification.propagation.layers import BUDGET, interval_layers, layer_bounds
-from robustlab.verification.propagation.policy import Policy
 from robustlab.verification.propagation.region import Ball, Box, Region
 from robustlab.verification.propagation.specification import as_forms, margins
 
@@ -64,7 +64,7 @@ def fast_lip(
             are ReLUs, leaky ReLUs or absolute values.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`. For the largest radius see
+        A :class:`~robustlab.attacker.results.Certificate`. For the largest radius see
         :func:`robustlab.verification.certified_radius`.
 
     Raises:
@@ -130,7 +130,7 @@ def largest_slopes(graph: Graph, region: Region, C: Tensor) -> Tensor:
                 f"model: Fast-Lip needs the slopes of every operator, got {node.op} at node {node.name!r}; "
                 "want affine layers and ReLUs, or use 'crown'"
             )
-    layers = layer_bounds(graph, region, Policy(relu="parallel")).bounds
+    layers = layer_bounds(graph, region, BoundOptions(relu="parallel")).bounds
     found = []
     for rows in torch.arange(len(C), device=C.device).split(max(1, BUDGET // (C.shape[1] * graph.widest))):
         center, radius = jacobian_bounds(graph, [part.select(rows) for part in layers], C[rows])

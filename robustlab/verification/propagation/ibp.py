@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustlab.results import Certificate
-from robustlab.verification.graph.node import Graph
+from robustlab.attacker.results import Certificate
+from robustlab.graph.node import Graph
 from robustlab.verification.propagation.backward import interval_bound
 from robustlab.verification.propagation.certificate import Interval, certificate
 from robustlab.verification.propagation.layers import interval_layers
@@ -44,7 +44,7 @@ def ibp(
         norm: ``"linf"`` alone: an interval is a box.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`.
+        A :class:`~robustlab.attacker.results.Certificate`.
 
     Raises:
         ValueError, TypeError: as :func:`robustlab.verification.certify`; for another norm.

@@ -1,6 +1,6 @@
 """Bounds of all nodes, and the relaxations that follow from them: one pass from the input to the output.
 
-Interval arithmetic bounds each node from the nodes before it. Where the policy says so, the nodes whose values enter a
+Interval arithmetic bounds each node from the nodes before it. Where the options says so, the nodes whose values enter a
 nonlinear operator are bounded again, by backward passes from their neurons through the relaxations found so far.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.verification.graph.affine import Reshape, ScaleShift
-from robustlab.verification.graph.forms import units
-from robustlab.verification.graph.interval import Bounds
-from robustlab.verification.graph.node import Graph, Node
+from robustlab.graph.affine import Reshape, ScaleShift
+from robustlab.graph.forms import units
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph, Node
 from robustlab.verification.propagation.backward import backward, concretize, slack
-from robustlab.verification.propagation.policy import Policy
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.region import Region
 
 BUDGET = 2**20
@@ -60,7 +60,7 @@ def _step(node: Node, inputs: list[Bounds]) -> tuple[Bounds, Tensor | None]:
 def layer_bounds(
     graph: Graph,
     region: Region,
-    policy: Policy,
+    options: BoundOptions,
     *,
     splits: Mapping[int, Tensor] | None = None,
     known: Mapping[int, Bounds] | None = None,
@@ -70,7 +70,7 @@ def layer_bounds(
     Args:
         graph: the network.
         region: N sets of inputs.
-        policy: the method's choices.
+        options: the method's choices.
         splits: for some nodes, what is assumed of the signs of their values: (N, *shape) of −1 (not positive), 1 (not
             negative) or 0 (nothing). Where that contradicts the bounds, lower > upper: no such input exists.
         known: bounds of some nodes that are known already, (N, *shape): they are intersected with interval arithmetic
@@ -80,7 +80,7 @@ def layer_bounds(
         The bounds and lines of all nodes.
     """
     bounds, lines, terms = [region.hull], {}, {}
-    targets = set(graph.pre_activations) if policy.intermediate == "backward" else set()
+    targets = set(graph.pre_activations) if options.intermediate == "backward" else set()
     for node in graph.nodes[1:]:
         assert node.op is not None
         inputs = [bounds[i] for i in node.inputs]
@@ -88,12 +88,12 @@ def layer_bounds(
         if summed is not None:
             terms[node.index] = summed
         if not node.op.affine:
-            lines[node.index] = node.op.relax(policy, *inputs)
+            lines[node.index] = node.op.relax(options, *inputs)
         if known is not None and node.index in known:
             given = known[node.index]
             here = Bounds(torch.maximum(here.lower, given.lower), torch.minimum(here.upper, given.upper))
         elif node.index in targets and not (region.is_box and _first(graph, node)):
-            here = _bounded_again(graph, region, policy, node, here, lines, terms)
+            here = _bounded_again(graph, region, options, node, here, lines, terms)
         if splits is not None and node.index in splits:
             sign = splits[node.index]
             here = Bounds(
@@ -107,7 +107,7 @@ def layer_bounds(
 def _bounded_again(
     graph: Graph,
     region: Region,
-    policy: Policy,
+    options: BoundOptions,
     node: Node,
     here: Bounds,
     lines: Mapping[int, Any],
@@ -116,7 +116,7 @@ def _bounded_again(
     """``here`` with the neurons that matter bounded by backward passes, two forms a neuron: z and −z."""
     lower, upper = here.lower.flatten(1), here.upper.flatten(1)
     wanted = torch.ones_like(lower, dtype=torch.bool)
-    if policy.intersect:
+    if options.intersect:
         wanted = _unstable(graph, node, here).flatten(1)
     sample, place = wanted.nonzero(as_tuple=True)
     found = []
@@ -129,7 +129,7 @@ def _bounded_again(
         return here
     new_lower, negated = torch.cat(found, dim=1)
     new_upper = -negated
-    if policy.intersect:
+    if options.intersect:
         new_lower = torch.maximum(new_lower, lower[sample, place])
         new_upper = torch.minimum(new_upper, upper[sample, place])
     return Bounds(

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.results import Certificate
-from robustlab.verification.graph.arithmetic import full_precision
-from robustlab.verification.graph.node import Graph
-from robustlab.verification.graph.uncertain import perturbed
+from robustlab.attacker.results import Certificate
+from robustlab.graph.arithmetic import full_precision
+from robustlab.graph.node import Graph
+from robustlab.graph.uncertain import perturbed
+from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, prepare, stated
-from robustlab.verification.propagation.lower import lower_bound
-from robustlab.verification.propagation.policy import Policy
+from robustlab.verification.propagation.lower_bound import lower_bound
 from robustlab.verification.propagation.region import Ball, Region
 from robustlab.verification.propagation.specification import margins
 
@@ -32,7 +32,7 @@ from robustlab.verification.propagation.specification import margins
 def lirpa_bound(graph: Graph, region: Region, C: Tensor, *, hidden: str = "backward", intersect: bool = True) -> Tensor:
     """Lower bounds (N, M) of C·output on a graph, whose operators may be uncertain."""
     checks.one_of("hidden", hidden, ("backward", "interval"))
-    return lower_bound(graph, region, C, Policy(intermediate=hidden, intersect=intersect))
+    return lower_bound(graph, region, C, BoundOptions(intermediate=hidden, intersect=intersect))
 
 
 @full_precision()
@@ -62,7 +62,7 @@ def lirpa(
         intersect: intersect every bound with interval arithmetic.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`; its radius is that of the input.
+        A :class:`~robustlab.attacker.results.Certificate`; its radius is that of the input.
 
     Raises:
         ValueError, TypeError: as :func:`robustlab.verification.certify`; for weights that are unknown or not finite.

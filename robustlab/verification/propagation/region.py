@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.call import beside
-from robustlab.norms import NORMS
-from robustlab.verification.graph.forms import Forms
-from robustlab.verification.graph.interval import Bounds
+from robustlab.attacker.session import beside
+from robustlab.geometry.norms import NORMS
+from robustlab.graph.forms import Forms
+from robustlab.graph.interval import Bounds
 
 
 class Region(ABC):

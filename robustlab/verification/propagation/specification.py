@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustlab.verification.graph.forms import Forms
+from robustlab.graph.forms import Forms
 
 
 def margins(y: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustlab.results import Certificate
-from robustlab.verification.graph.forms import Forms
-from robustlab.verification.graph.hinge import Hinge
-from robustlab.verification.graph.interval import Bounds
-from robustlab.verification.graph.node import Graph, Node
+from robustlab.attacker.results import Certificate
+from robustlab.graph.forms import Forms
+from robustlab.graph.hinge import Hinge
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph, Node
 from robustlab.verification.propagation.backward import slack
 from robustlab.verification.propagation.certificate import Interval, certificate
 from robustlab.verification.propagation.region import Region
@@ -91,7 +91,7 @@ def wong_kolter(
             are ReLUs. Memory grows with inputs times neurons: for small networks.
 
     Returns:
-        A :class:`~robustlab.results.Certificate`.
+        A :class:`~robustlab.attacker.results.Certificate`.
 
     Raises:
         ValueError, TypeError: as :func:`robustlab.verification.certify`; for another nonlinear operator.

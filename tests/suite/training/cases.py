@@ -20,14 +20,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.poisoned_data import Poisoned
+from robustlab.attacker.results import Detection
 from robustlab.attacks import Canary
-from robustlab.catalogue import Row, get, rows
-from robustlab.fitting import fit
-from robustlab.linear_regression import fit_linear
+from robustlab.geometry.keyed import Noise
 from robustlab.models import character_gru
-from robustlab.noise import Noise
-from robustlab.poisoned import Poisoned
-from robustlab.results import Detection
+from robustlab.models.linear import fit_linear
+from robustlab.teaching.catalogue import Row, get, rows
+from robustlab.training.fit import fit
 
 FEDERATED = "05"  # methods of this chapter change updates, not data: they have a suite of their own
 CLASSES, N, SIDE, TARGET, RATE = 3, 60, 8, 0, 0.1
@@ -44,7 +44,7 @@ PARTS = (
         get("neural_cleanse"),
         key="unlearn",
         kind="repair",
-        callable="robustlab.defenses.purification.neural_cleanse:unlearn",
+        callable="robustlab.defenses.detection.neural_cleanse:unlearn",
         quick={"epochs": 1},
     ),
 )

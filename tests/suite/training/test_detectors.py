@@ -10,9 +10,9 @@ import torch
 from scipy.stats import binom, ttest_1samp
 from torch import Tensor, nn
 
-from robustlab.poisoned import Poisoned
-from robustlab.results import Detection
-from robustlab.victim import accuracy
+from robustlab.attacker.poisoned_data import Poisoned
+from robustlab.attacker.results import Detection
+from robustlab.attacker.victim import accuracy
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 from tests.suite.training.cases import DETECTORS, Case, clean, clean_images, images, over, same, tensors, trained
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from robustlab import attacks, defenses
+from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.backdoor.input_aware_backdoor import Backdoored
 from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset
-from robustlab.poisoned import Poisoned
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 from tests.suite.training.cases import CLASSES, DETECTORS, POISONS, STUDIES, TARGET, Case, net, over, same, tensors
 

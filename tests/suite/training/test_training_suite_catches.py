@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.poisoned_data import Poisoned
+from robustlab.attacker.results import Detection
 from robustlab.attacks import PatchTrigger, PoisonedDataset, badnets
-from robustlab.catalogue import Row
-from robustlab.poisoned import Poisoned
-from robustlab.results import Detection
+from robustlab.teaching.catalogue import Row
 from tests.suite.training import test_bad_data as bad_data
 from tests.suite.training import test_detectors as detectors
 from tests.suite.training import test_poisons as poisons

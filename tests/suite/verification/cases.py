@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.catalogue import Row, rows
-from robustlab.norms import get_norm
-from robustlab.results import Certificate
+from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import get_norm
+from robustlab.teaching.catalogue import Row, rows
 from tests.suite.models import Center, seeded
 
 SHAPES = {"flat": (5,), "image": (1, 5, 5)}

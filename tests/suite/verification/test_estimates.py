@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.catalogue import Row, rows
-from robustlab.norms import linear_distance
-from robustlab.results import Certificate, Estimate
+from robustlab.attacker.results import Certificate, Estimate
+from robustlab.geometry.norms import linear_distance
+from robustlab.teaching.catalogue import Row, rows
 from tests.suite.models import IMAGE, mlp
 
 # SPROUT and CAT, which train, are estimates of another family.

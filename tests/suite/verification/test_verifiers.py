@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import pgd
-from robustlab.norms import linear_distance
+from robustlab.geometry.norms import linear_distance
 from robustlab.verification import trace
-from robustlab.victim import Victim
 from tests.suite.models import Affine
 from tests.suite.verification.cases import (
     CASES,

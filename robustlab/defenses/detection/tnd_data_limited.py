@@ -1,0 +1,176 @@
+"""Data-limited TrojanNet detector (DL-TND).
+
+Wang, Zhang, Liu, Chen, Xiong and Wang, "Practical detection of trojan neural networks: Data-limited and data-free
+cases" (2020), the data-limited detector. In a backdoored network a universal perturbation and perturbations made for
+one image each find the same shortcut, so that they leave the same logits behind. Both live in the mask model
+x̂(m, δ) = (1 − m)·x + m·δ. With one clean image a class, for each candidate class k:
+
+    universal:   minimize over one (m, δ)
+        Σ_{y_i ≠ k} max{f_{y_i} − max_{t ≠ y_i} f_t, −κ} + Σ_{y_i = k} max{max_{t ≠ k} f_t − f_k, −κ}  at x̂_i,  + λ‖m‖₁
+    per image:   minimize over one (m_i, δ_i) for each image with y_i ≠ k
+        max{max_{t ≠ k} f_t − f_k, −κ}  at x̂_i,  + λ‖m_i‖₁
+
+The universal one moves all other images away from their labels, to wherever it likes, while images of class k stay;
+the others are told to go to k. The statistic of class k is the 25 % quantile over the images of
+cos(f(x̂_i universal), f(x̂_i per image)), and above 0.75 the class is flagged.
+
+The ℓ1 term is handled by its proximal step, as in the authors' code. They take it after a step of Adam, which divides
+the gradient of every pixel by its own size, so that no mask becomes sparse; here the gradient of a mask is divided by
+its largest entry. Then λ lies in (0, 1), in units of that entry. It is bisected, for each perturbation on its own, to
+the largest at which the perturbation works.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.attacker.losses import margin
+from robustlab.attacker.poisoned_data import inputs_for
+from robustlab.attacker.results import Detection
+from robustlab.models.probing import Probe
+
+QUANTILE = 0.25
+
+
+def tnd_data_limited(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int = 100,
+    searches: int = 5,
+    lr: float = 0.1,
+    kappa: float = 15.0,
+    required: float = 0.7,
+    threshold: float = 0.75,
+    calibration: Tensor | None = None,
+) -> Detection:
+    """Flag the classes that a universal perturbation and perturbations for single images reach in the same way.
+
+    Args:
+        model: maps images (N, C, H, W) in [0, 1] to logits (N, K). It is only looked at.
+        x, y: clean images and their true labels, N of them; one a class is enough. All classes are candidates.
+        steps: for each value of λ, at least 1.
+        searches: values of λ that are tried, at least 1.
+        lr: largest change of a pixel of a mask, and change of each pixel of a pattern, in one step.
+        kappa: κ ≥ 0, the lead in logits beyond which an image no longer counts in the loss.
+        required: share of images that a universal perturbation must move (or keep) to count as working, in (0, 1].
+        threshold: for the cosine, in [−1, 1]; the paper's is 0.75.
+        calibration: (M,), the highest score of each of M clean models of the same kind, found with the same
+            arguments. If given, their maximum takes the place of `threshold`.
+
+    Returns:
+        A Detection with the statistic of each class as its score, (K,), −1 for a class of which no other class has an
+        image. ``details`` has ``"cosines"`` (K, N), NaN where y_i = k; ``"masks"`` (K, 1, H, W) and ``"patterns"``
+        (K, C, H, W) of the universal perturbations, and ``"success"`` (K,), the share of images each moves or keeps.
+
+        No false-alarm rate is known for 0.75: nothing is known of this statistic on clean models. With a
+        `calibration` there is one, ``details["false_alarm_rate"]`` = 1/(M + 1): that some class of one more clean
+        model of the same kind is flagged is no more likely.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument.
+
+    Source:
+        Wang et al. (2020), the data-limited detector. Departures: the steps, see the
+        module; λ is bisected for the perturbations of single images too.
+    """
+    checks.images(x, (0.0, 1.0))
+    if x.dim() != 4 or not len(x):
+        raise ValueError(f"x: want images (N, C, H, W), at least one, got shape {tuple(x.shape)}")
+    x = inputs_for(model, x)
+    y = checks.labels("y", y, x)
+    for name, value in (("steps", steps), ("searches", searches)):
+        checks.at_least(name, value, 1, integer=True)
+    for name, value in (("lr", lr), ("required", required)):
+        checks.positive(name, value)
+    checks.at_least("kappa", kappa, 0.0)
+    checks.at_least("threshold", threshold, -1.0)
+    threshold, stated = clean_threshold(threshold, calibration)
+    with torch.inference_mode(False), torch.enable_grad(), Probe(model) as probe:
+        classes = probe(x[:1])[0].shape[1]
+        checks.in_classes("y", y, classes)
+        image = torch.arange(len(x), device=x.device).repeat(classes)  # one row for each candidate and image
+        candidate = torch.arange(classes, device=x.device).repeat_interleave(len(x))
+        rows, label, stays = x[image], y[image], y[image] == candidate
+
+        def universal(logits: Tensor) -> Tensor:
+            lead = margin(logits, label)
+            return torch.where(stays, -lead, lead)
+
+        def single(logits: Tensor) -> Tensor:
+            return -margin(logits, candidate)
+
+        settings = (steps, searches, lr, kappa, required)
+        mask, pattern, together = _sparsest(probe, rows, candidate, universal, *settings)
+        _, _, alone = _sparsest(probe, rows, torch.arange(len(rows), device=x.device), single, *settings)
+    success = (universal(together) < 0).to(x).view(classes, -1).mean(dim=1)
+    cosines = torch.cosine_similarity(together, alone, dim=1).masked_fill(stays, torch.nan).view(classes, -1)
+    scores = cosines.nanquantile(QUANTILE, dim=1).nan_to_num(nan=-1.0)
+    details = {"cosines": cosines, "masks": mask, "patterns": pattern, "success": success, **stated}
+    return Detection(scores=scores, flagged=scores > threshold, threshold=threshold, details=details)
+
+
+def clean_threshold(threshold: float, calibration: Tensor | None) -> tuple[float, dict[str, object]]:
+    """The threshold that clean models set, and the rate at which another one passes it.
+
+    Of M + 1 exchangeable numbers each is the highest with probability 1/(M + 1), or less where some are equal.
+    """
+    if calibration is None:
+        return threshold, {}
+    highest = torch.as_tensor(calibration).flatten()
+    if not len(highest) or not bool(highest.isfinite().all()):
+        raise ValueError(f"calibration: want the highest scores of at least one clean model, got {calibration}")
+    return float(highest.max()), {"false_alarm_rate": 1 / (len(highest) + 1), "level": "class"}
+
+
+def _sparsest(
+    probe: Probe, rows: Tensor, owner: Tensor, goal: object, steps: int, searches: int, lr: float, kappa: float,
+    required: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The perturbations with the smallest mask found that work, and the logits (R, K) of the rows under them.
+
+    Row r is moved by perturbation owner[r]; goal(logits) (R,) is negative where a row is where it should be.
+    """
+    count = int(owner.max()) + 1
+    shape = (count, 1, 1, 1)
+    share = torch.zeros(count, device=rows.device, dtype=rows.dtype).index_add(0, owner, rows.new_ones(len(rows)))
+    low, high = rows.new_zeros(count), rows.new_ones(count)
+    best_size = rows.new_full((count,), torch.inf)
+    best_mask, best_pattern, best_logits = None, None, None
+    for search in range(searches):
+        weight = (low + high) / 2 if search else rows.new_full((count,), 0.1)
+        mask, pattern, logits = _descend(probe, rows, owner, goal, weight, steps, lr, kappa)
+        won = torch.zeros_like(share).index_add(0, owner, (goal(logits) < 0).to(rows)) / share  # type: ignore[operator]
+        works, size = won >= required, mask.sum(dim=(1, 2, 3))
+        better = (works & (size < best_size)) | (best_size.isinf() & (works | (search == 0)))
+        best_size = torch.where(better & works, size, best_size)
+        if best_mask is None:
+            best_mask, best_pattern, best_logits = mask, pattern, logits
+        best_mask = torch.where(better.view(shape), mask, best_mask)
+        best_pattern = torch.where(better.view(shape), pattern, best_pattern)
+        best_logits = torch.where(better[owner][:, None], logits, best_logits)
+        low, high = torch.where(works, weight, low), torch.where(works, high, weight)
+    return best_mask, best_pattern, best_logits
+
+
+def _descend(
+    probe: Probe, rows: Tensor, owner: Tensor, goal: object, weight: Tensor, steps: int, lr: float, kappa: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Proximal descent on masks (from 0), sign descent on patterns (from gray)."""
+    mask = rows.new_zeros(len(weight), 1, *rows.shape[2:])
+    pattern = rows.new_full((len(weight), *rows.shape[1:]), 0.5)
+    shrink = lr * weight[:, None, None, None]
+    for _ in range(steps):
+        mask, pattern = mask.requires_grad_(), pattern.requires_grad_()
+        logits = probe((1 - mask[owner]) * rows + mask[owner] * pattern[owner])[0]
+        loss = goal(logits).clamp_min(-kappa).sum()  # type: ignore[operator]
+        of_mask, of_pattern = torch.autograd.grad(loss, (mask, pattern))
+        largest = of_mask.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        mask = (mask.detach() - lr * of_mask / largest - shrink).clamp(0, 1)
+        pattern = (pattern.detach() - lr * of_pattern.sign()).clamp(0, 1)
+    with torch.no_grad():
+        logits = probe((1 - mask[owner]) * rows + mask[owner] * pattern[owner])[0]
+    return mask, pattern, logits

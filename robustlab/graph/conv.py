@@ -1,0 +1,109 @@
+"""Convolutions, which go backward as transposed convolutions: no weight matrix is ever written out.
+
+Average pooling is a convolution of each channel with a constant kernel.
+
+Source: Boopathy et al., "CNN-Cert: An efficient framework for certifying robustness of convolutional neural networks"
+(2019), for linear bounds on convolutions as convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustlab.graph.forms import Forms
+from robustlab.graph.operator import Affine, Backward, Shape
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Affine):
+    """Convolution in one to three dimensions with zero padding; ``weight`` (out, in / groups, *kernel)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def _rank(self) -> int:
+        return self.weight.dim() - 2
+
+    def _convolve(self, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _CONV[self._rank](value, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _transpose(self, coef: Tensor, padding: tuple[int, ...], size: Sequence[int]) -> Tensor:
+        """The transposed convolution onto maps of ``size``, in whichever of three ways is the fastest on a CPU."""
+        rows, grid = coef.shape[0], coef.shape[2:]
+        plain = self._rank == 2 and self.groups == 1
+        if plain and grid.numel() == 1 and not any(padding) and tuple(size) == tuple(self.weight.shape[2:]):
+            return (coef.flatten(1) @ self.weight.flatten(1)).reshape(rows, *self.weight.shape[1:])
+        if plain and self.weight.shape[1] <= 4:
+            spread = self.weight.flatten(1).T @ coef.flatten(2)
+            return F.fold(spread, tuple(size), self.weight.shape[2:], self.dilation, padding, self.stride)
+        geometry = zip(size, grid, self.stride, padding, self._reach, strict=True)
+        extra = [n - ((m - 1) * s - 2 * p + r + 1) for n, m, s, p, r in geometry]
+        if self._rank == 2:
+            coef = coef.contiguous(memory_format=torch.channels_last)
+        transposed = _TRANSPOSED[self._rank]
+        found = transposed(coef, self.weight, None, self.stride, padding, extra, self.groups, self.dilation)
+        return found.contiguous()
+
+    @property
+    def _reach(self) -> list[int]:
+        """Last minus first of what an output sees, in each dimension."""
+        return [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The convolution."""
+        return self._convolve(values[0], self.weight, self.bias)
+
+    def magnitude(self, radius: Tensor) -> Tensor:
+        """The convolution of the radii with |weight|."""
+        return self._convolve(radius, self.weight.abs(), None)
+
+    def backward(self, forms: Forms, shapes: Sequence[Shape], lines: None) -> Backward:
+        """The transposed convolution, of whole maps or of windows."""
+        constant: Tensor | float = 0.0
+        if self.bias is not None:
+            constant = forms.coef.flatten(2).sum(dim=2) @ self.bias
+        if forms.window is not None:
+            moved = self._moved(forms, shapes[0])
+            if moved is not None:
+                return (moved,), constant
+            forms = forms.full(self._output(shapes[0]))
+        return (forms.to(self._transpose(forms.coef, self.padding, shapes[0][1:])),), constant
+
+    def _output(self, shape: Shape) -> Shape:
+        parts = zip(shape[1:], self.stride, self.padding, self._reach, strict=True)
+        return (self.weight.shape[0], *((n + 2 * p - r - 1) // s + 1 for n, s, p, r in parts))
+
+    def _moved(self, forms: Forms, shape: Shape) -> Forms | None:
+        """The receptive fields of windows; None where they are no smaller than the map."""
+        window = forms.window
+        assert window is not None
+        size = [(k - 1) * s + r + 1 for k, s, r in zip(forms.coef.shape[2:], self.stride, self._reach, strict=True)]
+        if size[0] >= shape[1] or size[1] >= shape[2]:
+            return None
+        here = window.moved(self.stride, [-p for p in self.padding])
+        moved = Forms(self._transpose(forms.coef, (0, 0), size), forms.sample, here)
+        if any(here.margins(size, shape)):  # what falls on the padding multiplies zeros
+            moved = moved.to(moved.coef * moved.pick(moved.coef.new_ones(1, 1, *shape[1:])))
+        return moved
+
+
+def average_pool(
+    channels: int, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], like: Tensor
+) -> Conv:
+    """Average pooling (padding counted) as a convolution."""
+    weight = like.new_full((channels, 1, *kernel), 1.0)
+    weight = weight / weight[0].numel()
+    return Conv(weight, None, stride, padding, (1,) * len(kernel), channels)

@@ -1,0 +1,152 @@
+"""Functions with a bend: ReLU, leaky ReLU, absolute value, clamp.
+
+On l < 0 < u a function that is convex with one bend at 0 lies below its chord and above any line through the bend with
+a slope between its own two. For the ReLU,
+
+    α·z  ≤  max(z, 0)  ≤  u·(z − l) / (u − l),   0 ≤ α ≤ 1
+
+which is the triangle of Ehlers (2017) but for the choice of one α. The choice is the ``Rule``: it is all that tells
+Fast-Lin from CROWN. Where l ≥ 0 or u ≤ 0 the neuron is stable and both lines are the function.
+
+Source: Weng et al., "Towards fast computation of certified robustness for ReLU networks" (2018), section 3.3 (parallel
+lines); Zhang et al., "Efficient neural network robustness certification with general activation functions" (2018),
+table 2 (adaptive).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustlab.graph.forms import Forms
+from robustlab.graph.interval import Bounds
+from robustlab.graph.operator import Backward, Operator, Rule, Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """lower_slope·z + lower_bias ≤ f(z) ≤ upper_slope·z + upper_bias, element by element.
+
+    Attributes:
+        lower_slope, upper_slope, upper_bias: (N, *shape); ``lower_slope`` may be given one a form instead, (R, *shape).
+        lower_bias: the same; None for 0.
+        per_form: whether ``lower_slope`` has a value for each form instead of one for each sample.
+    """
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    upper_bias: Tensor
+    lower_bias: Tensor | None = None
+    per_form: bool = False
+
+
+class Elementwise(Operator):
+    """A nonlinear function of each element, monotone or not, that is relaxed by two lines."""
+
+    affine: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
+
+    def backward(self, forms: Forms, shapes: Sequence[Shape], lines: Lines) -> Backward:
+        """a·f(z) ≥ a·(line below) where a ≥ 0, a·(line above) where a < 0."""
+        below = lines.lower_slope if lines.per_form else forms.pick(lines.lower_slope)
+        negative = forms.to(forms.coef.clamp_max(0.0))
+        positive = forms.to(forms.coef.clamp_min(0.0))
+        constant = negative.dot(forms.pick(lines.upper_bias))
+        if lines.lower_bias is not None:
+            constant = constant + positive.dot(forms.pick(lines.lower_bias))
+        coef = torch.addcmul(positive.coef * below, negative.coef, forms.pick(lines.upper_slope))
+        return (forms.to(coef),), constant
+
+
+@dataclass(frozen=True)
+class Hinge(Elementwise):
+    """left·z for z < 0 and right·z for z ≥ 0, with left ≤ right: ReLU (0, 1), leaky ReLU (a, 1), |z| (−1, 1)."""
+
+    left: float
+    right: float
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """left·min(z, 0) + right·max(z, 0)."""
+        (z,) = values
+        if (self.left, self.right) == (0.0, 1.0):
+            return z.relu()
+        return self.left * z.clamp_max(0.0) + self.right * z.clamp_min(0.0)
+
+    def interval(self, *inputs: Bounds) -> Bounds:
+        """The values at the ends; the lower one is 0 if the function turns at the bend inside."""
+        low, high = self.forward(inputs[0].lower), self.forward(inputs[0].upper)
+        if self.left >= 0:
+            return Bounds(low, high)
+        crosses = (inputs[0].lower < 0) & (inputs[0].upper > 0)
+        return Bounds(torch.where(crosses, 0.0, torch.minimum(low, high)), torch.maximum(low, high))
+
+    def unstable(self, *inputs: Bounds) -> tuple[Tensor, ...]:
+        """Where the bend lies inside."""
+        return ((inputs[0].lower < 0) & (inputs[0].upper > 0),)
+
+    def relax(self, rule: Rule, *inputs: Bounds) -> Lines:
+        """The chord above; below, the line through the bend whose slope the rule chooses."""
+        low, high = inputs[0].lower.clamp_max(0.0), inputs[0].upper.clamp_min(0.0)
+        chord = high / (high - low).clamp_min(torch.finfo(low.dtype).tiny)
+        alpha = {
+            "adaptive": lambda: (high >= -low).to(low.dtype),
+            "parallel": lambda: chord,
+            "zero": lambda: (low == 0).to(low.dtype),
+            "one": lambda: (high > 0).to(low.dtype),
+        }[rule.relu]()
+        if (self.left, self.right) == (0.0, 1.0):
+            return Lines(alpha, chord, -low * chord)
+        bend = self.right - self.left  # f(z) = left·z + bend·max(z, 0)
+        return Lines(self.left + bend * alpha, self.left + bend * chord, -bend * low * chord)
+
+
+@dataclass(frozen=True)
+class Clamp(Elementwise):
+    """min(max(z, low), high); ReLU6 and hardtanh are clamps. Either end may be infinite."""
+
+    low: float
+    high: float
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """Clamped values."""
+        return values[0].clamp(self.low, self.high)
+
+    def interval(self, *inputs: Bounds) -> Bounds:
+        """The values at the ends."""
+        return Bounds(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def unstable(self, *inputs: Bounds) -> tuple[Tensor, ...]:
+        """Where a bend lies inside."""
+        l, u = inputs[0].lower, inputs[0].upper
+        return (((l < self.low) & (u > self.low)) | ((l < self.high) & (u > self.high)),)
+
+    def relax(self, rule: Rule, *inputs: Bounds) -> Lines:
+        """Above, the chord as far as the function is convex there, else the line from the lower end to the upper bend.
+
+        Below, the same turned by 180 degrees: −clamp(−z, −high, −low).
+        """
+        l, u = inputs[0].lower, inputs[0].upper
+        upper_slope, upper_bias = _above_clamp(l, u, self.low, self.high)
+        lower_slope, turned_bias = _above_clamp(-u, -l, -self.high, -self.low)
+        return Lines(lower_slope, upper_slope, upper_bias, -turned_bias)
+
+
+def _above_clamp(l: Tensor, u: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Slope and intercept of a line above clamp(z, low, high) on [l, u].
+
+    Of all such lines, the one that is lowest at the middle: flat where the middle is beyond the upper bend, else from
+    (l, clamp(l)) to the upper bend or, if that is not reached, to the function's value at u.
+    """
+    f_l = l.clamp(low, high)
+    end = torch.minimum(u, torch.full_like(u, high))  # the upper bend, or u where it is not reached
+    end = torch.maximum(end, l)
+    f_end = end.clamp(low, high)
+    slope = (f_end - f_l) / (end - l).clamp_min(torch.finfo(l.dtype).tiny)
+    flat = (l + u >= 2 * high) | (u <= low)
+    slope = torch.where(flat, torch.zeros_like(slope), torch.where(l >= low, torch.ones_like(slope), slope))
+    through = torch.where(flat, u, l)
+    return slope, through.clamp(low, high) - slope * through

@@ -1,0 +1,99 @@
+"""The rules of ONNX operators that move or sum up values, for ``onnx_operators``. All keep the batch apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustlab.graph.affine import Concat, Linear, Rearrange, Reduce, Reshape, ScaleShift
+from robustlab.graph.onnx_reader import OnnxReader, name_of
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+
+def flatten(reader: OnnxReader, node: NodeProto, given: list[Any], *, axis: int = 1) -> int:
+    """All but the batch in one dimension."""
+    if axis != 1 or not reader.batched:
+        raise ValueError(f"model: want Flatten of all but the batch, got node {name_of(node)!r}")
+    return reader.add(node, Reshape((prod(reader.shape(given[0])),)), given[0])
+
+
+def reshape(
+    reader: OnnxReader, node: NodeProto, given: list[Any], *, allowzero: int = 0, axes: Sequence[int] | None = None
+) -> int:
+    """Reshape, Squeeze and Unsqueeze."""
+    x, numbers = given[0], given[1].tolist() if len(given) > 1 and given[1] is not None else axes
+    shape = ((1,) if reader.batched else ()) + reader.shape(x)
+    if node.op_type != "Reshape":
+        wish = _squeezed(node.op_type, list(shape), numbers)
+    else:
+        wish = [shape[i] if n == 0 and not allowzero else n for i, n in enumerate(numbers or ())]
+        known = prod(n for n in wish if n != -1)
+        if -1 in wish:
+            wish[wish.index(-1)] = prod(shape) // known
+    if reader.batched:
+        if not wish or wish[0] != 1:
+            raise ValueError(f"model: want shapes that keep the batch apart, got {wish} at node {name_of(node)!r}")
+        wish = wish[1:]
+    return reader.add(node, Reshape(tuple(wish)), x)
+
+
+def _squeezed(kind: str, shape: list[int], axes: Sequence[int] | None) -> list[int]:
+    if kind == "Unsqueeze":
+        rank = len(shape) + len(axes or [])
+        places = {a % rank for a in axes or []}
+        rest = iter(shape)
+        return [1 if i in places else next(rest) for i in range(rank)]
+    places = {a % len(shape) for a in axes} if axes else {i for i, n in enumerate(shape) if n == 1}
+    return [n for i, n in enumerate(shape) if i not in places]
+
+
+def transpose(reader: OnnxReader, node: NodeProto, given: list[Any], *, perm: Sequence[int] | None = None) -> int:
+    """Dimensions in another order."""
+    shape = reader.shape(given[0])
+    order = list(perm or range(len(shape) + int(reader.batched))[::-1])
+    if reader.batched and order[0] != 0:
+        raise ValueError(f"model: want Transpose that keeps the batch in front, got {order} at node {name_of(node)!r}")
+    order = order if reader.batched else [0, *(i + 1 for i in order)]
+    return reader.add(node, Rearrange.of(lambda x: x.permute(order), shape), given[0])
+
+
+def concat(reader: OnnxReader, node: NodeProto, given: list[Any], *, axis: int = 1) -> int:
+    """Values, and constants beside them, along an axis."""
+    first = next(place for place in given if isinstance(place, int))
+    places = []
+    for part in given:
+        if isinstance(part, Tensor):  # a constant beside the values: 0·x + constant, of the right size
+            size = part[0].numel() if reader.batched else part.numel()
+            start = reader.add(node, Linear(part.new_zeros(size, prod(reader.shape(first))).to(reader.dtype)),
+                               reader.add(node, Reshape((prod(reader.shape(first)),)), first))  # fmt: skip
+            start = reader.add(node, Reshape(tuple(part.shape[1:] if reader.batched else part.shape)), start)
+            part = reader.add(node, ScaleShift(*(reader.beside(v, start).to(reader.dtype)
+                                                 for v in (torch.ones_like(part), part))), start)  # fmt: skip
+        places.append(part)
+    return reader.add(node, Concat(reader.dim(axis, first)), *places)
+
+
+def reduce(
+    reader: OnnxReader,
+    node: NodeProto,
+    given: list[Any],
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> int:
+    """ReduceMean and ReduceSum."""
+    which = given[1].tolist() if len(given) > 1 and given[1] is not None else axes
+    if not which and noop_with_empty_axes:
+        return int(given[0])
+    every = range(len(reader.shape(given[0])) + int(reader.batched))
+    dims = tuple(sorted({reader.dim(a, given[0]) for a in which or every}))
+    count = prod(reader.shape(given[0])[i - 1] for i in dims)
+    factor = 1 / count if node.op_type == "ReduceMean" else 1.0
+    return reader.add(node, Reduce(dims, bool(keepdims), factor), given[0])

@@ -1,0 +1,104 @@
+"""What the engine asks of an operator: three rules, one for each way of passing through it.
+
+    interval    bounds of the output from bounds of the inputs             (interval bound propagation)
+    relax       linear functions below and above a nonlinear operator      (its relaxation, once a sample)
+    backward    forms on the output → forms on the inputs and a constant   (CROWN's step, once a form)
+
+For an affine operator z = W·x + b the backward rule is exact, ⟨a, z⟩ = ⟨Wᵀa, x⟩ + ⟨a, b⟩. For a nonlinear one it is a
+lower bound: a coefficient that is not negative multiplies the line below, a negative one the line above.
+
+Source: Xu et al., "Automatic perturbation analysis for scalable certified robustness and beyond" (2020), section 3.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from robustlab.graph.forms import Forms
+from robustlab.graph.interval import Bounds
+
+Shape = tuple[int, ...]
+Backward = tuple[tuple[Forms, ...], Tensor | float]
+"""Forms on each input, and what they leave as a constant, (R,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How nonlinear operators are relaxed.
+
+    Attributes:
+        relu: the slope α of the line below a ReLU that is not stable, 0 ≤ α ≤ 1. ``"adaptive"`` is 1 where u ≥ −l, else
+            0 (CROWN); ``"parallel"`` is u / (u − l), the slope of the line above (Fast-Lin); ``"zero"``, ``"one"``.
+        pool: the line below a maximum: ``"largest"`` is the input with the largest lower bound; ``"parallel"`` has the
+            slopes of the plane above (CNN-Cert).
+    """
+
+    relu: str = "adaptive"
+    pool: str = "largest"
+
+
+class Operator(ABC):
+    """One node's rule. Operators hold tensors and no state; the batch is dimension 0 of every value."""
+
+    affine: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = False
+    """Nonlinear and monotone in one input of the same shape: its interval is as good as its input's."""
+
+    @abstractmethod
+    def forward(self, *values: Tensor) -> Tensor:
+        """The operator itself, on values (N, ...)."""
+
+    @abstractmethod
+    def interval(self, *inputs: Bounds) -> Bounds:
+        """Bounds of the output."""
+
+    def relax(self, rule: Rule, *inputs: Bounds) -> Any:
+        """The lines below and above, which ``backward`` is then given; None for an affine operator."""
+        return None
+
+    def terms(self, *largest: Tensor) -> Tensor | None:
+        """How large the terms are that each output is summed from: the sum of their absolute values, from above.
+
+        Rounding errors of a sum are relative to this, not to the sum itself, which may cancel. Sums of two terms round
+        once or twice and count an eighth.
+
+        Args:
+            largest: (N, *shape) upper bounds of the absolute values of each input.
+
+        Returns:
+            (N, *shape of the output); None for an operator that sums nothing.
+        """
+        return None
+
+    @abstractmethod
+    def backward(self, forms: Forms, shapes: Sequence[Shape], lines: Any) -> Backward:
+        """Forms on the inputs, of ``shapes``, that are never above the given forms on the output."""
+
+    def unstable(self, *inputs: Bounds) -> tuple[Tensor, ...]:
+        """Which elements of each input need tight bounds, as masks: those where the relaxation is not exact."""
+        return tuple(b.lower < b.upper for b in inputs)
+
+
+class Affine(Operator):
+    """An operator z = W·x + b of one input: its interval follows from its center and |W|·radius."""
+
+    @abstractmethod
+    def magnitude(self, radius: Tensor) -> Tensor:
+        """|W|·radius."""
+
+    def terms(self, *largest: Tensor) -> Tensor:
+        """|W|·largest + |b|."""
+        zero = torch.zeros_like(largest[0][:1])
+        return self.magnitude(largest[0]) + self.forward(zero).abs()
+
+    def interval(self, *inputs: Bounds) -> Bounds:
+        """W·center + b ∓ |W|·radius."""
+        (x,) = inputs
+        center, radius = self.forward(x.center), self.magnitude(x.radius)
+        return Bounds(center - radius, center + radius)

@@ -1,0 +1,103 @@
+"""Max-pooling, relaxed by one plane below and one above each window.
+
+For numbers z_i in [l_i, u_i] and any γ ≥ max l_i, with a_i = max(u_i − γ, 0) / (u_i − l_i),
+
+    max z_i  ≤  γ + Σ a_i (z_i − l_i)
+
+since for each i the right side is at least z_i at both ends of its interval. CNN-Cert's γ makes Σ a_i = 1 where that is
+possible. Where one lower bound passes all other upper bounds, that input is the maximum and both planes are exact.
+
+Source: Boopathy et al., "CNN-Cert: An efficient framework for certifying robustness of convolutional neural networks"
+(2019), table 4 and appendix; the limits of γ are widened here, so that intervals without a common point are covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustlab.graph.forms import Forms
+from robustlab.graph.interval import Bounds
+from robustlab.graph.operator import Backward, Operator, Rule, Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """Slopes (N, C, k, L) on the k elements of the L windows of each channel, intercepts (N, C, H', W')."""
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    lower_bias: Tensor
+    upper_bias: Tensor
+
+
+@dataclass(frozen=True)
+class MaxPool(Operator):
+    """Max-pooling of images (C, H, W)."""
+
+    affine: ClassVar[bool] = False
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The maximum of each window."""
+        return F.max_pool2d(values[0], self.kernel, self.stride, self.padding, self.dilation)
+
+    def interval(self, *inputs: Bounds) -> Bounds:
+        """The maxima of the bounds."""
+        return Bounds(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def _windows(self, values: Tensor, outside: float) -> Tensor:
+        """(N, C, k, L): the elements of each window."""
+        ph, pw = self.padding
+        padded = F.pad(values, (pw, pw, ph, ph), value=outside)
+        n, c = values.shape[:2]
+        unfolded = F.unfold(padded, self.kernel, dilation=self.dilation, stride=self.stride)
+        return unfolded.reshape(n, c, -1, unfolded.shape[-1])
+
+    def relax(self, rule: Rule, *inputs: Bounds) -> Planes:
+        """CNN-Cert's plane above; below, the input with the largest lower bound, or the plane above moved down."""
+        shape = self.forward(inputs[0].lower).shape
+        # Padding never wins: its interval is a point below all others.
+        least = float(inputs[0].lower.detach().min()) - 1.0
+        l, u = self._windows(inputs[0].lower, least), self._windows(inputs[0].upper, least)
+        best, at = l.max(dim=2, keepdim=True)
+        width = (u - l).clamp_min(torch.finfo(l.dtype).tiny)
+        alive = (u > best).to(l.dtype)  # those that can still be the maximum
+        weight = alive / width.clamp_min(1e-12)
+        gamma = ((u * weight).sum(2, keepdim=True) - 1) / weight.sum(2, keepdim=True).clamp_min(1e-12)
+        gamma = torch.maximum(gamma, best)
+        slope = ((u - gamma).clamp_min(0.0) / width) * (u > l)
+        others = torch.where(torch.zeros_like(u, dtype=torch.bool).scatter(2, at, True), -torch.inf, u)
+        sure = others.amax(dim=2, keepdim=True) <= best
+        winner = torch.zeros_like(l).scatter(2, at, 1.0)
+        upper_slope = torch.where(sure, winner, slope)
+        above = torch.where(sure, torch.zeros_like(gamma), gamma - (slope * l).sum(2, keepdim=True))
+        lower_slope, below = winner, torch.zeros_like(gamma)
+        if rule.pool == "parallel":
+            total = slope.sum(2, keepdim=True)
+            top = torch.where(total < 1, best, u.amax(dim=2, keepdim=True))
+            lower_slope = upper_slope
+            below = torch.where(sure, below, top * (1 - total))
+        return Planes(lower_slope, upper_slope, below.reshape(shape), above.reshape(shape))
+
+    def backward(self, forms: Forms, shapes: Sequence[Shape], lines: Planes) -> Backward:
+        """Coefficients spread over the windows by the slopes, overlaps summed."""
+        forms = forms.full(lines.lower_bias.shape[1:])
+        positive, negative = forms.coef.clamp_min(0.0), forms.coef.clamp_max(0.0)
+        constant = (positive * forms.pick(lines.lower_bias) + negative * forms.pick(lines.upper_bias)).flatten(1).sum(1)
+        spread = positive.flatten(2).unsqueeze(2) * forms.pick(lines.lower_slope)
+        spread = spread + negative.flatten(2).unsqueeze(2) * forms.pick(lines.upper_slope)
+        (_, height, width), (ph, pw) = shapes[0], self.padding
+        whole = F.fold(
+            spread.flatten(1, 2), (height + 2 * ph, width + 2 * pw), self.kernel, self.dilation, 0, self.stride
+        )
+        return (forms.to(whole[..., ph : ph + height, pw : pw + width]),), constant

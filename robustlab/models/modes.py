@@ -1,0 +1,101 @@
+"""Models held still: in evaluation mode, with frozen parameters, and everything put back at the end.
+
+    with evaluating(model, manifold):
+        ...
+
+Each module and each parameter is held by a count. So blocks may be nested, may overlap in several threads, and may hold
+models that share parts: the first to come notes how a part was, the last to leave puts it back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+_LOCK = threading.Lock()
+_HELD: dict[tuple[str, int], list[Any]] = {}  # (what is held, whose id) → [number of holders, how it was]
+
+
+@contextmanager
+def evaluating(
+    *models: object, freeze: bool = True, mode: Literal["eval", "asis"] = "eval", device: torch.device | None = None
+) -> Iterator[None]:
+    """Hold models in evaluation mode with frozen parameters; on leaving, everything is as it was.
+
+    Put back, also after an error, are every module's ``training``, every ``requires_grad`` and the global random state,
+    which a model may move in its forward pass. With ``mode="asis"`` the buffers of models in training mode are put back
+    as well, since batch norm then moves its statistics at every query.
+
+    Args:
+        models: modules; whatever else is among them (functions, None) is passed over.
+        freeze: whether no parameter requires a gradient inside the block.
+        mode: ``"eval"``, or ``"asis"`` to leave the mode of the modules alone.
+        device: whose random state is kept beside the CPU's; None for the CPU's alone.
+    """
+    parts = {part: None for model in models if isinstance(model, nn.Module) for part in model.modules()}
+    held: list[tuple[str, Any]] = [("random state", device)]
+    if mode == "eval":
+        held += [("mode", part) for part in parts]
+    elif any(part.training for part in parts):
+        held += [("values", buffer) for buffer in _unique(b for part in parts for b in part.buffers(recurse=False))]
+    if freeze:
+        held += [("gradient", p) for p in _unique(p for part in parts for p in part.parameters(recurse=False))]
+    with _LOCK:
+        for what, part in held:
+            _take(what, part)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for what, part in held:
+                _release(what, part)
+
+
+def _unique(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def _take(what: str, part: Any) -> None:
+    """Note how a part is, if nobody holds it yet, and hold it."""
+    entry = _HELD.setdefault((what, id(part)), [0, None])
+    entry[0] += 1
+    if entry[0] > 1:
+        return
+    if what == "mode":
+        entry[1], part.training = part.training, False
+    elif what == "gradient":
+        entry[1] = part.requires_grad
+        part.requires_grad_(False)
+    elif what == "values":
+        entry[1] = part.clone()
+    else:
+        entry[1] = torch.get_rng_state(), torch.cuda.get_rng_state(part) if _on_cuda(part) else None
+
+
+def _release(what: str, part: Any) -> None:
+    """Let go of a part; the last to do so puts it back."""
+    entry = _HELD[what, id(part)]
+    entry[0] -= 1
+    if entry[0]:
+        return
+    del _HELD[what, id(part)]
+    if what == "mode":
+        part.training = entry[1]
+    elif what == "gradient":
+        part.requires_grad_(entry[1])
+    elif what == "values":
+        with torch.no_grad():
+            part.copy_(entry[1])
+    else:
+        torch.set_rng_state(entry[1][0])
+        if _on_cuda(part):
+            torch.cuda.set_rng_state(entry[1][1], part)
+
+
+def _on_cuda(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"

@@ -1,0 +1,264 @@
+"""fit(): the one training loop of the book. Every trainer is an objective that is given to it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.data.dataset import Dataset
+from robustlab.geometry.keyed import derive_seed
+from robustlab.progress import bar
+from robustlab.training.schedules import SCHEDULES, make_optimizer, precision_for, schedule_factor, set_rate
+
+MAX_RESIDENT_BYTES = 2**31  # training data up to this size are moved to the device whole
+
+
+class Objective(Protocol):
+    """What :func:`fit` minimizes: a function of the model and a batch to a scalar.
+
+    An objective that also has a method ``set_progress(fraction)`` is told before each step which part of the training
+    is over (0 at the first step, below 1 at the last), for schedules such as a growing epsilon.
+    """
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+        """The loss of a batch; `ids` are its samples' rows in the data, `seed` is this step's own seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened during :func:`fit`, one entry an epoch.
+
+    Attributes:
+        loss: mean of the objective over the epoch's samples, as they were trained on.
+        lr: learning rate of the epoch's last step.
+        monitor: what `on_epoch` returned; empty without it.
+        seconds: wall-clock time of the whole training.
+        steps: number of optimizer steps.
+    """
+
+    loss: tuple[float, ...]
+    lr: tuple[float, ...]
+    monitor: tuple[Any, ...]
+    seconds: float
+    steps: int
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+    """The ordinary objective: mean cross-entropy of the logits, in nats.
+
+        loss = −1/N Σ_i log softmax(model(x_i))_{y_i}
+
+    Args:
+        model: gives logits (N, K).
+        x, y: a batch (N, ...) and its labels (N,).
+        ids, seed: not used.
+    """
+    return F.cross_entropy(model(x), y)
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset | tuple[Tensor, Tensor],
+    *,
+    objective: Objective = cross_entropy,
+    epochs: int,
+    batch_size: int = 100,
+    lr: float = 1e-3,
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "adam",
+    schedule: str = "one-cycle",
+    weight_decay: float = 0.0,
+    augment: Callable[..., Tensor] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    amp: bool | str = "auto",
+    progress: bool = False,
+    on_epoch: Callable[[int, nn.Module], Any] | None = None,
+) -> History:
+    """Minimize an objective over the training data by minibatch gradient descent; the model is changed in place.
+
+        θ ← θ − lr_t · step( ∇_θ objective(model_θ, x_batch, y_batch) )
+
+    The result is a function of the arguments: shuffling, augmentation, the objective's seeds and modules such as
+    dropout draw from `seed`, and the global random state is put back. On a CPU the same seed gives the same weights.
+
+    Args:
+        model: trained in train mode. Afterwards each module's ``training`` flag is what it was before.
+        data: a Dataset, whose training part is used, or a pair (x, y) of tensors of equal length N.
+        objective: see :class:`Objective`; by default the mean cross-entropy.
+        epochs: passes over the data, at least 1. Each visits every sample once, in a new order.
+        batch_size: samples a step, default 100. A remainder of one sample joins the batch before it, since batch norm
+            cannot train on one.
+        lr: peak learning rate.
+        optimizer: ``"adam"``, ``"adamw"``, ``"sgd"`` (Nesterov momentum 0.9), or a callable that makes one, called as
+            ``optimizer(parameters, lr=, weight_decay=)``.
+        schedule: ``"one-cycle"`` (linear from lr/25 to lr over the first 30 % of the steps, then a half cosine to
+            lr/1000), ``"cosine"`` (a half cosine from lr to lr/1000) or ``"constant"``.
+        weight_decay: as the optimizer has it, on all parameters.
+        augment: ``augment(x, ids=, seed=)``, applied to each batch before the objective.
+        seed: any integer.
+        device: where to train; default is where the model is. The model stays there.
+        amp: ``"auto"`` uses mixed precision for a float32 model on CUDA; True insists on it, False avoids it.
+        progress: show a bar, in a terminal only.
+        on_epoch: called as ``on_epoch(epoch, model)`` after each epoch with the model in eval mode and without
+            gradients; what it returns is kept in ``History.monitor``.
+
+    Raises:
+        ValueError, TypeError: for a wrong argument, before any work. ValueError also if the objective's value is not
+            a scalar that depends on the parameters.
+        RuntimeError: inside ``torch.inference_mode()``, before any work.
+        FloatingPointError: at the end of an epoch in which the loss was not finite; the weights are then of no use.
+
+    Source:
+        Smith and Topin, "Super-convergence" (2019) for the one-cycle schedule, here without a momentum cycle.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("fit: want a call outside torch.inference_mode(), which forbids gradients, got one inside")
+    x, y = (part.detach() for part in _training_tensors(data))
+    place = _check(model, x, y, objective, epochs, batch_size, lr, schedule, weight_decay, device)
+    precision = precision_for(model, place, amp)
+    modes = [(module, module.training) for module in model.modules()]
+    model.to(place)
+    if x.element_size() * x.numel() <= MAX_RESIDENT_BYTES:
+        x, y = x.to(place), y.to(place)
+    order_generator = torch.Generator().manual_seed(derive_seed(seed))
+    splits = _batches(len(x), batch_size)
+    total = epochs * len(splits)
+    make = make_optimizer(optimizer)
+    losses: list[float] = []
+    rates: list[float] = []
+    monitor: list[Any] = []
+    start = time.perf_counter()
+    try:
+        with _local_rng(derive_seed(seed, -1), place), torch.enable_grad():
+            stepper = make([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
+            scaler = torch.amp.GradScaler(place.type, enabled=precision is torch.float16)
+            for epoch in bar(range(epochs), show=progress, label="fit"):
+                model.train()
+                order = torch.randperm(len(x), generator=order_generator).to(x.device)
+                sums = torch.zeros((), device=place, dtype=torch.float64)
+                for step, (first, last) in enumerate(splits):
+                    done = (epoch * len(splits) + step) / total
+                    set_rate(stepper, lr * schedule_factor(schedule, done))
+                    if hasattr(objective, "set_progress"):
+                        objective.set_progress(done)
+                    ids, key = order[first:last], derive_seed(seed, epoch, step)
+                    batch, labels = x[ids].to(place), y[ids].to(place)
+                    if augment is not None:
+                        batch = augment(batch, ids=ids.to(place), seed=derive_seed(key, 1))
+                    with torch.autocast(place.type, precision) if precision else nullcontext():
+                        loss = objective(model, batch, labels, ids=ids.to(place), seed=key)
+                    _check_loss(loss)
+                    stepper.zero_grad(set_to_none=True)
+                    scaler.scale(loss).backward()
+                    scaler.step(stepper)
+                    scaler.update()
+                    sums += loss.detach() * (last - first)
+                losses.append(float(sums) / len(x))
+                rates.append(stepper.param_groups[0]["lr"])
+                if not math.isfinite(losses[-1]):
+                    raise FloatingPointError(f"the loss was {losses[-1]} in epoch {epoch}: try a smaller lr than {lr}")
+                if on_epoch is not None:
+                    model.eval()
+                    with torch.no_grad():
+                        monitor.append(on_epoch(epoch, model))
+            stepper.zero_grad(set_to_none=True)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return History(tuple(losses), tuple(rates), tuple(monitor), time.perf_counter() - start, total)
+
+
+def _training_tensors(data: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(data, Dataset):
+        return data.x_train, data.y_train
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        return data
+    raise TypeError(f"data: want a Dataset or a pair (x, y) of tensors, got {type(data).__name__}")
+
+
+def _check(
+    model: Any, x: Tensor, y: Tensor, objective: Any, epochs: Any, batch_size: Any, lr: Any, schedule: Any,
+    weight_decay: Any, device: Any,
+) -> torch.device:  # fmt: skip
+    """All checks that can be made before any work; returns the device to train on."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
+    if not callable(objective):
+        raise TypeError(f"objective: want a callable (model, x, y, *, ids, seed), got {type(objective).__name__}")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("model: want parameters that require gradients, got none")
+    if not len(x) or len(x) != len(y):
+        raise ValueError(f"data: want as many inputs as labels, at least one, got {len(x)} and {len(y)}")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise ValueError("data: want finite inputs, got NaN or infinity")
+    if x.is_floating_point() and x.dtype != parameters[0].dtype:
+        wish = f"want inputs of the model's dtype {parameters[0].dtype}"
+        raise TypeError(f"data: {wish}, got {x.dtype}: say model.double() or x.float()")
+    checks.at_least("epochs", epochs, 1, integer=True)
+    checks.at_least("batch_size", batch_size, 1, integer=True)
+    checks.at_least("weight_decay", weight_decay, 0.0)
+    checks.positive("lr", lr)
+    checks.one_of("schedule", schedule, SCHEDULES)
+    if objective is cross_entropy:
+        _check_labels(model, x, y)
+    place = torch.device(device) if device is not None else parameters[0].device
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: want a device of this machine, got {place}, and there is no CUDA here")
+    return place
+
+
+def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """One forward of one sample in eval mode tells the number of classes, and changes nothing."""
+    if y.dtype != torch.int64 or y.dim() != 1:
+        raise TypeError(f"data: want int64 labels (N,) for cross-entropy, got {y.dtype} {tuple(y.shape)}")
+    modes = [(module, module.training) for module in model.modules()]
+    first = next(model.parameters())
+    try:
+        model.eval()
+        with torch.no_grad():
+            shape = tuple(model(x[:1].to(first.device)).shape)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if len(shape) != 2:
+        raise ValueError(f"model: want logits (N, K), got an output of shape {shape} for one sample")
+    checks.in_classes("data", y, shape[1])
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.dim():
+        shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"objective: want a scalar tensor, got {shown}")
+    if not loss.requires_grad:
+        raise ValueError("objective: want a loss that depends on the model's parameters, got a constant")
+
+
+def _batches(n: int, size: int) -> list[tuple[int, int]]:
+    edges = [*range(0, n, size), n]
+    if len(edges) > 2 and edges[-1] - edges[-2] == 1 and size > 1:
+        del edges[-2]
+    return list(pairwise(edges))
+
+
+@contextmanager
+def _local_rng(seed: int, place: torch.device) -> Iterator[None]:
+    """Seed the generators that modules such as dropout read, and put their states back."""
+    devices = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed devices that are not put back
+        if devices:
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(seed)
+        yield

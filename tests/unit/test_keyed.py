@@ -1,0 +1,152 @@
+"""The counter-based generator: its keys, its independence of everything else, its distributions.
+
+Statistical tests have a false-alarm rate of 1e-3; their seeds are fixed, so they pass or fail for good.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from robustlab.geometry.keyed import Noise, derive_seed
+
+SEEDS = (0, 1, -1, 2**40, -(2**63), 2**64 + 3)
+
+
+def test_rows_depend_on_their_id_alone() -> None:
+    full = Noise(5, torch.arange(10))
+    ids = torch.tensor([7, 2, 2, 9])
+    part = Noise(5, ids)
+    for name, args in (("uniform", ()), ("normal", ()), ("sign", ()), ("exponential", ()), ("integers", (17,))):
+        whole = getattr(full, name)((3, 1), (2, 4), *args)
+        assert torch.equal(getattr(part, name)((3, 1), (2, 4), *args), whole[ids])
+        assert torch.equal(getattr(full.take(ids), name)((3, 1), (2, 4), *args), whole[ids])
+    assert torch.equal(part.permutation(0, 6), full.permutation(0, 6)[ids])
+
+
+def test_prefix_property() -> None:
+    """The first k numbers of a longer draw are the shorter draw, which torch.randn does not promise."""
+    noise = Noise(1, torch.arange(3))
+    long = noise.normal(4, (1000,))
+    for k in (1, 15, 16, 17, 999):
+        assert torch.equal(noise.normal(4, (k,)), long[:, :k])
+    assert torch.equal(noise.normal(4, (10, 100)).flatten(1), long)
+
+
+def test_order_and_number_of_draws_do_not_matter() -> None:
+    noise = Noise(1, torch.arange(3))
+    first, second = noise.uniform(0, (5,)), noise.uniform(1, (5,))
+    assert torch.equal(noise.uniform(1, (5,)), second)
+    assert torch.equal(noise.uniform(0, (5,)), first)
+    assert torch.equal(noise.uniform((0,), (5,)), first)
+    assert torch.equal(Noise(1, torch.arange(3)).uniform(1, (5,)), second)
+
+
+def test_float32_is_float64_rounded() -> None:
+    noise = Noise(1, torch.arange(4))
+    torch.testing.assert_close(noise.normal(0, (50,)), noise.normal(0, (50,), torch.float64).float(), rtol=0, atol=0)
+
+
+def test_devices_agree(device: torch.device) -> None:
+    here, there = Noise(3, torch.arange(5)), Noise(3, torch.arange(5), device)
+    assert torch.equal(here.bits((1, 2), (100,)), there.bits((1, 2), (100,)).cpu())
+    assert torch.equal(here.uniform(0, (100,)), there.uniform(0, (100,)).cpu())
+    torch.testing.assert_close(here.normal(0, (100,)), there.normal(0, (100,)).cpu())
+    assert there.uniform(0, (2,)).device.type == device.type
+
+
+def test_global_state_is_neither_read_nor_moved() -> None:
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = Noise(0, torch.arange(2)).normal(0, (3,))
+    derive_seed(1, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    torch.manual_seed(99)
+    assert torch.equal(Noise(0, torch.arange(2)).normal(0, (3,)), first)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_distributions(seed: int) -> None:
+    noise = Noise(seed, torch.arange(40))
+    for draw in (0, -1, (3, 5)):
+        u = noise.uniform(draw, (500,), torch.float64).flatten().numpy()
+        assert u.min() > 0 and u.max() < 1
+        assert stats.kstest(u, "uniform").pvalue > 1e-3
+        assert stats.kstest(noise.normal(draw, (500,), torch.float64).flatten().numpy(), "norm").pvalue > 1e-3
+        assert stats.kstest(noise.exponential(draw, (500,), torch.float64).flatten().numpy(), "expon").pvalue > 1e-3
+        counts = torch.bincount(noise.integers(draw, (500,), 7).flatten(), minlength=7)
+        assert counts.shape == (7,) and stats.chisquare(counts.numpy()).pvalue > 1e-3
+        plus = int((noise.sign(draw, (500,)) > 0).sum())
+        assert stats.binomtest(plus, 20000).pvalue > 1e-3
+    wide = noise.uniform(0, (500,), torch.float64, -2.0, 3.0).flatten().numpy()
+    assert stats.kstest(wide, stats.uniform(-2, 5).cdf).pvalue > 1e-3
+
+
+def test_all_bits_are_fair() -> None:
+    bits = Noise(0, torch.arange(50)).bits(0, (400,)).flatten()
+    assert bool((bits >= 0).all())
+    for k in range(63):
+        ones = int(((bits >> k) & 1).sum())
+        assert stats.binomtest(ones, bits.numel()).pvalue > 1e-5  # 63 tests
+
+
+def test_permutations_are_permutations_and_fair() -> None:
+    order = Noise(0, torch.arange(6000)).permutation(0, 3)
+    assert torch.equal(order.sort(dim=1).values, torch.arange(3).expand(6000, 3))
+    code = order @ torch.tensor([9, 3, 1])
+    assert stats.chisquare(np.unique(code.numpy(), return_counts=True)[1]).pvalue > 1e-3
+
+
+def test_neighboring_keys_are_uncorrelated() -> None:
+    """Seeds, ids and draws that differ by one, small and negative ones too, give unrelated numbers."""
+    n = 4000
+    streams = {}
+    for seed, one_id, draw in itertools.product((-1, 0, 1, 2), (-1, 0, 1, 2), (-1, 0, 1, (0, 0), (0, 1), (1, 0))):
+        streams[seed, one_id, draw] = Noise(seed, torch.tensor([one_id])).normal(draw, (n,), torch.float64)[0]
+    values = torch.stack(list(streams.values()))
+    correlation = torch.corrcoef(values) - torch.eye(len(values), dtype=torch.float64)
+    pairs = len(values) * (len(values) - 1) / 2
+    assert float(correlation.abs().max()) < stats.norm.isf(1e-3 / pairs / 2) / n**0.5
+    # The same numbers at another place would not show as a correlation.
+    assert torch.unique(values).numel() == values.numel()
+
+
+def test_lagged_correlation_is_zero() -> None:
+    values = Noise(0, torch.tensor([0])).normal(0, (20000,), torch.float64)[0]
+    for lag in range(1, 20):
+        r = float((values[lag:] * values[:-lag]).mean())
+        assert abs(r) < stats.norm.isf(1e-3 / 40) / 20000**0.5
+
+
+def test_low_precision_stays_below_one() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        u = Noise(0, torch.arange(100)).uniform(0, (2000,), dtype)
+        assert u.dtype == dtype and float(u.max()) < 1
+
+
+def test_derived_seeds_differ() -> None:
+    seeds = {derive_seed(s, e, k) for s, e, k in itertools.product((-1, 0, 1, 2), range(10), range(10))}
+    assert len(seeds) == 400
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert derive_seed(1, 2) != derive_seed(2, 1) != derive_seed(2, 1, 0)
+    short = [derive_seed(a) for a in range(-2, 5)] + [derive_seed(a, b) for a in range(-2, 5) for b in range(-2, 5)]
+    assert len(set(short)) == 7 + 49
+    assert derive_seed(1, 2, 3) == derive_seed(1, 2, 3)
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="ids: want a vector of integers"):
+        Noise(0, torch.zeros(3))
+    with pytest.raises(ValueError, match="ids"):
+        Noise(0, torch.zeros(3, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="high: want at least 1, got 0"):
+        Noise(0, torch.arange(2)).integers(0, (1,), 0)
+
+
+def test_empty() -> None:
+    noise = Noise(0, torch.arange(0))
+    assert noise.normal(0, (2, 3)).shape == (0, 2, 3) and len(noise) == 0
