@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+
+from pybtex.database import parse_file
 
 from book.myst import list_table, page
-from book.notebooks import Chapter, read_chapters
+from book.notebooks import ROOT, Chapter, read_chapters
 from robustlab.teaching.catalogue import KINDS, SECTIONS, Row
 
 HEADER = ("Method", "Source", "Kind", "Chapter", "Status")
@@ -44,9 +47,17 @@ def _sections(rows: Sequence[Row], links: Mapping[str, Chapter]) -> Iterator[str
 def _cells(row: Row, links: Mapping[str, Chapter]) -> tuple[str, ...]:
     """One line of the table."""
     key = f"{{py:obj}}`{row.key} <{row.public_name}>`" if row.done else f"`{row.key}`"
-    source = f"{{cite:t}}`{','.join(row.cites)}`" + (" (beyond the survey)" if row.beyond_survey else "")
+    beyond = "" if row.cites[0] in cited_by_the_survey() else " (beyond the survey)"
+    source = f"{{cite:t}}`{','.join(row.cites)}`{beyond}"
     where = ", ".join(_chapter(number, links) for number in sorted(row.chapters))
     return f"{row.title}, {key}", source, KINDS[row.kind], where, "done" if row.done else "to come"
+
+
+@cache
+def cited_by_the_survey() -> frozenset[str]:
+    """The keys of the bibliography that are the survey's own references."""
+    entries = parse_file(str(ROOT / "book" / "references.bib"), encoding="utf-8").entries
+    return frozenset(key for key, entry in entries.items() if entry.fields["keywords"] == "survey")
 
 
 def _chapter(number: str, links: Mapping[str, Chapter]) -> str:

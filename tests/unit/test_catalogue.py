@@ -21,7 +21,7 @@ import robustlab.teaching.catalogue
 from book.generate_method_index import method_index
 from book.generate_parts import PARTS
 from book.notebooks import Chapter
-from robustlab.teaching.catalogue import ACCESS, CHAPTERS, DIMS, KINDS, NORMS, ROWS, SECTIONS, Row, get, rows
+from robustlab.teaching.catalogue import ACCESS, CHAPTERS, DIMS, FOLDERS, KINDS, NORMS, ROWS, SECTIONS, Row, get, rows
 from tests.suite.cases import PLAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +69,7 @@ def test_keys_and_titles_are_unique() -> None:
 def test_row_is_well_formed(row: Row) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]*", row.key)
     assert row.title.strip() == row.title != ""
-    assert row.section in SECTIONS
+    assert row.folder is None or row.folder in FOLDERS
     assert row.kind in KINDS
     assert row.access in ACCESS
     assert set(row.norms) <= set(NORMS) and len(set(row.norms)) == len(row.norms)
@@ -82,11 +82,9 @@ def test_row_is_well_formed(row: Row) -> None:
 def test_row_cites_what_the_bibliography_holds(row: Row) -> None:
     assert row.cites
     assert set(row.cites) <= set(REFERENCES)
-    # Where the survey cites the method, the survey's reference is the one that stands first.
-    assert row.beyond_survey == (REFERENCES[row.cites[0]].fields["keywords"] != "survey")
 
 
-def test_rows_stand_in_the_chapters_of_their_section() -> None:
+def test_a_row_stands_in_the_section_of_its_chapter() -> None:
     chapters = {part.section: set(part.chapters) for part in PARTS}
     # Survey section 3 itself, on evaluation, is treated in the first chapter on section 3.1.
     chapters["3"] = chapters["3.1"]
@@ -94,6 +92,16 @@ def test_rows_stand_in_the_chapters_of_their_section() -> None:
     chapters["2.2"] = chapters["2.2"] | {1, 15}
     strangers = [row.key for row in ROWS if int(row.chapter) not in chapters[row.section]]
     assert strangers == []
+    assert get("fgsm").section == get("apgd").section == "2.2" and get("autoattack").section == "3"
+
+
+def test_a_row_derives_where_its_method_is_found() -> None:
+    row = get("bim")
+    assert (row.folder, row.file) == ("attacks/whitebox", "fgsm")
+    assert (row.module, row.public_name) == ("robustlab.attacks.whitebox.fgsm", "robustlab.attacks.bim")
+    assert row.callable == "robustlab.attacks.whitebox.fgsm:bim"
+    coming = Row(key="m", title="M", cite="madry2018", kind="attack", chapter="07")
+    assert not coming.done and (coming.module, coming.callable, coming.public_name) == (None, None, None)
 
 
 def test_every_chapter_has_methods() -> None:
@@ -192,7 +200,7 @@ def test_method_index_lists_all_rows_once_under_their_section() -> None:
 
 
 def test_method_index_links_the_chapters_that_exist() -> None:
-    row = Row(key="m", title="M", cite="madry2018", section="2.2", kind="attack", chapter="07", also=("12",))
+    row = Row(key="m", title="M", cite="madry2018", kind="attack", chapter="07", also=("12",))
     text = method_index([row], [Chapter("07_white_box", "White-box attacks")])
     assert "  - [07](../../chapters/07_white_box.ipynb), 12\n" in text
     assert "0 of 1 done." in text

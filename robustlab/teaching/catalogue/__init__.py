@@ -1,9 +1,10 @@
-"""One row a method: what the book holds, and what is still to come.
+"""One row per method: what the book holds, and what is still to come.
 
 The catalogue holds strings only and imports nothing else of robustlab, so that reading it costs nothing. The
-method index of the book, the shared attack suite and the checks that every finished method is documented and
-has a claim in its chapter all read it. The rows stand in one file a part of the survey, in the order in which
-the chapters treat them.
+contract suites read it, and so do the checks that every finished method is documented and has a claim in its chapter.
+``python -m book.generate`` makes of it the stubs of the lazy packages, the sections of the API reference, the method
+index and the changelog's list of methods. The rows stand in one file per part of the survey, in the order in which the
+chapters treat them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from robustlab.teaching.catalogue.defenses import DEFENSES
 from robustlab.teaching.catalogue.evasion_black_box import BLACK_BOX
 from robustlab.teaching.catalogue.evasion_transfer_on import TRANSFER_ON
 from robustlab.teaching.catalogue.evasion_white_box import WHITE_BOX
-from robustlab.teaching.catalogue.row import ACCESS, CHAPTERS, DIMS, KINDS, NORMS, SECTIONS, Row
+from robustlab.teaching.catalogue.row import ACCESS, CHAPTERS, DIMS, FOLDERS, KINDS, NORMS, SECTIONS, Row
 from robustlab.teaching.catalogue.training_phase import TRAINING_PHASE
 from robustlab.teaching.catalogue.verification import VERIFICATION
 
-__all__ = ["ACCESS", "CHAPTERS", "DIMS", "KINDS", "NORMS", "ROWS", "SECTIONS", "Row", "get", "rows"]
+__all__ = ["ACCESS", "CHAPTERS", "DIMS", "FOLDERS", "KINDS", "NORMS", "ROWS", "SECTIONS", "Row", "get", "rows"]
 
 ROWS: tuple[Row, ...] = (
     *TRAINING_PHASE,

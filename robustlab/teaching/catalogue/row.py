@@ -16,12 +16,15 @@ SECTIONS: Mapping[str, str] = {
 }
 """The survey's sections that hold methods."""
 
+_FIRST = {"2.1": 2, "2.2": 6, "3": 15, "3.1": 16, "3.2": 19, "3.3": 21, "4": 27}  # each section's first chapter
+
 KINDS: Mapping[str, str] = {
     "study": "study",
     "poisoning": "poisoning attack",
     "backdoor": "backdoor attack",
     "attack": "evasion attack",
     "universal": "universal attack",
+    "physical": "physical attack",
     "solver": "gradient estimator or solver",
     "evaluation": "evaluation",
     "detector": "detector",
@@ -34,6 +37,35 @@ KINDS: Mapping[str, str] = {
 }
 """The kinds of methods, and the words that a reader sees."""
 
+FOLDERS: Mapping[str, str] = {
+    "attacks/poisoning": "Data poisoning",
+    "attacks/backdoor": "Backdoors",
+    "attacks/federated": "Attacks on federated learning",
+    "attacks/whitebox": "White-box attacks",
+    "attacks/softlabel": "Soft-label attacks",
+    "attacks/hardlabel": "Hard-label attacks",
+    "attacks/transfer": "Transfer attacks",
+    "attacks/universal": "Universal attacks",
+    "attacks/semantic": "Semantic attacks",
+    "attacks/physical": "Physical attacks",
+    "attacks/discrete": "Attacks on text and graphs",
+    "defenses/detection": "Detection",
+    "defenses/purification": "Repair of models",
+    "defenses/training": "Robust training",
+    "defenses/aggregation": "Robust aggregation",
+    "defenses/certified": "Certified defenses",
+    "verification/complete": "Complete verifiers",
+    "verification/estimates": "Estimates of the robust radius",
+    "verification/propagation": "Bounds by propagation",
+    "verification/duals": "Bounds by duality",
+    "verification/semantic": "Verification of semantic changes",
+    "evaluation/protocol": "Protocols of evaluation",
+    "evaluation/adaptive": "Tools for adaptive attacks",
+    "evaluation/hygiene": "Checklist for a claimed defense",
+    "applications": "Applications",
+}
+"""The folders of robustlab that hold methods, and what a reader calls them."""
+
 CHAPTERS = tuple(f"{number:02d}" for number in range(1, 33))
 NORMS = ("l0", "l1", "l2", "linf")
 ACCESS = ("white", "soft", "hard")
@@ -44,16 +76,18 @@ DIMS = ("flat", "image", "color")
 class Row:
     """A method of the book.
 
+    It states what cannot be derived. Where the method is found follows from its folder and key, its section of the
+    survey from its chapter; whether the survey cites it is told by the bibliography.
+
     Attributes:
-        key: the method's name in code, claims and file names.
+        key: the method's name in code, claims and file names: file and function are called so.
         title: its name in prose.
         cite: its key in book/references.bib, or several, the method's own paper first.
-        section: the section of the survey, one of ``SECTIONS``.
         kind: one of ``KINDS``.
         chapter: the chapter that treats it, two digits.
         also: further chapters that use it and make a claim about it.
-        callable: ``"module:function"``; None while the method is to come.
-        beyond_survey: True where its first reference is not one of the survey's.
+        folder: where its file lies, one of ``FOLDERS``; None while the method is to come.
+        file: the name of its file where that is another method's.
         norms: the norms that its argument ``norm`` takes; empty where it has no such argument.
         targeted: whether it takes ``target``.
         access: the least that it must be told of the model: gradients, scores, or labels alone.
@@ -69,12 +103,11 @@ class Row:
     key: str
     title: str
     cite: str | tuple[str, ...]
-    section: str
     kind: str
     chapter: str
     also: tuple[str, ...] = ()
-    callable: str | None = None
-    beyond_survey: bool = False
+    folder: str | None = None
+    file: str | None = None
     norms: tuple[str, ...] = ()
     targeted: bool = False
     access: str = "white"
@@ -87,15 +120,34 @@ class Row:
     @property
     def done(self) -> bool:
         """Whether the method exists."""
-        return self.callable is not None
+        return self.folder is not None
+
+    @property
+    def module(self) -> str | None:
+        """The module that holds it, such as ``robustlab.attacks.whitebox.pgd``; None while it is to come."""
+        if self.folder is None:
+            return None
+        return ".".join(["robustlab", *self.folder.split("/"), self.file or self.key])
+
+    @property
+    def callable(self) -> str | None:
+        """``"module:function"``; None while it is to come."""
+        return self.module and f"{self.module}:{self.key}"
 
     @property
     def public_name(self) -> str | None:
-        """The name by which users import it: ``robustlab.attacks.pgd``. None while the method is to come."""
-        if self.callable is None:
-            return None
-        module, _, function = self.callable.partition(":")
-        return ".".join([*module.split(".")[:2], function])
+        """The name by which users import it: ``robustlab.attacks.pgd``. None while it is to come."""
+        return self.folder and f"robustlab.{self.folder.partition('/')[0]}.{self.key}"
+
+    @property
+    def section(self) -> str:
+        """The section of the survey, one of ``SECTIONS``: its chapter's.
+
+        The attacks that open chapter 01 or that the chapter on evaluation brings are deployment-phase attacks too.
+        """
+        if self.chapter == "01" or (self.chapter == "15" and self.kind == "attack"):
+            return "2.2"
+        return max((first, section) for section, first in _FIRST.items() if first <= int(self.chapter))[1]
 
     @property
     def cites(self) -> tuple[str, ...]:

@@ -37,14 +37,13 @@ PARTS = (
         get("regression_poisoning"),
         key="statistical_poisoning",
         access="soft",
-        callable="robustlab.attacks.poisoning.statistical_poisoning:statistical_poisoning",
         quick={"rate": 0.1},
     ),
     replace(
         get("neural_cleanse"),
         key="unlearn",
         kind="repair",
-        callable="robustlab.defenses.detection.neural_cleanse:unlearn",
+        file="neural_cleanse",
         quick={"epochs": 1},
     ),
 )

@@ -198,7 +198,7 @@ def detector(model: nn.Module, x: Tensor, y: Tensor, *, threshold: float = 1.17)
 
 
 def watch(function: Callable[..., Any], kind: str = "detector") -> Case:
-    row = Row(key="watch", title="Watch", cite="tran2018", section="3.1", kind=kind, chapter="16", dims=("image",))
+    row = Row(key="watch", title="Watch", cite="tran2018", kind=kind, chapter="16", dims=("image",))
     return Case(row, function)
 
 
