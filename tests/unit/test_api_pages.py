@@ -12,6 +12,7 @@ import pytest
 
 import robustlab
 from book.sphinx_docstrings import escape, to_restructured_text
+from tests.every import every
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "book" / "api").glob("*.md")))
@@ -33,7 +34,7 @@ def found(name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
 
 
-@pytest.mark.parametrize("name", [*MODULES, *FUNCTIONS])
+@every("name", [*MODULES, *FUNCTIONS])
 def test_documented_names_exist_and_have_a_docstring(name: str) -> None:
     assert (found(name).__doc__ or "").strip()
 

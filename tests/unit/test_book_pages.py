@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from book.generate import pages as generated_pages
+from tests.every import every
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(path for path in (ROOT / "book").rglob("*.md") if path.parent.name not in ("generated", "static"))
@@ -21,8 +21,8 @@ PUBLIC = {
 }
 GLOSSARY = TEXTS["book/glossary.md"]
 
-each_page = pytest.mark.parametrize("page", sorted(TEXTS))
-each_public_file = pytest.mark.parametrize("page", sorted(PUBLIC))
+each_page = every("page", sorted(TEXTS))
+each_public_file = every("page", sorted(PUBLIC))
 
 
 def toc_entries(node: Any) -> Iterator[str]:

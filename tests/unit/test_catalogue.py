@@ -22,6 +22,7 @@ from book.generate_method_index import method_index
 from book.generate_parts import PARTS
 from book.notebooks import Chapter
 from robustlab.teaching.catalogue import ACCESS, CHAPTERS, DIMS, FOLDERS, KINDS, NORMS, ROWS, SECTIONS, Row, get, rows
+from tests.every import every
 from tests.suite.cases import PLAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,9 +30,9 @@ REFERENCES = parse_file(str(ROOT / "book" / "references.bib")).entries
 DONE = rows(done=True)
 DONE_ATTACKS = rows("attack", done=True)
 
-each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
-each_done_row = pytest.mark.parametrize("row", DONE, ids=lambda row: row.key)
-each_done_attack = pytest.mark.parametrize("row", DONE_ATTACKS, ids=lambda row: row.key)
+each_row = every("row", ROWS, label=lambda row: row.key)
+each_done_row = every("row", DONE, label=lambda row: row.key)
+each_done_attack = every("row", DONE_ATTACKS, label=lambda row: row.key)
 
 
 def function_of(row: Row) -> Callable[..., Any]:

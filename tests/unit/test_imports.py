@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.every import every
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "robustlab"
 
@@ -129,7 +131,7 @@ def test_these_checks_see_what_is_planted() -> None:
     assert len(graph()["robustlab.attacks.whitebox.pgd"]) >= 5
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@every("file", FILES, label=name_of)
 def test_nobody_imports_chapters_book_or_tests(file: Path) -> None:
     package = name_of(file).rpartition(".")[0]
     tops = {name.split(".")[0] for name in imports(ast.parse(file.read_text()), package)}

@@ -11,10 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
-import pytest
-
 import robustlab
 from robustlab.teaching.catalogue import rows
+from tests.every import every
 
 ROOT = Path(robustlab.__file__).parent
 LAZY = sorted(path.parent.name for path in ROOT.glob("*/__init__.pyi"))
@@ -58,14 +57,14 @@ def missing_words(doc: str, parameters: list[str]) -> list[str]:
     return [name for name in parameters if name not in named]
 
 
-@pytest.mark.parametrize("module", modules(), ids=lambda m: m.__name__)
+@every("module", modules(), label=lambda module: module.__name__)
 def test_modules_say_what_they_are(module: ModuleType) -> None:
     file = Path(str(module.__file__))
     if file.read_text().strip():
         assert module.__doc__ and len(module.__doc__.strip()) > 20
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@every("name", PUBLIC)
 def test_everything_public_has_a_docstring(name: str) -> None:
     thing = PUBLIC[name]
     assert thing.__doc__ and not thing.__doc__.startswith(f"{thing.__name__}("), f"{name} has no docstring"
@@ -73,7 +72,7 @@ def test_everything_public_has_a_docstring(name: str) -> None:
     assert 10 < len(first) <= 120 and first.rstrip().endswith((".", ":", "…")), f"{name}: {first!r}"
 
 
-@pytest.mark.parametrize("name", [n for n, t in PUBLIC.items() if inspect.isfunction(t)])
+@every("name", [n for n, t in PUBLIC.items() if inspect.isfunction(t)])
 def test_public_functions_are_typed(name: str) -> None:
     function = PUBLIC[name]
     hints = function.__annotations__
@@ -82,7 +81,7 @@ def test_public_functions_are_typed(name: str) -> None:
     assert "return" in hints, f"{name} has no return type"
 
 
-@pytest.mark.parametrize("key", METHODS)
+@every("key", METHODS)
 def test_methods_are_documented_in_full(key: str) -> None:
     """Every argument, what is raised, the source with a year."""
     function = method(key)
@@ -98,7 +97,7 @@ def test_methods_are_documented_in_full(key: str) -> None:
     assert re.search(r"Source:\s.*\(\d{4}\w?\)", doc, re.DOTALL), f"{key}: whose method is it?"
 
 
-@pytest.mark.parametrize("key", [k for k, row in METHODS.items() if row.kind == "attack"])
+@every("key", [k for k, row in METHODS.items() if row.kind == "attack"])
 def test_attacks_share_one_signature(key: str) -> None:
     """(victim, x, y=None, *, …), keyword-only after the data, with seed, ids and progress; eps if it has a budget."""
     parameters = inspect.signature(method(key)).parameters
@@ -116,7 +115,7 @@ def test_attacks_share_one_signature(key: str) -> None:
     assert get_type_hints(method(key))["return"].__name__ == "AttackResult"
 
 
-@pytest.mark.parametrize("package", LAZY)
+@every("package", LAZY)
 def test_lazy_packages_show_editors_what_python_finds(package: str) -> None:
     """The stub imports the same names from the same modules as the lazy table, and all of them exist."""
     module = importlib.import_module(f"robustlab.{package}")

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pybtex.plugin
-import pytest
 from pybtex.database import BibliographyData, Entry, parse_file
 from pybtex.richtext import Text
 
 from book.sphinx_bibliography import tell_apart
 from robustlab.teaching.catalogue import ROWS
+from tests.every import every
 
 ROOT = Path(__file__).resolve().parents[2]
 BIBLIOGRAPHY = ROOT / "book" / "references.bib"
@@ -34,7 +34,7 @@ SURVEY = {key for key, entry in ENTRIES.items() if entry.fields["keywords"] == "
 LIST = Path(__file__).with_name("survey_references.txt").read_text(encoding="utf-8").splitlines()
 LABELS = [tuple(line.split(" | ")) for line in LIST if not line.startswith("#")]
 
-each_entry = pytest.mark.parametrize("key", ENTRIES)
+each_entry = every("key", ENTRIES)
 
 
 def letters(text: str) -> str:
@@ -67,7 +67,7 @@ def test_the_survey_has_109_references() -> None:
     assert len(SURVEY) == 109
 
 
-@pytest.mark.parametrize(("label", "title"), LABELS, ids=[letters(label) for label, _ in LABELS])
+@every("label, title", LABELS)
 def test_each_reference_of_the_survey_has_its_entry(label: str, title: str) -> None:
     key = KEY_OF_TITLE[letters(title)]
     match = re.fullmatch(r"(.+?)(?: et al\.| and .+)?, (\d{4})([a-z]?)", label)
