@@ -2,9 +2,9 @@
 
     python tests/changed.py [pytest's own options]
 
-A changed test runs itself. A changed module runs the tests that mention it, and the shared suite where attacks
-depend on it. A changed chapter is compared with its stored outputs. A changed page rebuilds the book and opens it
-in the browser. It is a quick look while you work; `make test` runs everything.
+A changed test runs itself. A changed module runs the tests that mention it, and the contract suites that import its
+package. A changed chapter is compared with its stored outputs. A changed page rebuilds the book and opens it in the
+browser. It is a quick look while you work; `make test` runs everything.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Changes to these may break anything.
 EVERYTHING = {"pyproject.toml", "requirements.txt", "constraints.txt", "tests/conftest.py"}
 BOOK = ("book/", "_config.yml", "_toc.yml")
+SUITE = "tests/suite"
 
 
 def git(*arguments: str) -> list[str]:
@@ -42,6 +43,13 @@ def mentions(module: PurePosixPath) -> set[str]:
     return {test.relative_to(ROOT).as_posix() for test in tests if word.search(test.read_text(encoding="utf-8"))}
 
 
+def suites(package: str) -> set[str]:
+    """The contract suites' folders that import a package of robustlab; all of them where none does by its name."""
+    word = re.compile(rf"\brobustlab(?:\.| import .*\b){package}\b")
+    files = [file for file in (ROOT / SUITE).rglob("*.py") if word.search(file.read_text(encoding="utf-8"))]
+    return {file.parent.relative_to(ROOT).as_posix() for file in files} or {SUITE}
+
+
 def tests_of(paths: Iterable[str]) -> set[str]:
     """What to hand to pytest for the changed ``paths``; "book" stands for a rebuilt book in the browser."""
     chosen: set[str] = set()
@@ -56,9 +64,7 @@ def tests_of(paths: Iterable[str]) -> set[str]:
         elif text.startswith("tests/"):
             chosen.add(text if path.name.startswith("test_") else path.parent.as_posix())
         elif text.startswith("robustlab/"):
-            chosen |= mentions(path)
-            if path.parts[1] in ("attacker", "attacks", "geometry") or len(path.parts) == 2:
-                chosen.add("tests/suite")
+            chosen |= mentions(path) | suites(path.parts[1].removesuffix(".py"))
     return chosen
 
 

@@ -1,21 +1,26 @@
 """What all tests share: one thread, fixed seeds, derandomized Hypothesis, and the device as a parameter.
 
-Tests that ask for the ``device`` fixture run on the CPU and, marked ``gpu``, on CUDA. Where there is no CUDA device,
-tests marked ``gpu`` are taken out and the terminal summary says how many were not run.
+Tests that ask for the ``device`` fixture run on the CPU and, where there is one, on CUDA, marked ``gpu``. Without CUDA,
+tests marked ``gpu`` are taken out. So are tests marked ``full``, but for ``--full`` (``make test-full``) and for those
+whose files changed since origin/main: the name of a changed file is a word of the test's id. The terminal summary says
+how many were not run.
 
 A notebook whose cells take too long fails the run (``chapter_times.py``).
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests import chapter_times
+from tests import changed, chapter_times
 
 settings.register_profile(
     "robustlab",
@@ -27,52 +32,68 @@ settings.register_profile(
 )
 settings.load_profile("robustlab")
 
-_NOT_RUN = pytest.StashKey[int]()
+_CUDA = torch.cuda.is_available()
+_NOT_RUN = pytest.StashKey[Counter[str]]()
+_WHY = {"gpu": "no CUDA device", "full": "`make test-full` runs all"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     chapter_times.pytest_addoption(parser)
+    parser.addoption("--full", action="store_true", help="run the tests marked full too, whatever changed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    config.stash[_NOT_RUN] = 0
+    config.stash[_NOT_RUN] = Counter()
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_FromWorkers(config))
     chapter_times.pytest_configure(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    gone = [item for item in items if item.get_closest_marker("gpu")]
+    names = {PurePosixPath(path).stem for path in changed.changed_files()}
+    kept, gone = [], []
+    for item in items:
+        why = _left_out(item, config.getoption("full"), names)
+        (gone if why else kept).append(item)
+        config.stash[_NOT_RUN].update([why] if why else [])
     if gone:
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        items[:] = kept
         config.hook.pytest_deselected(items=gone)
-        config.stash[_NOT_RUN] = len(gone)
+
+
+def _left_out(item: pytest.Item, full: bool, changed_names: set[str]) -> str:
+    """The mark for which a test is not run now; "" where it is run."""
+    if item.get_closest_marker("gpu") and not _CUDA:
+        return "gpu"
+    if item.get_closest_marker("full") and not full:
+        words = set(re.findall(r"\w+", item.nodeid))
+        if not changed_names & (words | {word.removeprefix("test_") for word in words}):
+            return "full"
+    return ""
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     workeroutput = getattr(session.config, "workeroutput", None)  # only in a worker of pytest-xdist
     if workeroutput is not None:
-        workeroutput["gpu_not_run"] = session.config.stash[_NOT_RUN]
+        workeroutput["not_run"] = dict(session.config.stash[_NOT_RUN])
 
 
 class _FromWorkers:
-    """Brings the count of tests that were not run from the workers of pytest-xdist."""
+    """Brings the counts of tests that were not run from the workers of pytest-xdist."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
 
     def pytest_testnodedown(self, node: Any) -> None:
-        count = getattr(node, "workeroutput", {}).get("gpu_not_run", 0)
-        self.config.stash[_NOT_RUN] = max(self.config.stash[_NOT_RUN], count)
+        self.config.stash[_NOT_RUN] |= Counter(getattr(node, "workeroutput", {}).get("not_run", {}))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if config.stash[_NOT_RUN]:
-        terminalreporter.section("gpu", sep="-")
-        terminalreporter.line(f"{config.stash[_NOT_RUN]} tests marked gpu: not run: no CUDA device")
+        terminalreporter.section("not run", sep="-")
+    for mark, count in sorted(config.stash[_NOT_RUN].items()):
+        terminalreporter.line(f"{count} tests marked {mark}: {_WHY[mark]}")
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +104,7 @@ def _same_start() -> Iterator[None]:
     yield
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if _CUDA else [])])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and CUDA where there is one."""
     return torch.device(request.param)
