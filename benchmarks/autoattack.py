@@ -66,7 +66,7 @@ def compare(name: str, options: argparse.Namespace, peer: ModuleType | None) -> 
     norm, eps = options.norm, options.eps or RADII[name]
     attacks = ["apgd-ce"] if options.tiny else options.attacks
     start = time.perf_counter()
-    report = autoattack(model, (x, y), norm=norm, eps=eps, attacks=attacks, batch_size=options.batch, seed=options.seed)
+    report = autoattack(model, x, y, norm=norm, eps=eps, attacks=attacks, batch_size=options.batch, seed=options.seed)
     seconds = time.perf_counter() - start
     mine = robust(model, x, y, report.x_adv, norm, eps)
     print(report.summary(), flush=True)

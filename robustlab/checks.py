@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -84,6 +85,39 @@ def images(x: Tensor, bounds: tuple[float, float]) -> None:
     low, high = (float(v) for v in torch.aminmax(x.detach()))
     if not (bounds[0] <= low and high <= bounds[1]):  # also false for NaN
         raise ValueError(f"x: want values in [{bounds[0]}, {bounds[1]}], got values in [{low}, {high}]")
+
+
+def finite(name: str, x: Tensor) -> None:
+    """Raises ValueError for NaN or infinity."""
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name}: want finite values, got NaN or infinity")
+
+
+def at_home(model: object, x: Tensor, name: str = "x", *, device: bool = True) -> None:
+    """Raises unless ``x`` has the dtype and the device of the model's weights; tokens (int32, int64) have any dtype.
+
+    Args:
+        model: a module; anything else has no weights to compare with.
+        x: inputs (N, ...).
+        name: of the argument.
+        device: whether the device matters.
+
+    Raises:
+        TypeError: for another dtype. ValueError: for another device.
+    """
+    if not isinstance(model, torch.nn.Module):
+        return
+    weight = next((w for w in chain(model.parameters(), model.buffers()) if w.is_floating_point()), None)
+    if weight is None:
+        return
+    if weight.dtype != x.dtype and x.dtype not in (torch.int32, torch.int64):
+        short = str(weight.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"{name}: want the model's dtype {weight.dtype}, got {x.dtype}; "
+            f"say {name}.to(torch.{short}) or model.to({x.dtype}) (for example model.double() or x.float())"
+        )
+    if device and weight.device != x.device:
+        raise ValueError(f"{name}: want the model's device {weight.device}, got {x.device}")
 
 
 def labels(name: str, value: int | Tensor, x: Tensor) -> Tensor:

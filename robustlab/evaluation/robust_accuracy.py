@@ -16,18 +16,18 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import part_of
 from robustlab.attacker.victim import Victim
-from robustlab.data import Dataset
+from robustlab.data.pairs import Pairs, beside, count, portions, streamed
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.intervals import wilson
 from robustlab.progress import bar
@@ -121,10 +121,11 @@ class RobustAccuracy:
 
 def evaluate(
     model: Victim | Callable[[Tensor], Tensor],
-    data: Dataset | tuple[Tensor, Tensor],
+    x: Tensor | Pairs,
+    y: Tensor | None = None,
+    *,
     attack: Attack,
     eps: float | Iterable[float],
-    *,
     norm: str = "linf",
     batch_size: int = 250,
     seed: int = 0,
@@ -138,12 +139,14 @@ def evaluate(
 
     An attack with an argument ``eps`` is run at each ε, from the smallest up, on the samples that are still standing.
     An attack without one (minimum norm) is run once. What a success says about a sample is its distance, at every ε.
-    Samples are known by their place in ``data``, so the curve does not depend on ``batch_size`` (in float32, up to the
+    Samples are known by their place in the data, so the curve does not depend on ``batch_size`` (in float32, up to the
     rounding of sums).
 
     Args:
         model: a Victim, or a model with logits (N, K).
-        data: inputs (N, ...) in the box with labels (N,), or a Dataset, whose test part is taken.
+        x: inputs (N, ...) in the box; or, in the place of x and y, a Dataset, whose test part is taken, or a torch
+            DataLoader, of which only one batch at a time is held, on the model's device.
+        y: (N,) labels.
         attack: a function with the signature of :mod:`robustlab.attacks`; ``functools.partial`` may bind arguments.
         eps: radii in units of the inputs (ℓ0: elements), each finite and ≥ 0. They are sorted, and 0 is added.
         norm: of the radii; passed on to an attack that has such an argument.
@@ -155,7 +158,7 @@ def evaluate(
 
     Returns:
         RobustAccuracy. Targeted attacks (``target=``) fool only where they reach their target. Cost: that of the attack
-        on each sample that is attacked, and one query a sample for the clean accuracy.
+        on each sample that is attacked, and one query per sample for the clean accuracy.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work; the attack's own.
@@ -164,37 +167,19 @@ def evaluate(
     Source:
         Robust accuracy as in Madry et al. (2018), section 5; intervals by Wilson (1927).
     """
-    x, y = inputs_and_labels(data)
+    data = beside(x, y)
     ball, radii = get_norm(norm), _radii(eps)
     checks.at_least("batch_size", batch_size, 1, integer=True)
     wilson(0, 1, confidence)  # a wrong level is refused now, not after the work
-    ids = torch.arange(x.shape[0])
-    has_budget, arguments = _arguments(attack, {"norm": norm, "seed": seed, "ids": ids}, attack_kwargs)
-    victim, name, n = Victim.of(model), _name(attack), x.shape[0]
-    radius = torch.full((n,), torch.inf, dtype=torch.float64)
-    spent = torch.zeros(2, n, dtype=torch.int64)
-
-    for part in ids.split(int(batch_size)):
-        with victim.session(x[part], y[part], access="hard") as session:
-            wrong = torch.ones(len(part), dtype=torch.bool)
-            wrong[session.active.cpu()] = False
-        # A call leaves inference mode, in which the caller may be: what was made outside it changes outside it.
-        radius[part[wrong]] = 0.0
-        spent[0, part] += session.queries.cpu()
-
-    for bound in radii if has_budget else radii[:1]:
-        rows = (radius > (bound if has_budget else 0.0)).nonzero().flatten()
-        parts = rows.split(int(batch_size)) if rows.numel() else ()
-        for part in bar(parts, show=progress, label=f"{name} eps {bound:g}" if has_budget else name):
-            given = {key: part_of(value, part, n) for key, value in arguments.items()}
-            if has_budget:
-                given["eps"] = bound
-            result = attack(victim, x[part], y[part], **given)
-            found = found_distance(result, x[part], ball, name, bound if has_budget else None, victim.bounds)
-            radius[part] = found
-            spent[:, part] += torch.stack([result.queries, result.gradients]).cpu()
+    has_budget, arguments = _arguments(attack, {"norm": norm, "seed": seed, "ids": None}, attack_kwargs)
+    run = _Run(attack, _name(attack), ball, radii, has_budget, arguments, int(batch_size), progress)
+    victim, first, found = Victim.of(model), 0, []
+    for inputs, label in labeled_portions(victim, data, batch_size):
+        found.append(run.over(victim, inputs, label, first, count(data) if streamed(data) else len(inputs)))
+        first += len(inputs)
+    radius, spent = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
     return RobustAccuracy(
-        attack=name,
+        attack=run.name,
         norm=ball.name,
         eps=torch.tensor([0.0, *radii], dtype=torch.float64),
         radius=radius,
@@ -204,16 +189,53 @@ def evaluate(
     )
 
 
-def inputs_and_labels(data: Dataset | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Inputs and labels, at least one."""
-    if isinstance(data, Dataset):
-        return data.x_test, data.y_test
-    if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
-        raise TypeError(f"data: want a Dataset or a pair of tensors (x, y), got {type(data).__name__}")
-    x, y = data
-    if not x.shape[:1].numel() or x.dim() < 2:
-        raise ValueError(f"data: want x of shape (N, ...) with N at least 1, got shape {tuple(x.shape)}")
-    return x, checks.labels("y", y, x)
+@dataclass(frozen=True)
+class _Run:
+    """The checked arguments of one evaluation."""
+
+    attack: Attack
+    name: str
+    ball: Norm
+    radii: list[float]
+    has_budget: bool
+    arguments: dict[str, Any]
+    batch_size: int
+    progress: bool
+
+    def over(self, victim: Victim, x: Tensor, y: Tensor, first: int, total: int) -> tuple[Tensor, Tensor]:
+        """Attack n samples, the first of which is number ``first`` of ``total``: radii (n,) and counts (2, n)."""
+        rows = torch.arange(len(x))
+        radius = torch.full((len(x),), torch.inf, dtype=torch.float64)
+        spent = torch.zeros(2, len(x), dtype=torch.int64)
+        for part in rows.split(self.batch_size):
+            with victim.session(x[part], y[part], access="hard") as session:
+                wrong = torch.ones(len(part), dtype=torch.bool)
+                wrong[session.active.cpu()] = False
+            # A call leaves inference mode, in which the caller may be: what was made outside it changes outside it.
+            radius[part[wrong]] = 0.0
+            spent[0, part] += session.queries.cpu()
+        for bound in self.radii if self.has_budget else self.radii[:1]:
+            standing = (radius > (bound if self.has_budget else 0.0)).nonzero().flatten()
+            parts = standing.split(self.batch_size) if standing.numel() else ()
+            label = f"{self.name} eps {bound:g}" if self.has_budget else self.name
+            for part in bar(parts, show=self.progress, label=label):
+                given = {key: part_of(value, part + first, total) for key, value in self.arguments.items()}
+                given |= {"ids": part + first} if "ids" in given else {}
+                given |= {"eps": bound} if self.has_budget else {}
+                result = self.attack(victim, x[part], y[part], **given)
+                limit = bound if self.has_budget else None
+                radius[part] = found_distance(result, x[part], self.ball, self.name, limit, victim.bounds)
+                spent[:, part] += torch.stack([result.queries, result.gradients]).cpu()
+        return radius, spent
+
+
+def labeled_portions(victim: Victim, data: Pairs, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs (n, ...) and labels (n,): the data in memory at once, or a loader's batches on the model's device."""
+    for x, y in portions(data, "x", "test", int(batch_size)):
+        if streamed(data) and isinstance(victim.model, nn.Module):
+            place = next((tensor.device for tensor in victim.model.parameters()), x.device)
+            x, y = x.to(place), y.to(place)
+        yield x, checks.labels("y", y, x)
 
 
 def _radii(eps: float | Iterable[float]) -> list[float]:

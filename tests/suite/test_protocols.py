@@ -35,4 +35,4 @@ def test_exact_just_beside_the_optimum(device: torch.device) -> None:
     best = float(free_optimum(model, x, y, "linf"))
     for factor, robust in ((1.001, 0.0), (0.999, 1.0)):
         run = {"eps": factor * best, "attacks": ["apgd-ce", "apgd-t", "fab-t"]}
-        assert autoattack(Victim(model, bounds=WIDE), (x, y), **run).robust_accuracy == robust
+        assert autoattack(Victim(model, bounds=WIDE), x, y, **run).robust_accuracy == robust

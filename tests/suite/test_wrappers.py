@@ -29,12 +29,16 @@ def by_eot(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def by_checklist(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    report = checklist(model, (x, y), Claim(eps=0.1), steps=4, queries=5)
+    report = checklist(model, x, y, claim=Claim(eps=0.1), steps=4, queries=5)
     return torch.tensor([value for check in report.checks for value in check.evidence.values()])
 
 
 def by_contest(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return unrestricted(model, (x, y), {"random": partial(spatial, search="random", k=3)}).attacks["random"].confidence
+    return (
+        unrestricted(model, x, y, attacks={"random": partial(spatial, search="random", k=3)})
+        .attacks["random"]
+        .confidence
+    )
 
 
 RUNS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {

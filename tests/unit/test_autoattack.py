@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, fab
@@ -51,7 +52,7 @@ def short_square(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_report_adds_up(short_square: None) -> None:
     model, x, y = problem()
     seen = Counting(model)
-    report = autoattack(seen, (x, y), eps=EPS, attacks=["apgd-ce", "apgd-t", "fab-t", "square"], batch_size=8)
+    report = autoattack(seen, x, y, eps=EPS, attacks=["apgd-ce", "apgd-t", "fab-t", "square"], batch_size=8)
     assert int(report.queries.sum()) == seen.forwards and int(report.gradients.sum()) == seen.backwards
     assert report.clean_accuracy == 0.9 and report.broken_by[[3, 7]].tolist() == [0, 0]
     tried, left = 18, 18
@@ -77,7 +78,7 @@ def test_report_adds_up(short_square: None) -> None:
 
 def test_batch_size_does_not_matter() -> None:
     model, x, y = problem()
-    reports = [autoattack(model, (x, y), eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=b) for b in (20, 7)]
+    reports = [autoattack(model, x, y, eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=b) for b in (20, 7)]
     # The first look, at the first batch, costs its samples some queries: they are left out of the comparison.
     assert torch.equal(reports[0].broken_by, reports[1].broken_by)
     torch.testing.assert_close(reports[0].x_adv, reports[1].x_adv, rtol=0, atol=1e-6)
@@ -89,7 +90,7 @@ def test_batch_size_does_not_matter() -> None:
 def test_each_label_gets_the_samples_that_the_labels_before_have_left() -> None:
     """APGD-T by hand, label by label, likeliest first."""
     model, x, y = problem()
-    report = autoattack(model, (x, y), eps=EPS, attacks=["apgd-t"])
+    report = autoattack(model, x, y, eps=EPS, attacks=["apgd-t"])
     with torch.no_grad():
         z = model(x)
     left = (z.argmax(1) == y).nonzero().flatten()
@@ -123,14 +124,14 @@ def test_goes_on_after_an_interruption(tmp_path: Path) -> None:
     model, x, y = problem()
     run = {"eps": 0.05, "attacks": ["apgd-ce", "apgd-t"], "batch_size": 6}
     whole = Fails(model, 10**9)
-    expected = autoattack(whole, (x, y), **run)
+    expected = autoattack(whole, x, y, **run)
     total = 10**9 - whole.calls
     file = tmp_path / "run.safetensors"
     interruptions, spent = 0, 0
     while True:
         fragile = Fails(model, 550)
         try:
-            report = autoattack(fragile, (x, y), state=file, **run)
+            report = autoattack(fragile, x, y, state=file, **run)
             break
         except KeyboardInterrupt:
             interruptions += 1
@@ -139,26 +140,26 @@ def test_goes_on_after_an_interruption(tmp_path: Path) -> None:
     assert interruptions >= 1
     same(report, expected)
     assert spent + 550 - fragile.calls < 2 * total, "what was done is not done again"
-    same(autoattack(Fails(model, 0), (x, y), state=file, **run), expected)
+    same(autoattack(Fails(model, 0), x, y, state=file, **run), expected)
 
 
 def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
     model, x, y = problem()
     file = tmp_path / "run.safetensors"
     run = {"eps": EPS, "attacks": ["apgd-ce"], "state": file}
-    autoattack(model, (x, y), **run)
+    autoattack(model, x, y, **run)
     for word, changes in {
         "eps": {"eps": 0.2}, "attacks": {"attacks": ["apgd-dlr"]}, "seed": {"seed": 1}, "norm": {"norm": "l2"},
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"^state: want that of this run, got one of another {word}"):
-            autoattack(model, (x, y), **(run | changes))
+            autoattack(model, x, y, **(run | changes))
     with pytest.raises(ValueError, match="another data"):
-        autoattack(model, (1 - x, y), **run)
+        autoattack(model, 1 - x, y, **run)
     with pytest.raises(ValueError, match="another model"):
-        autoattack(mlp(IMAGE, 5, seed=1), (x, y), **run)
+        autoattack(mlp(IMAGE, 5, seed=1), x, y, **run)
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"^state: want a file that AutoAttack has written"):
-        autoattack(model, (x, y), **run)
+        autoattack(model, x, y, **run)
 
 
 def test_fab_counts_within_eps_only() -> None:
@@ -166,7 +167,7 @@ def test_fab_counts_within_eps_only() -> None:
     model, x, y = problem()
     far = fab(model, x, y, norm="linf")
     eps = float(far.distances["linf"].median())
-    report = autoattack(model, (x, y), eps=eps, attacks=["fab"])
+    report = autoattack(model, x, y, eps=eps, attacks=["fab"])
     within = far.success & (far.distances["linf"] <= eps)
     assert 2 < int(within.sum()) < int(far.success.sum())
     assert torch.equal(~report.robust, within)
@@ -230,21 +231,21 @@ class Quantizes(nn.Module):
 )
 def test_flags_of_the_first_look(word: str, defend: Callable[[nn.Module], nn.Module]) -> None:
     model, x, y = problem()
-    flags = autoattack(defend(model), (x, y), eps=1e-3, attacks=["apgd-ce"]).flags
+    flags = autoattack(defend(model), x, y, eps=1e-3, attacks=["apgd-ce"]).flags
     assert set(flags) == {word} and flags[word]
 
 
 def test_probabilities_that_are_declared_are_no_flag() -> None:
     model, x, y = problem()
     victim = Victim(Then(model, lambda z: z.softmax(1)), output="probs")
-    report = autoattack(victim, (x, y), eps=EPS, attacks=["apgd-ce"])
+    report = autoattack(victim, x, y, eps=EPS, attacks=["apgd-ce"])
     assert report.flags == {}
-    assert torch.equal(report.broken_by, autoattack(model, (x, y), eps=EPS, attacks=["apgd-ce"]).broken_by)
+    assert torch.equal(report.broken_by, autoattack(model, x, y, eps=EPS, attacks=["apgd-ce"]).broken_by)
 
 
 def test_square_unmasks_a_quantizer(short_square: None) -> None:
     model, x, y = problem()
-    report = autoattack(Quantizes(model), (x, y), eps=0.12, attacks=["apgd-ce", "square"])
+    report = autoattack(Quantizes(model), x, y, eps=0.12, attacks=["apgd-ce", "square"])
     assert {"zero_gradients", "square_decisive"} <= set(report.flags)
     assert report.attacks[1].fooled > report.attacks[0].fooled
 
@@ -255,14 +256,14 @@ def test_few_classes(classes: int) -> None:
     truth = free_optimum(model, x, y, "l2")
     eps = float(truth.median()) * 1.01
     names = ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t"]
-    report = autoattack(Victim(model, bounds=(-50.0, 50.0)), (x, y), norm="l2", eps=eps, attacks=names)
+    report = autoattack(Victim(model, bounds=(-50.0, 50.0)), x, y, norm="l2", eps=eps, attacks=names)
     assert "few_classes" in report.flags and f"{classes} classes" in report.flags["few_classes"]
     assert torch.equal(report.robust, truth > eps)
 
 
 def test_square_is_left_out_where_it_cannot_run() -> None:
     model, x, y = affine_problem(4, 6, 8, CPU, spread=0.5)
-    report = autoattack(Victim(model, bounds=(-1.0, 1.0)), (x, y), eps=0.05, attacks=["apgd-ce", "square"])
+    report = autoattack(Victim(model, bounds=(-1.0, 1.0)), x, y, eps=0.05, attacks=["apgd-ce", "square"])
     assert [run.name for run in report.attacks] == ["apgd-ce"] and "no_square" in report.flags
 
 
@@ -279,7 +280,7 @@ def test_nothing_of_the_callers_is_changed() -> None:
     model, x, y = problem()
     model.train()
     before, state = (x.clone(), y.clone()), torch.get_rng_state()
-    autoattack(model, (x, y), eps=EPS, attacks=["apgd-ce"])
+    autoattack(model, x, y, eps=EPS, attacks=["apgd-ce"])
     assert torch.equal(x, before[0]) and torch.equal(y, before[1])
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -291,7 +292,7 @@ def test_bad_input() -> None:
     def refused(match: str, error: type[Exception] = ValueError, **changes: object) -> None:
         seen = Counting(model)
         with pytest.raises(error, match=match):
-            autoattack(seen, **({"data": (x, y), "eps": 0.1} | changes))  # type: ignore[arg-type]
+            autoattack(seen, **({"x": (x, y), "eps": 0.1} | changes))  # type: ignore[arg-type]
         assert seen.calls == 0
 
     for eps in (0, -0.1, float("nan"), float("inf")):
@@ -304,24 +305,37 @@ def test_bad_input() -> None:
         refused("^attacks: want", attacks=attacks)
     refused("^batch_size: want", batch_size=0)
     refused("^confidence: want", confidence=95)
-    refused("^data: want", TypeError, data=x)
-    refused("^data: want", data=(x[:0], y[:0]))
-    refused("^x: want values", data=(x + 1, y))
+    refused("^y: want labels", TypeError, x=x)
+    refused("^x: want", x=(x[:0], y[:0]))
+    refused("^x: want values", x=(x + 1, y))
     with pytest.raises(ValueError, match=r"^access"):
-        autoattack(Victim(model, access="soft"), (x, y), eps=0.1)
+        autoattack(Victim(model, access="soft"), x, y, eps=0.1)
+
+
+def test_a_loader_is_read_batch_by_batch(tmp_path: Path) -> None:
+    model, x, y = problem()
+    run = {"eps": EPS, "attacks": ["apgd-ce", "square"], "batch_size": 4, "seed": 2}
+    whole, loader = autoattack(model, x, y, **run), DataLoader(TensorDataset(x, y), 7)
+    for _ in range(2):  # the second time from the files
+        report = autoattack(model, loader, state=tmp_path / "run", **run)
+        assert report.x_adv is None and report.flags == whole.flags
+        assert torch.equal(report.broken_by, whole.broken_by) and torch.equal(report.queries, whole.queries)
+        assert [(r.tried, r.fooled) for r in report.attacks] == [(r.tried, r.fooled) for r in whole.attacks]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.0", "run.1", "run.2"]
+    assert 0 < int(whole.robust.sum()) < len(x)
 
 
 def test_inference_mode_changes_nothing() -> None:
     model, x, y = problem()
-    plain = autoattack(model, (x, y), eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=8)
+    plain = autoattack(model, x, y, eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=8)
     with torch.inference_mode():
-        ours = autoattack(model, (x * 1, y * 1), eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=8)
+        ours = autoattack(model, x * 1, y * 1, eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=8)
     same(ours, plain)
 
 
 def test_numpy_numbers_are_numbers(tmp_path: Path) -> None:
     model, x, y = problem()
-    plain = autoattack(model, (x, y), eps=0.125, attacks=["apgd-ce"], batch_size=8, seed=3)
+    plain = autoattack(model, x, y, eps=0.125, attacks=["apgd-ce"], batch_size=8, seed=3)
     settings = {"eps": np.float32(0.125), "batch_size": np.int64(8), "seed": np.int64(3)}
     for _ in range(2):  # the second time from the file
-        same(autoattack(model, (x, y), attacks=["apgd-ce"], state=tmp_path / "run", **settings), plain)
+        same(autoattack(model, x, y, attacks=["apgd-ce"], state=tmp_path / "run", **settings), plain)

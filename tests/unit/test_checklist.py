@@ -39,7 +39,7 @@ def broken() -> dict[str, Broken]:
 @pytest.mark.parametrize("name", REASONS)
 def test_each_broken_defense_is_flagged_for_its_reason(broken: dict[str, Broken], name: str) -> None:
     entry = broken[name]
-    report = checklist(entry.model, digits(40), entry.claim, surrogate=entry.undefended, steps=12, queries=100)
+    report = checklist(entry.model, *digits(40), claim=entry.claim, surrogate=entry.undefended, steps=12, queries=100)
     wrong = {check.name for check in report.failed}
     assert {REASONS[name], STANDS} <= wrong, str(report)
     here, claimed = report[STANDS].evidence["here"], report[STANDS].evidence["claimed"]
@@ -51,7 +51,7 @@ def test_each_broken_defense_is_flagged_for_its_reason(broken: dict[str, Broken]
 def test_masked_gradients_show_in_the_orderings(broken: dict[str, Broken], name: str) -> None:
     """Even without a look at the gradients, and without a surrogate."""
     entry = broken[name]
-    report = checklist(entry.model, digits(40), entry.claim, steps=12, queries=100)
+    report = checklist(entry.model, *digits(40), claim=entry.claim, steps=12, queries=100)
     wrong = {check.name for check in report.failed}
     assert {"white box beats search", "accuracy reaches zero in a large ball"} <= wrong
     assert report["white box beats transfer"].passed is None
@@ -76,7 +76,7 @@ def test_adversarially_trained_models_are_not_flagged(name: str, surrogate: str)
         robust_accuracy=recorded["robust_accuracy"],
     )
     report = checklist(
-        zoo.load(name), (data.x_test[:80], data.y_test[:80]), claim, surrogate=zoo.load(surrogate), steps=20
+        zoo.load(name), data.x_test[:80], data.y_test[:80], claim=claim, surrogate=zoo.load(surrogate), steps=20
     )
     assert report.passed, str(report)
     assert all(check.passed for check in report.checks)
@@ -85,7 +85,7 @@ def test_adversarially_trained_models_are_not_flagged(name: str, surrogate: str)
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_sound_models_in_other_norms(norm: str) -> None:
     claim = Claim(norm=norm, eps={"l1": 5.0, "l2": 0.7}[norm], clean_accuracy=0.956)
-    report = checklist(zoo.load("mnist_mlp"), digits(40), claim, steps=20, queries=50)
+    report = checklist(zoo.load("mnist_mlp"), *digits(40), claim=claim, steps=20, queries=50)
     assert report.passed, str(report)
     assert report[STANDS].passed is None
     assert (report["white box beats search"].passed is None) == (norm == "l1")
@@ -96,7 +96,7 @@ def test_inputs_that_are_no_images() -> None:
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).double().eval()
     net[0].weight.data *= 3
     x = torch.rand(30, 6, dtype=torch.float64)
-    report = checklist(net, (x, net(x).argmax(1)), Claim(eps=0.05, clean_accuracy=1.0), steps=20)
+    report = checklist(net, x, net(x).argmax(1), claim=Claim(eps=0.05, clean_accuracy=1.0), steps=20)
     missing = [check.name for check in report.checks if check.passed is None]
     assert missing == ["white box beats search", "white box beats transfer", STANDS]
     wrong = {check.name for check in report.failed}
@@ -111,14 +111,14 @@ def test_wrong_units_end_the_matter() -> None:
         (x, Claim(eps=0.3, clean_accuracy=0.98, bounds=(0.0, 255.0))),
         (x, Claim(eps=8.0, clean_accuracy=0.98)),  # of 255
     ):
-        report = checklist(zoo.load("mnist_mlp"), (wrong_x, y), wrong_claim)
+        report = checklist(zoo.load("mnist_mlp"), wrong_x, y, claim=wrong_claim)
         assert [check.passed for check in report.checks] == [False]
 
 
 def test_unreported_or_wrong_clean_accuracy_is_flagged() -> None:
     for value in (None, 0.6):
         report = checklist(
-            zoo.load("mnist_mlp"), digits(40), Claim(eps=0.05, clean_accuracy=value), steps=4, queries=10
+            zoo.load("mnist_mlp"), *digits(40), claim=Claim(eps=0.05, clean_accuracy=value), steps=4, queries=10
         )
         assert [check.name for check in report.failed] == ["clean accuracy is reported, and right"]
 
@@ -130,8 +130,8 @@ def test_a_saturated_loss_is_flagged() -> None:
 
     report = checklist(
         nn.Sequential(zoo.load("mnist_cnn"), Loud()),
-        digits(40),
-        Claim(eps=0.2, clean_accuracy=0.98),
+        *digits(40),
+        claim=Claim(eps=0.2, clean_accuracy=0.98),
         steps=12,
         queries=50,
     )
@@ -146,7 +146,7 @@ def test_nothing_of_the_model_is_changed_and_the_report_repeats(broken: dict[str
     torch.manual_seed(5)
     state = torch.get_rng_state()
     data = digits(10)
-    reports = [str(checklist(entry.model, data, entry.claim, steps=4, queries=10)) for _ in range(2)]
+    reports = [str(checklist(entry.model, data, claim=entry.claim, steps=4, queries=10)) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in entry.model.state_dict().items())
     assert modes == [module.training for module in entry.model.modules()]
@@ -155,7 +155,7 @@ def test_nothing_of_the_model_is_changed_and_the_report_repeats(broken: dict[str
 
 def test_the_report_reads_well(broken: dict[str, Broken]) -> None:
     entry = broken["normalized_eps"]
-    text = str(checklist(entry.model, digits(10), entry.claim, steps=4, queries=10))
+    text = str(checklist(entry.model, *digits(10), claim=entry.claim, steps=4, queries=10))
     assert "FAIL the attack uses the budget that is claimed (largest distance / eps 0.308)" in text
     assert "     -> spend eps in the units of the inputs" in text
     assert "-    white box beats transfer" in text
@@ -167,14 +167,14 @@ def test_wrong_arguments_are_named() -> None:
     for arguments, match in (
         ((lambda x: x, data, claim), r"^model: want an nn.Module, got function"),
         ((net, data, 0.1), r"^claim: want a Claim, got float"),
-        ((net, 3, claim), r"^data: want a Dataset or a pair"),
+        ((net, 3, claim), r"^x: want a Dataset, a pair"),
     ):
         with pytest.raises(TypeError, match=match):
-            checklist(*arguments)  # type: ignore[arg-type]
+            checklist(*arguments[:2], claim=arguments[2])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^steps: want at least 4, got 3"):
-        checklist(net, data, claim, steps=3)
+        checklist(net, data, claim=claim, steps=3)
     with pytest.raises(TypeError, match=r"^surrogate: want an nn.Module or None"):
-        checklist(net, data, claim, surrogate=3)  # type: ignore[arg-type]
+        checklist(net, data, claim=claim, surrogate=3)  # type: ignore[arg-type]
     for fields, match in (
         ({"eps": 0.0}, r"^eps: want finite and above 0"),
         ({"eps": 0.1, "norm": "l0"}, r"^norm: want one of"),

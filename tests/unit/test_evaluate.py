@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
@@ -56,12 +57,12 @@ def true_radius(x: Tensor, y: Tensor, norm: str) -> Tensor:
 def test_exact_on_an_affine_model(attack, norm: str) -> None:
     if attack is deepfool and norm == "l1":
         with pytest.raises(ValueError, match="norm"):
-            evaluate(Affine(), batch(5), attack, [0.1], norm=norm)
+            evaluate(Affine(), *batch(5), attack=attack, eps=[0.1], norm=norm)
         return
     x, y = batch(120)
     truth = true_radius(x, y, norm)
     eps = [float(truth.quantile(q)) + 1e-4 for q in (0.2, 0.4, 0.6, 0.9)]
-    curve = evaluate(Affine(), (x, y), attack, eps, norm=norm)
+    curve = evaluate(Affine(), x, y, attack=attack, eps=eps, norm=norm)
     want = truth > torch.tensor([0.0, *eps])[:, None]
     close = ((truth[None] - curve.eps[:, None]).abs() < 0.025 * curve.eps[:, None]).any(dim=0)  # overshoot of DeepFool
     assert int(close.sum()) < 30
@@ -71,7 +72,7 @@ def test_exact_on_an_affine_model(attack, norm: str) -> None:
 
 
 def test_shapes_and_intervals() -> None:
-    curve = evaluate(Affine(), batch(50), pgd, [0.05, 0.01, 0.05, 0.0], steps=3, confidence=0.9)
+    curve = evaluate(Affine(), *batch(50), attack=pgd, eps=[0.05, 0.01, 0.05, 0.0], steps=3, confidence=0.9)
     assert curve.eps.tolist() == [0.0, 0.01, 0.05] and len(curve) == 3
     assert curve.survivors.shape == (3, 50) and curve.survivors.dtype == torch.bool
     assert torch.equal(curve.correct, curve.survivors.sum(dim=1))
@@ -92,7 +93,7 @@ def test_batch_size_does_not_matter(attack) -> None:
     y = model(x).argmax(dim=1)
     y[3] = (y[3] + 1) % 3
     norm, eps = ("linf", [0.18, 0.21, 0.25]) if attack.func is pgd else ("l2", [0.42, 0.5, 0.6])
-    whole, parts, singles = (evaluate(model, (x, y), attack, eps, norm=norm, batch_size=b) for b in (41, 7, 2))
+    whole, parts, singles = (evaluate(model, x, y, attack=attack, eps=eps, norm=norm, batch_size=b) for b in (41, 7, 2))
     assert len(set(whole.correct.tolist())) >= 3, "a case in which something happens"
     for other in (parts, singles):
         assert torch.equal(whole.survivors, other.survivors)
@@ -108,7 +109,7 @@ def test_ids_are_places_in_the_data() -> None:
         return pgd(victim, x, y, eps=eps, norm=norm, seed=seed, ids=ids, steps=2)
 
     x, y = batch(30)
-    curve = evaluate(Affine(), (x, y), spy, [1e-9], batch_size=4)
+    curve = evaluate(Affine(), x, y, attack=spy, eps=[1e-9], batch_size=4)
     right = (Affine()(x).argmax(dim=1) == y).nonzero().flatten().tolist()
     assert seen == right
     assert curve.correct.tolist() == [len(right), len(right)]
@@ -124,7 +125,7 @@ def test_only_the_standing_are_attacked_and_the_curve_falls() -> None:
         return result if eps < 0.03 else replace(result, x_adv=x, success=torch.zeros_like(result.success))
 
     x, y = batch(60)
-    curve = evaluate(Affine(), (x, y), forgetful, [0.04, 0.02, 0.01], batch_size=100)
+    curve = evaluate(Affine(), x, y, attack=forgetful, eps=[0.04, 0.02, 0.01], batch_size=100)
     assert asked == [(0.01, int(curve.correct[0])), (0.02, int(curve.correct[1])), (0.04, int(curve.correct[2]))]
     assert bool((curve.correct.diff() <= 0).all()) and int(curve.correct[1]) > int(curve.correct[2]) > 0
     assert int(curve.correct[3]) == int(curve.correct[2])
@@ -137,14 +138,14 @@ def test_a_success_counts_at_every_radius_that_holds_it() -> None:
         result = pgd(victim, x, y, eps=0.0199, norm="linf", steps=20)
         return result if eps == 0.04 else replace(result, x_adv=x, success=torch.zeros_like(result.success))
 
-    curve = evaluate(Affine(), batch(40), late, [0.01, 0.02, 0.04])
+    curve = evaluate(Affine(), *batch(40), attack=late, eps=[0.01, 0.02, 0.04])
     assert int(curve.correct[0]) > int(curve.correct[2]) == int(curve.correct[3]) > 0
 
 
 def test_minimum_norm_attack_is_run_once() -> None:
     model, (x, y) = Affine(), batch(50)
     model.calls = 0
-    curve = evaluate(model, (x, y), deepfool, [0.01, 0.02, 0.05], norm="l2")
+    curve = evaluate(model, x, y, attack=deepfool, eps=[0.01, 0.02, 0.05], norm="l2")
     right = model(x).argmax(dim=1) == y
     once = deepfool(model, x[right], y[right], norm="l2")
     torch.testing.assert_close(curve.radius[right], once.radius("l2"))
@@ -155,7 +156,7 @@ def test_minimum_norm_attack_is_run_once() -> None:
 def test_counts_are_those_of_the_model() -> None:
     model, (x, y) = Affine(), batch(50)
     model.calls = 0
-    curve = evaluate(model, (x, y), pgd, [0.001, 0.01, 0.03], steps=4, batch_size=8)
+    curve = evaluate(model, x, y, attack=pgd, eps=[0.001, 0.01, 0.03], steps=4, batch_size=8)
     assert int(curve.queries.sum()) == model.calls
 
 
@@ -165,7 +166,7 @@ def test_targeted_and_per_sample_arguments() -> None:
     y = model(x).argmax(dim=1)
     target = (y + 1 + torch.arange(40) % 2) % 3
     arguments = {"norm": "l2", "seed": 5, "steps": 10, "target": target}
-    curve = evaluate(model, (x, y), pgd, [0.7], batch_size=9, **arguments)
+    curve = evaluate(model, x, y, attack=pgd, eps=[0.7], batch_size=9, **arguments)
     direct = pgd(model, x, y, eps=0.7, **arguments)
     assert 0 < int(direct.success.sum()) < 40
     assert torch.equal(~curve.survivors[1], direct.success)
@@ -173,7 +174,7 @@ def test_targeted_and_per_sample_arguments() -> None:
 
 def test_kappa_does_not_move_the_clean_point() -> None:
     x, y = batch(40)
-    plain, sure = (evaluate(Affine(), (x, y), cw, [1.0], norm="l2", steps=20, kappa=k) for k in (0.0, 0.05))
+    plain, sure = (evaluate(Affine(), x, y, attack=cw, eps=[1.0], norm="l2", steps=20, kappa=k) for k in (0.0, 0.05))
     assert int(plain.correct[0]) == int(sure.correct[0])
 
 
@@ -182,7 +183,7 @@ def test_dataset_victim_and_device(device: torch.device) -> None:
     low, high = float(data.x_test.min()), float(data.x_test.max())
     model = build("mlp", in_shape=(2,), hidden=(8,), classes=len(data.classes)).to(device)
     victim = Victim(model, bounds=(min(low, 0.0), max(high, 1.0)))
-    curve = evaluate(victim, data, pgd, 0.05, steps=3, batch_size=16)
+    curve = evaluate(victim, data, attack=pgd, eps=0.05, steps=3, batch_size=16)
     assert curve.n == len(data.y_test) and curve.eps.tolist() == [0.0, 0.05]
     clean = (model(data.x_test).argmax(dim=1) == data.y_test).sum()
     assert int(curve.correct[0]) == int(clean)
@@ -193,7 +194,7 @@ def test_plot_shows_the_curve() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    curve = evaluate(Affine(), batch(20), pgd, [0.01, 0.03], steps=2)
+    curve = evaluate(Affine(), *batch(20), attack=pgd, eps=[0.01, 0.03], steps=2)
     axes = curve.plot(label="mine")
     line = axes.get_lines()[0]
     assert list(line.get_xdata()) == curve.eps.tolist()
@@ -202,10 +203,51 @@ def test_plot_shows_the_curve() -> None:
     assert "mine" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
+def test_a_loader_is_read_batch_by_batch() -> None:
+    held: list[int] = []
+
+    def spy(victim, x, y, *, eps, ids, target, norm) -> AttackResult:
+        held.append(len(x))
+        return pgd(victim, x, y, eps=eps, steps=10, ids=ids, target=target, norm=norm)
+
+    model, (x, _) = build("mlp", in_shape=(6,), hidden=(16,), classes=3).double(), batch(41)
+    y = model(x).argmax(dim=1)
+    target = (y + 1 + torch.arange(41) % 2) % 3
+    run = {"attack": spy, "eps": [0.6, 0.7], "norm": "l2", "target": target}
+    whole = evaluate(model, x, y, **run)
+    pairs = [(point, int(label)) for point, label in zip(x, y, strict=True)]
+    held.clear()
+    for data in (DataLoader(TensorDataset(x, y), 10), DataLoader(pairs, 10)):
+        curve = evaluate(model, data, **run)
+        assert torch.equal(curve.survivors, whole.survivors) and torch.equal(curve.queries, whole.queries)
+        torch.testing.assert_close(curve.radius, whole.radius, rtol=1e-6, atol=1e-9)
+    assert 0 < int(whole.correct[2]) < int(whole.correct[0])
+    assert max(held) <= 10, "no more than a batch of the loader is held"
+    assert evaluate(model, TensorDataset(x, y), **run).n == 41
+
+
+def test_a_loaders_draws_stay_its_own() -> None:
+    x, y = batch(20)
+    state = torch.get_rng_state()
+    shuffled = evaluate(Affine(), DataLoader(TensorDataset(x, y), 8, shuffle=True), attack=pgd, eps=[0.02], steps=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    ordered = evaluate(Affine(), x, y, attack=pgd, eps=[0.02], steps=2)
+    assert not torch.equal(shuffled.survivors, ordered.survivors)
+    assert torch.equal(shuffled.correct, ordered.correct)
+
+
+def test_bad_batches_of_a_loader_are_named() -> None:
+    x, y = batch(6)
+    refuses(TypeError, "^x: want .* pairs, got list of Tensor", x=DataLoader(TensorDataset(x), 2))
+    refuses(TypeError, "^x: want .* got Tensor", x=DataLoader(x, 2))
+    refuses(ValueError, "^x: want at least one sample", x=DataLoader(TensorDataset(x[:0], y[:0]), 2))
+    refuses(TypeError, "^y: want integers", x=DataLoader(TensorDataset(x, y.double()), 2))
+
+
 def test_nothing_of_the_callers_is_changed() -> None:
     model, (x, y) = Affine().train(), batch(20)
     before, state = (x.clone(), y.clone()), torch.get_rng_state()
-    evaluate(model, (x, y), pgd, [0.02], steps=2)
+    evaluate(model, x, y, attack=pgd, eps=[0.02], steps=2)
     assert torch.equal(x, before[0]) and torch.equal(y, before[1])
     assert model.training and model.w.requires_grad and model.w.grad is None
     assert torch.equal(torch.get_rng_state(), state)
@@ -215,21 +257,25 @@ def refuses(error: type[Exception], match: str, **changes) -> None:
     def never(victim, x, y, *, eps, ids=None, seed=0, norm="linf", steps=1):
         raise AssertionError("no work before the arguments are checked")
 
-    arguments = {"model": Affine(), "data": batch(6), "attack": never, "eps": [0.1]} | changes
+    arguments = {"model": Affine(), "x": batch(6), "attack": never, "eps": [0.1]} | changes
     with pytest.raises(error, match=match):
         evaluate(**arguments)
 
 
 def test_bad_input() -> None:
     x, y = batch(6)
-    refuses(TypeError, "data", data=x)
-    refuses(TypeError, "data", data=(x, [0, 1]))
-    refuses(ValueError, "data", data=(x[:0], y[:0]))
-    refuses(ValueError, "y: want shape", data=(x, y[:3]))
-    refuses(TypeError, "y: want integers", data=(x, y.double()))
-    refuses(ValueError, "x: want values in", data=(x + 1, y))
-    refuses(TypeError, "dtype", data=(x.float(), y))
-    refuses(ValueError, "y: want labels", data=(x, y + 5))
+    refuses(TypeError, "^y: want labels .* beside x, got None", x=x)
+    refuses(TypeError, "^y: want None beside x that has labels itself", y=y)
+    refuses(TypeError, "^x: want a torch.Tensor, got list", x=[1.0], y=y)
+    refuses(TypeError, "^x: want a Dataset, a pair .* or a torch DataLoader.*, got float", x=0.5)
+    refuses(TypeError, "^x: want .* got tuple of Tensor, list", x=(x, [0, 1]))
+    refuses(ValueError, "^x: want .* at least one", x=(x[:0], y[:0]))
+    refuses(ValueError, "^x: want as many inputs as labels", x=(x, y[:3]))
+    refuses(ValueError, "^y: want shape", x=(x, y[:, None]))
+    refuses(TypeError, "y: want integers", x=(x, y.double()))
+    refuses(ValueError, "x: want values in", x=(x + 1, y))
+    refuses(TypeError, "dtype", x=(x.float(), y))
+    refuses(ValueError, "y: want labels", x=(x, y + 5))
     for eps in ([], [-0.1], [0.1, float("nan")], float("inf")):
         refuses(ValueError, "eps", eps=eps)
     refuses(TypeError, "eps", eps=["a"])
@@ -247,15 +293,15 @@ def test_an_attack_that_cheats_is_found_out() -> None:
         return pgd(victim, x, y, eps=2 * eps)
 
     with pytest.raises(RuntimeError, match="cheat claims a success at distance"):
-        evaluate(Affine(), batch(30), cheat, [0.02])
+        evaluate(Affine(), *batch(30), attack=cheat, eps=[0.02])
     with pytest.raises(TypeError, match="AttackResult"):
-        evaluate(Affine(), batch(30), lambda victim, x, y, *, eps: x, [0.02])
+        evaluate(Affine(), *batch(30), attack=lambda victim, x, y, *, eps: x, eps=[0.02])
 
 
 def test_float32_rounding_is_no_cheating() -> None:
     x, y = batch(200, torch.float32)
     for eps in (1e-3, 3e-3, 0.1):
-        curve = evaluate(Affine(torch.float32), (x, y), pgd, [eps], steps=5)
+        curve = evaluate(Affine(torch.float32), x, y, attack=pgd, eps=[eps], steps=5)
         assert bool((curve.radius[curve.radius.isfinite()] <= eps).all())
 
 
@@ -271,15 +317,17 @@ def test_lazy_names() -> None:
 def test_inference_mode_changes_nothing() -> None:
     x, y = batch(40)
     model = Affine()
-    plain = evaluate(model, (x, y), pgd, [0.05, 0.1], steps=3, batch_size=15)
+    plain = evaluate(model, x, y, attack=pgd, eps=[0.05, 0.1], steps=3, batch_size=15)
     with torch.inference_mode():
-        ours = evaluate(model, (x * 1, y * 1), pgd, [0.05, 0.1], steps=3, batch_size=15)
+        ours = evaluate(model, x * 1, y * 1, attack=pgd, eps=[0.05, 0.1], steps=3, batch_size=15)
     assert torch.equal(ours.radius, plain.radius) and torch.equal(ours.queries, plain.queries)
 
 
 def test_numpy_numbers_are_numbers() -> None:
     data = batch(20)
-    plain = evaluate(Affine(), data, pgd, 0.125, steps=3, batch_size=15, seed=4)
+    plain = evaluate(Affine(), data, attack=pgd, eps=0.125, steps=3, batch_size=15, seed=4)
     for eps in (np.float32(0.125), np.float64(0.125), np.array([0.125])):
-        ours = evaluate(Affine(), data, pgd, eps, steps=np.int64(3), batch_size=np.int32(15), seed=np.int64(4))
+        ours = evaluate(
+            Affine(), data, attack=pgd, eps=eps, steps=np.int64(3), batch_size=np.int32(15), seed=np.int64(4)
+        )
         assert torch.equal(ours.radius, plain.radius)

@@ -45,7 +45,7 @@ CLEAN = column(0.1, 0.2, 0.45, 0.7, 0.9), torch.tensor([0, 0, 0, 1, 1])  # leads
     ("coverage", "threshold"), [(0.8, 2.0), (0.79, 2.0), (0.61, 2.0), (0.6, 3.0), (1.0, 0.5), (0.01, 4.0)]
 )
 def test_threshold_is_the_highest_that_covers_enough(coverage: float, threshold: float) -> None:
-    contest = unrestricted(Ruler(), CLEAN, {}, coverage=coverage)
+    contest = unrestricted(Ruler(), CLEAN, attacks={}, coverage=coverage)
     assert contest.threshold == pytest.approx(threshold)
     assert float(contest.clean.answered.double().mean()) >= coverage
     higher = contest.clean.confidence > threshold + 1e-9
@@ -55,21 +55,23 @@ def test_threshold_is_the_highest_that_covers_enough(coverage: float, threshold:
 def test_only_confident_mistakes_on_unambiguous_inputs_break_it() -> None:
     x, y = CLEAN
     quiet = {"unsure": submit(column(0.6, 0.6, 0.6, 0.4, 0.4))}  # all wrong, with a lead of 1: it abstains
-    contest = unrestricted(Ruler(), (x, y), quiet)
+    contest = unrestricted(Ruler(), x, y, attacks=quiet)
     assert contest.eligible and not contest.broken and contest.attacks["unsure"].correct.tolist() == [False] * 5
     loud = {"one": submit(column(0.1, 0.2, 0.45, 0.7, 0.2))}  # the last one is wrong with a lead of 3
-    contest = unrestricted(Ruler(), (x, y), loud)
+    contest = unrestricted(Ruler(), x, y, attacks=loud)
     assert contest.broken and contest.attacks["one"].mistakes.tolist() == [False] * 4 + [True]
-    judged = unrestricted(Ruler(), (x, y), loud, judge=lambda x_adv, y: torch.tensor([True] * 4 + [False]))
+    judged = unrestricted(Ruler(), x, y, attacks=loud, judge=lambda x_adv, y: torch.tensor([True] * 4 + [False]))
     assert not judged.broken
     assert "one: 4 unambiguous, 3 answered, 0 confident mistakes" in judged.summary()
 
 
 def test_a_model_that_errs_confidently_on_clean_inputs_is_not_eligible() -> None:
     x, y = CLEAN
-    assert not unrestricted(Ruler(), (x, 1 - y), {}).eligible
-    assert unrestricted(Ruler(), (column(0.1, 0.2, 0.55, 0.7, 0.9), y), {}).eligible  # wrong on the one it declines
-    assert not unrestricted(Ruler(), (column(0.1, 0.2, 0.55, 0.7, 0.9), y), {}, coverage=1.0).eligible
+    assert not unrestricted(Ruler(), x, 1 - y, attacks={}).eligible
+    assert unrestricted(
+        Ruler(), column(0.1, 0.2, 0.55, 0.7, 0.9), y, attacks={}
+    ).eligible  # wrong on the one it declines
+    assert not unrestricted(Ruler(), column(0.1, 0.2, 0.55, 0.7, 0.9), y, attacks={}, coverage=1.0).eligible
 
 
 def test_error_against_coverage_is_counted() -> None:
@@ -101,7 +103,7 @@ def test_an_undefended_model_loses_to_rotations() -> None:
     d, model = data.load("mnist5k"), zoo.load("mnist_cnn")
     x, y = d.x_test[:100], d.y_test[:100]
     search = partial(spatial, grid=(7, 3, 3))
-    contest = unrestricted(model, (x, y), {"spatial": search})
+    contest = unrestricted(model, x, y, attacks={"spatial": search})
     assert isinstance(contest, Contest) and contest.eligible and contest.broken
     aware = contest.attacks["spatial"]
     assert bool((aware.confidence[aware.mistakes] >= contest.threshold).all())
@@ -109,7 +111,7 @@ def test_an_undefended_model_loses_to_rotations() -> None:
     def naive(victim: Any, x: Tensor, y: Tensor, *, ids: Tensor) -> AttackResult:
         return search(victim, x, y, ids=ids)  # stops at the first mistake, however unsure
 
-    unaware = unrestricted(model, (x, y), {"spatial": naive}).attacks["spatial"]
+    unaware = unrestricted(model, x, y, attacks={"spatial": naive}).attacks["spatial"]
     assert int(unaware.mistakes.sum()) < int(aware.mistakes.sum())
     assert int((~unaware.correct).sum()) > int(unaware.mistakes.sum())
 
@@ -118,7 +120,7 @@ def test_batches_do_not_matter() -> None:
     d, model = data.load("mnist5k"), zoo.load("mnist_cnn").double()
     x, y = d.x_test[:30].double(), d.y_test[:30]
     search = {"random": partial(spatial, search="random", k=5)}
-    one, other = (unrestricted(model, (x, y), search, batch_size=size) for size in (7, 30))
+    one, other = (unrestricted(model, x, y, attacks=search, batch_size=size) for size in (7, 30))
     torch.testing.assert_close(one.attacks["random"].confidence, other.attacks["random"].confidence)
     assert one.threshold == pytest.approx(other.threshold)
 
@@ -129,7 +131,7 @@ def test_batches_do_not_matter() -> None:
         ({"coverage": 0.0}, "coverage: want"),
         ({"coverage": 1.1}, "coverage: want"),
         ({"batch_size": 0}, "batch_size: want"),
-        ({"data": (CLEAN[0][:0], CLEAN[1][:0])}, "data: want"),
+        ({"data": (CLEAN[0][:0], CLEAN[1][:0])}, "x: want"),
         ({"data": (CLEAN[0] * 3, CLEAN[1])}, "x: want"),
         ({"attacks": {"same": submit(CLEAN[0])}, "judge": lambda x, y: y}, "judge: want"),
     ],
@@ -137,6 +139,6 @@ def test_batches_do_not_matter() -> None:
 def test_wrong_arguments(wrong: dict[str, Any], error: str) -> None:
     arguments = {"data": CLEAN, "attacks": {}, **wrong}
     with pytest.raises(ValueError, match=f"^{error}"):
-        unrestricted(Ruler(), arguments.pop("data"), arguments.pop("attacks"), **arguments)
-    with pytest.raises(TypeError, match=r"^data: want a pair"):
-        unrestricted(Ruler(), CLEAN[0], {})  # type: ignore[arg-type]
+        unrestricted(Ruler(), arguments.pop("data"), attacks=arguments.pop("attacks"), **arguments)
+    with pytest.raises(TypeError, match=r"^y: want labels"):
+        unrestricted(Ruler(), CLEAN[0], attacks={})  # type: ignore[arg-type]

@@ -255,7 +255,7 @@ def test_a_model_that_cannot_bear_channels_last_keeps_the_callers_layout(channel
         assert torch.equal(ours.queries, theirs.queries) and torch.equal(ours.gradients, theirs.gradients)
         assert torch.equal(ours.success, theirs.success)
         torch.testing.assert_close(ours.x_adv, theirs.x_adv, rtol=0, atol=1e-5)
-    curves = [evaluate(model, (x, y), pgd, [0.02, 0.05], steps=4) for model in (viewed, flattened)]
+    curves = [evaluate(model, x, y, attack=pgd, eps=[0.02, 0.05], steps=4) for model in (viewed, flattened)]
     assert torch.equal(curves[0].accuracy, curves[1].accuracy) and torch.equal(curves[0].queries, curves[1].queries)
     scores = [clever(model, x, y, radius=0.1, batches=3, samples=4).value for model in (viewed, flattened)]
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)

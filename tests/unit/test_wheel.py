@@ -42,7 +42,7 @@ model = zoo.load("mnist_cnn")
 right = (model(mnist.x_test).argmax(dim=1) == mnist.y_test).double().mean()
 part = mnist.subset(n_test=100)
 result = pgd(model, part.x_test, part.y_test, eps=0.2, steps=10)
-curve = evaluate(model, part, pgd, [0.05, 0.2], steps=5)
+curve = evaluate(model, part, attack=pgd, eps=[0.05, 0.2], steps=5)
 try:
     data.load("cifar10", root=".")
     refusal = ""

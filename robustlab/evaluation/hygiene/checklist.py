@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.data import Dataset
+from robustlab.data.pairs import Pairs, beside, read_pair
 from robustlab.defenses.robustness_claim import Claim
 from robustlab.evaluation.hygiene.compared_attacks import ComparedAttacks
 from robustlab.evaluation.hygiene.criteria import GROUPS, Check, units
-from robustlab.evaluation.robust_accuracy import inputs_and_labels
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,9 +67,10 @@ class ChecklistReport:
 
 def checklist(
     model: nn.Module,
-    data: Dataset | tuple[Tensor, Tensor],
-    claim: Claim,
+    x: Tensor | Pairs,
+    y: Tensor | None = None,
     *,
+    claim: Claim,
     surrogate: nn.Module | None = None,
     steps: int = 40,
     queries: int = 300,
@@ -82,7 +82,9 @@ def checklist(
 
     Args:
         model: the defense, logits (N, K), in the state in which it was evaluated.
-        data: 50 to 200 inputs (N, ...) with labels (N,), or a Dataset, whose test part is taken.
+        x: 50 to 200 inputs (N, ...); or, in the place of x and y, a Dataset, whose test part is taken, or a torch
+            DataLoader, whose batches are collected.
+        y: (N,) labels.
         claim: what is claimed, see :class:`Claim`.
         surrogate: an undefended or otherwise trained model to transfer attacks from; None leaves that check out.
         steps: of PGD, at least 4; default 40.
@@ -107,7 +109,8 @@ def checklist(
         raise TypeError(f"claim: want a Claim, got {type(claim).__name__}")
     checks.at_least("steps", steps, 4, integer=True)
     checks.at_least("queries", queries, 1, integer=True)
-    x, y = inputs_and_labels(data)
+    x, label = read_pair(beside(x, y), "x", "test")
+    y = checks.labels("y", label, x)
     found = [units(x, claim)]
     if found[0].passed:
         battery = ComparedAttacks(model, x, y, claim, surrogate, steps, queries, seed)

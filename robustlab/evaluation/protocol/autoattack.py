@@ -37,11 +37,11 @@ from robustlab.attacker.losses import attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, fab, square
-from robustlab.data import Dataset
+from robustlab.data.pairs import Pairs, beside, streamed
 from robustlab.evaluation.protocol.flags import first_look, zero_gradients
 from robustlab.evaluation.protocol.report import AttackRun, AutoAttackReport
 from robustlab.evaluation.protocol.state import State, fingerprint
-from robustlab.evaluation.robust_accuracy import found_distance, inputs_and_labels
+from robustlab.evaluation.robust_accuracy import found_distance, labeled_portions
 from robustlab.geometry.keyed import derive_seed
 from robustlab.geometry.norms import get_norm
 from robustlab.intervals import wilson
@@ -57,7 +57,8 @@ _SQUARE_TOO_GOOD = 0.002  # a fall of the accuracy by Square that casts doubt on
 
 def autoattack(
     model: Victim | Callable[[Tensor], Tensor],
-    data: Dataset | tuple[Tensor, Tensor],
+    x: Tensor | Pairs,
+    y: Tensor | None = None,
     *,
     norm: str = "linf",
     eps: float,
@@ -73,12 +74,14 @@ def autoattack(
 
         RA(ε) ≤ (1/N) · #{ n : argmax f_θ(x_n) = y_n, and no attack of the sequence fooled f_θ within ‖δ‖ ≤ ε }
 
-    Samples are known by their place in ``data``, so the outcome does not depend on ``batch_size`` (in float32, up to
+    Samples are known by their place in the data, so the outcome does not depend on ``batch_size`` (in float32, up to
     the rounding of sums), nor on an interruption.
 
     Args:
         model: a Victim, or a model with logits (N, K); white access is needed.
-        data: inputs (N, ...) in the box with labels (N,), or a Dataset, whose test part is taken.
+        x: inputs (N, ...) in the box; or, in the place of x and y, a Dataset, whose test part is taken, or a torch
+            DataLoader, of which only one batch at a time is held, on the model's device.
+        y: (N,) labels.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         eps: radius ε > 0 in units of the inputs.
         version: ``"standard"`` or ``"plus"``.
@@ -87,12 +90,13 @@ def autoattack(
         seed: of all attacks.
         confidence: level of Wilson's interval.
         state: a file that is written after every batch. If it is there already, and belongs to this run (same data,
-            model, norm, ε, attacks and seed), the run goes on from it.
+            model, norm, ε, attacks and seed), the run goes on from it. Each batch of a loader has a file of its own,
+            ``state`` with its number behind it.
         progress: show a bar in a terminal.
 
     Returns:
-        AutoAttackReport. Cost for a sample that nobody fools, with ten classes: about 7,900 queries and 1,900 gradients
-        in ℓ∞ and ℓ2.
+        AutoAttackReport; that of a loader keeps no ``x_adv``. Cost for a sample that nobody fools, with ten classes:
+        about 7,900 queries and 1,900 gradients in ℓ∞ and ℓ2.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -100,7 +104,7 @@ def autoattack(
     Source:
         Croce and Hein (2020), section 6; Croce and Hein (2021), section 5, for ℓ1.
     """
-    x, y = inputs_and_labels(data)
+    data = beside(x, y)
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
     checks.positive("eps", eps)
     if isinstance(eps, Tensor) and eps.numel() != 1:
@@ -110,22 +114,29 @@ def autoattack(
     names = _names(VERSIONS[version] if attacks is None else attacks)
     checks.at_least("batch_size", batch_size, 1, integer=True)
     wilson(0, 1, confidence)  # a wrong level is refused now, not after the work
-    victim = Victim.of(model)
+    victim, parts, first = Victim.of(model), list[State](), 0
     run = {"norm": norm, "eps": eps, "attacks": names, "version": version, "seed": int(seed)}
-    kept = State.begin(state, x, len(names), {**run, **(fingerprint(victim, x, y) if state is not None else {})})
-    _look(victim, x, y, kept, batch_size)
-    if "square" in names and (norm == "l1" or x.dim() != 4):
-        kept.flags["no_square"] = "Square Attack is left out: it is made for images, in linf and l2"
-        names = [name for name in names if name != "square"]
-    for k, name in enumerate(names, start=1):
-        rows = ((kept.broken_by < 0) & (kept.seen_by < k)).nonzero().flatten()
-        plan = _plan(name, norm, eps, version, kept.classes, derive_seed(seed, k))
-        for part in bar(rows.split(int(batch_size)) if len(rows) else (), show=progress, label=f"autoattack {name}"):
-            start = time.perf_counter()
-            _attack(victim, x, y, part, plan, norm, eps, k, kept)
-            kept.seconds[k] += time.perf_counter() - start
-            kept.save()
-    return _report(names, norm, eps, kept, confidence)
+    for inputs, label in labeled_portions(victim, data, batch_size):
+        file = f"{os.fspath(state)}.{len(parts)}" if state is not None and streamed(data) else state
+        marks = fingerprint(victim, inputs, label) if state is not None else {}
+        kept = State.begin(file, inputs, len(names), {**run, **marks})
+        _look(victim, inputs, label, kept, batch_size, parts[0] if parts else None)
+        used = [name for name in names if name != "square" or (norm != "l1" and inputs.dim() == 4)]
+        for k, name in enumerate(used, start=1):
+            rows = ((kept.broken_by < 0) & (kept.seen_by < k)).nonzero().flatten()
+            plan = _plan(name, norm, eps, version, kept.classes, derive_seed(seed, k))
+            for rest in bar(
+                rows.split(int(batch_size)) if len(rows) else (), show=progress, label=f"autoattack {name}"
+            ):
+                start = time.perf_counter()
+                _attack(victim, inputs, label, rest, first, plan, norm, eps, k, kept)
+                kept.seconds[k] += time.perf_counter() - start
+                kept.save()
+        if streamed(data):
+            kept.x_adv = None  # what a loader yields is not kept
+        parts.append(kept)
+        first += len(inputs)
+    return _report(names, used, norm, eps, State.joined(parts), confidence)
 
 
 def _names(attacks: Sequence[str]) -> list[str]:
@@ -137,29 +148,27 @@ def _names(attacks: Sequence[str]) -> list[str]:
     return list(attacks)
 
 
-def _look(victim: Victim, x: Tensor, y: Tensor, kept: State, batch_size: int) -> None:
-    """The clean check and the first flags, unless they are known."""
+def _look(victim: Victim, x: Tensor, y: Tensor, kept: State, batch_size: int, before: State | None) -> None:
+    """The clean check and, where no part came before, the first flags, unless they are known."""
     if bool((kept.seen_by >= 0).all()):
         return
-    start, flat, right = time.perf_counter(), 0, 0
-    flags, kept.classes, paid = first_look(victim, x[:batch_size], y[:batch_size])
-    kept.queries[0, : len(paid)] += paid
+    start = time.perf_counter()
+    if before is None:
+        kept.flags, kept.classes, paid = first_look(victim, x[:batch_size], y[:batch_size])
+        kept.queries[0, : len(paid)] += paid
+    else:
+        kept.classes = before.classes
     loss = attacker_loss("dlr" if kept.classes > 2 else "margin")
     for part in torch.arange(len(x)).split(int(batch_size)):
         with victim.session(x[part], y[part]) as session:
-            flat += zero_gradients(session, loss)
+            kept.flat += zero_gradients(session, loss)
         # A call leaves inference mode, in which the caller may be: what was made outside it changes outside it.
-        right += len(session.active)
+        kept.right += len(session.active)
         correct = torch.zeros(len(part), dtype=torch.bool)
         correct[session.active.cpu()] = True
         kept.broken_by[part[~correct]] = 0
         kept.queries[0, part] += session.queries.cpu()
         kept.gradients[0, part] += session.gradients.cpu()
-    if flat:
-        flags["zero_gradients"] = f"the gradient is 0 at {flat} of {right} samples: gradient attacks are blind there"
-    if kept.classes < 4:
-        flags["few_classes"] = f"{kept.classes} classes: the margin stands in for a DLR loss that needs 3, targeted 4"
-    kept.flags |= flags
     kept.seen_by.fill_(0)
     kept.seconds[0] = time.perf_counter() - start
     kept.save()
@@ -190,13 +199,17 @@ def _attack(
     x: Tensor,
     y: Tensor,
     part: Tensor,
+    first: int,
     plan: tuple[Run, int],
     norm: str,
     eps: float,
     k: int,
     kept: State,
 ) -> None:
-    """The k-th attack on the samples ``part``; each of its runs gets those that the runs before have left."""
+    """The k-th attack on the samples ``part``; each of its runs gets those that the runs before have left.
+
+    ``first`` is the number of x[0] among all samples.
+    """
     (run, labels), minimum_norm = plan, plan[0].func is fab  # type: ignore[attr-defined]
     toward: list[Tensor | None] = [None]
     if labels:
@@ -209,7 +222,7 @@ def _attack(
     for label in toward:
         rows = part[left]
         aim = {} if label is None else {"toward": label[left.to(label.device)]}
-        result = run(victim, x[rows], y[rows], ids=rows, **aim)
+        result = run(victim, x[rows], y[rows], ids=rows + first, **aim)
         distance = found_distance(
             result, x[rows], get_norm(norm), run.func.__name__, None if minimum_norm else eps, victim.bounds
         )
@@ -217,6 +230,7 @@ def _attack(
         kept.queries[k, rows] += result.queries.cpu()
         kept.gradients[k, rows] += result.gradients.cpu()
         kept.broken_by[rows[won]] = k
+        assert kept.x_adv is not None
         kept.x_adv[rows[won]] = result.x_adv[won.to(x.device)]
         left = left[~won]
         if not len(left):
@@ -224,9 +238,18 @@ def _attack(
     kept.seen_by[part] = k
 
 
-def _report(names: list[str], norm: str, eps: float, kept: State, confidence: float) -> AutoAttackReport:
-    runs, n = [], len(kept.broken_by)
-    for k, name in enumerate(names, start=1):
+def _report(
+    names: list[str], used: list[str], norm: str, eps: float, kept: State, confidence: float
+) -> AutoAttackReport:
+    runs, flags, n = [], dict(kept.flags), len(kept.broken_by)
+    if kept.flat:
+        share = f"at {kept.flat} of {kept.right} samples"
+        flags["zero_gradients"] = f"the gradient is 0 {share}: gradient attacks are blind there"
+    if kept.classes < 4:
+        flags["few_classes"] = f"{kept.classes} classes: the margin stands in for a DLR loss that needs 3, targeted 4"
+    if used != names:
+        flags["no_square"] = "Square Attack is left out: it is made for images, in linf and l2"
+    for k, name in enumerate(used, start=1):
         standing = (kept.broken_by < 0) | (kept.broken_by > k)
         fooled = int((kept.broken_by == k).sum())
         runs.append(
@@ -240,13 +263,13 @@ def _report(names: list[str], norm: str, eps: float, kept: State, confidence: fl
                 gradients=int(kept.gradients[k].sum()),
             )
         )
-        if name == "square" and len(names) > 1 and fooled > _SQUARE_TOO_GOOD * n:
-            kept.flags["square_decisive"] = (
+        if name == "square" and len(used) > 1 and fooled > _SQUARE_TOO_GOOD * n:
+            flags["square_decisive"] = (
                 f"Square Attack, which sees no gradients, broke {fooled} samples that the attacks before it did not: "
                 "gradients may be masked; try an adaptive attack"
             )
     return AutoAttackReport(
         norm=norm, eps=eps, attacks=tuple(runs), x_adv=kept.x_adv, broken_by=kept.broken_by,
-        queries=kept.queries.sum(dim=0), gradients=kept.gradients.sum(dim=0), flags=dict(kept.flags),
+        queries=kept.queries.sum(dim=0), gradients=kept.gradients.sum(dim=0), flags=flags,
         confidence=float(confidence),
     )  # fmt: skip

@@ -38,6 +38,7 @@ class AutoAttackReport:
         norm, eps: the ball.
         attacks: what each attack did, in order.
         x_adv: (N, ...), inside the ball and the box: what broke each sample; x where nothing did, or nothing had to.
+            None where the data came from a loader.
         broken_by: (N,) int64 on the CPU: 0 where the model is wrong at x, k where the k-th attack succeeded (from 1),
             −1 where none did.
         queries, gradients: (N,) int64 on the CPU, spent on each sample in all, the first checks included.
@@ -48,7 +49,7 @@ class AutoAttackReport:
     norm: str
     eps: float
     attacks: tuple[AttackRun, ...]
-    x_adv: Tensor
+    x_adv: Tensor | None
     broken_by: Tensor
     queries: Tensor
     gradients: Tensor

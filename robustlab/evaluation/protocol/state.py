@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.victim import Victim
+
+_FACTS = ("classes", "seconds", "right", "flat", "flags")
 
 
 class State:
@@ -21,9 +24,10 @@ class State:
         broken_by: (N,) int64, the attack that fooled the model on each sample, −1 for none yet.
         seen_by: (N,) int64, the last attack that has been at each sample, −1 for none.
         queries, gradients: (A + 1, N) int64.
-        x_adv: (N, ...), where a sample is broken the input that did it, else x.
+        x_adv: (N, ...), where a sample is broken the input that did it, else x; None where inputs are not kept.
         classes: of the model; 0 before the clean check.
         seconds: of each attack.
+        right, flat: how many samples are right at x, and at how many of them the gradient is 0.
         flags: what was noticed, a word and a sentence each.
     """
 
@@ -33,9 +37,10 @@ class State:
         self.seen_by = torch.full((n,), -1, dtype=torch.int64)
         self.queries = torch.zeros(attacks + 1, n, dtype=torch.int64)
         self.gradients = torch.zeros_like(self.queries)
-        self.x_adv = x.detach().clone()
+        self.x_adv: Tensor | None = x.detach().clone()
         self.classes = 0
         self.seconds = [0.0] * (attacks + 1)
+        self.right = self.flat = 0
         self.flags: dict[str, str] = {}
         self._path: Path | None = None
         self._run: dict[str, Any] = {}
@@ -49,16 +54,30 @@ class State:
             state._read(state._path)
         return state
 
+    @staticmethod
+    def joined(parts: Sequence[State]) -> State:
+        """What is known of several parts of the data, in order; inputs are kept where there is one part alone."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = State(torch.empty(0), len(parts[0].seconds) - 1)
+        whole.x_adv = None
+        for name in ("broken_by", "seen_by", "queries", "gradients"):
+            setattr(whole, name, torch.cat([getattr(part, name) for part in parts], dim=-1))
+        whole.classes, whole.flags = parts[0].classes, parts[0].flags
+        whole.seconds = [sum(several) for several in zip(*(part.seconds for part in parts), strict=True)]
+        whole.right, whole.flat = (sum(getattr(part, name) for part in parts) for name in ("right", "flat"))
+        return whole
+
     def save(self) -> None:
         """Write the file, if there is to be one: whole or not at all."""
-        if self._path is None:
+        if self._path is None or self.x_adv is None:
             return
         from safetensors.torch import save_file
 
         broken = self.broken_by >= 0
         tensors = {"broken_by": self.broken_by, "seen_by": self.seen_by, "queries": self.queries}
         tensors |= {"gradients": self.gradients, "x_adv": self.x_adv.cpu()[broken].contiguous()}
-        facts = {"run": self._run, "classes": self.classes, "seconds": self.seconds, "flags": self.flags}
+        facts = {"run": self._run} | {name: getattr(self, name) for name in _FACTS}
         part = self._path.with_name(self._path.name + ".part")
         save_file(tensors, part, {"autoattack": json.dumps(facts)})
         os.replace(part, self._path)
@@ -75,10 +94,12 @@ class State:
         other = [key for key, value in self._run.items() if facts["run"].get(key) != value]
         if other:
             raise ValueError(f"state: want that of this run, got one of another {', '.join(other)} in {path}")
+        assert self.x_adv is not None
         self.x_adv[(tensors["broken_by"] >= 0).to(self.x_adv.device)] = tensors.pop("x_adv").to(self.x_adv)
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
-        self.classes, self.seconds, self.flags = facts["classes"], facts["seconds"], facts["flags"]
+        for name in _FACTS:
+            setattr(self, name, facts[name])
 
 
 def fingerprint(victim: Victim, x: Tensor, y: Tensor) -> dict[str, str]:

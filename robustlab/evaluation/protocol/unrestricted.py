@@ -33,6 +33,8 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
+from robustlab.data.pairs import Pairs, beside, read_pair
+from robustlab.models.modes import evaluating
 
 Attack = Callable[..., AttackResult]
 Judge = Callable[[Tensor, Tensor], Tensor]
@@ -115,9 +117,10 @@ class Contest:
 
 def unrestricted(
     model: Victim | Callable[[Tensor], Tensor],
-    data: tuple[Tensor, Tensor],
-    attacks: Mapping[str, Attack] | None = None,
+    x: Tensor | Pairs,
+    y: Tensor | None = None,
     *,
+    attacks: Mapping[str, Attack] | None = None,
     coverage: float = 0.8,
     judge: Judge | None = None,
     batch_size: int = 250,
@@ -128,7 +131,9 @@ def unrestricted(
 
     Args:
         model: a Victim that grants at least soft access, or a model with logits (N, K).
-        data: clean, unambiguous inputs (N, ...) and labels (N,): the eligibility set, and what attacks start from.
+        x: clean, unambiguous inputs (N, ...): the eligibility set, and what attacks start from. Or, in the place of x
+            and y, a Dataset, whose test part is taken, or a torch DataLoader, whose batches are collected.
+        y: (N,) labels.
         attacks: name → attack with the signature of :mod:`robustlab.attacks`; ``functools.partial`` binds arguments.
             One that takes ``kappa`` is given τ, since only a mistake with that lead counts. None: rotations and
             translations on a grid (:func:`robustlab.attacks.spatial`).
@@ -146,12 +151,9 @@ def unrestricted(
         Brown et al. (2018), sections 3 and 4.
     """
     victim = Victim.of(model)
-    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
-        raise TypeError(f"data: want a pair of tensors (x, y), got {type(data).__name__}")
-    checks.images(data[0], victim.bounds)
-    x, y = data[0], checks.labels("y", data[1], data[0])
-    if not len(x):
-        raise ValueError("data: want at least one input, got none")
+    x, label = read_pair(beside(x, y), "x", "test")
+    checks.images(x, victim.bounds)
+    y = checks.labels("y", label, x)
     if isinstance(coverage, bool) or not isinstance(coverage, int | float) or not 0 < coverage <= 1:
         raise ValueError(f"coverage: want a number in (0, 1], got {coverage!r}")
     checks.at_least("batch_size", batch_size, 1, integer=True)
@@ -170,7 +172,7 @@ def unrestricted(
             attack(victim, x[rows], y[rows], ids=rows, **extra).x_adv for rows in torch.arange(len(x)).split(batch_size)
         ]
         x_adv = torch.cat(parts)
-        seen = everything if judge is None else judge(x_adv, y).cpu()
+        seen = everything if judge is None else _judged(judge, x_adv, y)
         if seen.shape != everything.shape or seen.dtype != torch.bool:
             raise ValueError(f"judge: want bool of shape ({len(x)},), got {seen.dtype} of {tuple(seen.shape)}")
         lead, right = _read(victim, x_adv, y, batch_size)
@@ -187,6 +189,11 @@ def unanimous(votes: Tensor, y: Tensor) -> Tensor:
     if votes.dim() != 2 or votes.shape[:1] != y.shape or not votes.shape[1]:
         raise ValueError(f"votes: want shape ({len(y)}, J) with J at least 1, got {tuple(votes.shape)}")
     return (votes == y[:, None]).all(dim=1)
+
+
+def _judged(judge: Judge, x_adv: Tensor, y: Tensor) -> Tensor:
+    with evaluating(judge), torch.no_grad():
+        return judge(x_adv, y).cpu()
 
 
 def _read(victim: Victim, x: Tensor, y: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
