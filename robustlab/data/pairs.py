@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.utils.data
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.data.dataset import Dataset
@@ -121,6 +121,20 @@ def portions(
         yield _checked(batch, name)
     if empty:
         raise ValueError(f"{name}: want at least one sample, got a loader without any")
+
+
+def labeled_portions(data: Pairs, name: str, *, like: object, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The test data for a classifier, as :func:`portions`: labels are int64 (n,), a loader's batches beside the model.
+
+    Args:
+        data, name, batch_size: as :func:`portions`.
+        like: the model, to whose device batches are moved. Data in memory stay where they are.
+    """
+    weight = next(like.parameters(), None) if isinstance(like, nn.Module) else None
+    for x, y in portions(data, name, "test", int(batch_size)):
+        if weight is not None and streamed(data):
+            x, y = x.to(weight.device), y.to(weight.device)
+        yield x, checks.labels("y", y, x)
 
 
 def _draws(loader: Any, batch_size: int) -> Iterator[Any]:

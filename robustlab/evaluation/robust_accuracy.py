@@ -16,18 +16,19 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import part_of
 from robustlab.attacker.victim import Victim
-from robustlab.data.pairs import Pairs, beside, count, portions, streamed
+from robustlab.data.pairs import Pairs, beside, count, labeled_portions, streamed
+from robustlab.evaluation.found_distance import found_distance
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.intervals import wilson
 from robustlab.progress import bar
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Attack = Callable[..., AttackResult]
-_ROUNDING = 1e-5  # by so much, relative to ε, may x + δ − x pass ε
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ def evaluate(
     has_budget, arguments = _arguments(attack, {"norm": norm, "seed": seed, "ids": None}, attack_kwargs)
     run = _Run(attack, _name(attack), ball, radii, has_budget, arguments, int(batch_size), progress)
     victim, first, found = Victim.of(model), 0, []
-    for inputs, label in labeled_portions(victim, data, batch_size):
+    for inputs, label in labeled_portions(data, "x", like=victim.model, batch_size=batch_size):
         found.append(run.over(victim, inputs, label, first, count(data) if streamed(data) else len(inputs)))
         first += len(inputs)
     radius, spent = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
@@ -229,15 +229,6 @@ class _Run:
         return radius, spent
 
 
-def labeled_portions(victim: Victim, data: Pairs, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs (n, ...) and labels (n,): the data in memory at once, or a loader's batches on the model's device."""
-    for x, y in portions(data, "x", "test", int(batch_size)):
-        if streamed(data) and isinstance(victim.model, nn.Module):
-            place = next((tensor.device for tensor in victim.model.parameters()), x.device)
-            x, y = x.to(place), y.to(place)
-        yield x, checks.labels("y", y, x)
-
-
 def _radii(eps: float | Iterable[float]) -> list[float]:
     """The positive radii, rising, each once."""
     try:
@@ -267,20 +258,3 @@ def _name(attack: Attack) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
-
-
-def found_distance(
-    result: AttackResult, x: Tensor, ball: Norm, name: str, bound: float | None, box: tuple[float, float]
-) -> Tensor:
-    """(n,) on the CPU: the distance at which each sample was fooled, ∞ where it was not."""
-    if not isinstance(result, AttackResult):
-        raise TypeError(f"attack: want a function that returns an AttackResult, got {type(result).__name__}")
-    distance = torch.where(result.success, ball.length(result.x_adv - x), torch.inf).double().cpu()
-    if bound is None:
-        return distance
-    # x + δ is rounded to a pixel value, which moves each element by up to half a unit in the last place.
-    slack = float(ball.length(torch.ones_like(x[:1]))) * torch.finfo(x.dtype).eps * max(map(abs, box))
-    passed = distance.isfinite() & (distance > bound * (1 + _ROUNDING) + slack)
-    if bool(passed.any()):
-        raise RuntimeError(f"attack: {name} claims a success at distance {distance[passed].max():g} for eps {bound:g}")
-    return torch.where(distance.isfinite(), distance.clamp_max(bound), distance)

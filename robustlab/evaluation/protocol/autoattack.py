@@ -37,11 +37,11 @@ from robustlab.attacker.losses import attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, fab, square
-from robustlab.data.pairs import Pairs, beside, streamed
+from robustlab.data.pairs import Pairs, beside, labeled_portions, streamed
+from robustlab.evaluation.found_distance import found_distance
 from robustlab.evaluation.protocol.flags import first_look, zero_gradients
-from robustlab.evaluation.protocol.report import AttackRun, AutoAttackReport
+from robustlab.evaluation.protocol.report import AutoAttackReport, report_of
 from robustlab.evaluation.protocol.state import State, fingerprint
-from robustlab.evaluation.robust_accuracy import found_distance, labeled_portions
 from robustlab.geometry.keyed import derive_seed
 from robustlab.geometry.norms import get_norm
 from robustlab.intervals import wilson
@@ -52,7 +52,6 @@ VERSIONS = {
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
 }
 _STEPS, _QUERIES = 100, 5000
-_SQUARE_TOO_GOOD = 0.002  # a fall of the accuracy by Square that casts doubt on the gradients
 
 
 def autoattack(
@@ -116,7 +115,7 @@ def autoattack(
     wilson(0, 1, confidence)  # a wrong level is refused now, not after the work
     victim, parts, first = Victim.of(model), list[State](), 0
     run = {"norm": norm, "eps": eps, "attacks": names, "version": version, "seed": int(seed)}
-    for inputs, label in labeled_portions(victim, data, batch_size):
+    for inputs, label in labeled_portions(data, "x", like=victim.model, batch_size=batch_size):
         file = f"{os.fspath(state)}.{len(parts)}" if state is not None and streamed(data) else state
         marks = fingerprint(victim, inputs, label) if state is not None else {}
         kept = State.begin(file, inputs, len(names), {**run, **marks})
@@ -136,7 +135,7 @@ def autoattack(
             kept.x_adv = None  # what a loader yields is not kept
         parts.append(kept)
         first += len(inputs)
-    return _report(names, used, norm, eps, State.joined(parts), confidence)
+    return report_of(names, used, norm, eps, State.joined(parts), confidence)
 
 
 def _names(attacks: Sequence[str]) -> list[str]:
@@ -236,40 +235,3 @@ def _attack(
         if not len(left):
             break
     kept.seen_by[part] = k
-
-
-def _report(
-    names: list[str], used: list[str], norm: str, eps: float, kept: State, confidence: float
-) -> AutoAttackReport:
-    runs, flags, n = [], dict(kept.flags), len(kept.broken_by)
-    if kept.flat:
-        share = f"at {kept.flat} of {kept.right} samples"
-        flags["zero_gradients"] = f"the gradient is 0 {share}: gradient attacks are blind there"
-    if kept.classes < 4:
-        flags["few_classes"] = f"{kept.classes} classes: the margin stands in for a DLR loss that needs 3, targeted 4"
-    if used != names:
-        flags["no_square"] = "Square Attack is left out: it is made for images, in linf and l2"
-    for k, name in enumerate(used, start=1):
-        standing = (kept.broken_by < 0) | (kept.broken_by > k)
-        fooled = int((kept.broken_by == k).sum())
-        runs.append(
-            AttackRun(
-                name=name,
-                tried=int((kept.seen_by >= k).sum()),
-                fooled=fooled,
-                accuracy=int(standing.sum()) / n,
-                seconds=kept.seconds[k],
-                queries=int(kept.queries[k].sum()),
-                gradients=int(kept.gradients[k].sum()),
-            )
-        )
-        if name == "square" and len(used) > 1 and fooled > _SQUARE_TOO_GOOD * n:
-            flags["square_decisive"] = (
-                f"Square Attack, which sees no gradients, broke {fooled} samples that the attacks before it did not: "
-                "gradients may be masked; try an adaptive attack"
-            )
-    return AutoAttackReport(
-        norm=norm, eps=eps, attacks=tuple(runs), x_adv=kept.x_adv, broken_by=kept.broken_by,
-        queries=kept.queries.sum(dim=0), gradients=kept.gradients.sum(dim=0), flags=flags,
-        confidence=float(confidence),
-    )  # fmt: skip

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robustlab.evaluation.protocol.state import State
 from robustlab.intervals import wilson
+
+_SQUARE_TOO_GOOD = 0.002  # a fall of the accuracy by Square that casts doubt on the gradients
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,41 @@ class AutoAttackReport:
             for run in self.attacks
         ]
         return "\n".join(lines + [f"flag {word}: {sentence}" for word, sentence in self.flags.items()])
+
+
+def report_of(
+    names: list[str], used: list[str], norm: str, eps: float, kept: State, confidence: float
+) -> AutoAttackReport:
+    """The report on a run of the attacks ``used``, of ``names`` that were asked for."""
+    runs, flags, n = [], dict(kept.flags), len(kept.broken_by)
+    if kept.flat:
+        share = f"at {kept.flat} of {kept.right} samples"
+        flags["zero_gradients"] = f"the gradient is 0 {share}: gradient attacks are blind there"
+    if kept.classes < 4:
+        flags["few_classes"] = f"{kept.classes} classes: the margin stands in for a DLR loss that needs 3, targeted 4"
+    if used != names:
+        flags["no_square"] = "Square Attack is left out: it is made for images, in linf and l2"
+    for k, name in enumerate(used, start=1):
+        standing = (kept.broken_by < 0) | (kept.broken_by > k)
+        fooled = int((kept.broken_by == k).sum())
+        runs.append(
+            AttackRun(
+                name=name,
+                tried=int((kept.seen_by >= k).sum()),
+                fooled=fooled,
+                accuracy=int(standing.sum()) / n,
+                seconds=kept.seconds[k],
+                queries=int(kept.queries[k].sum()),
+                gradients=int(kept.gradients[k].sum()),
+            )
+        )
+        if name == "square" and len(used) > 1 and fooled > _SQUARE_TOO_GOOD * n:
+            flags["square_decisive"] = (
+                f"Square Attack, which sees no gradients, broke {fooled} samples that the attacks before it did not: "
+                "gradients may be masked; try an adaptive attack"
+            )
+    return AutoAttackReport(
+        norm=norm, eps=eps, attacks=tuple(runs), x_adv=kept.x_adv, broken_by=kept.broken_by,
+        queries=kept.queries.sum(dim=0), gradients=kept.gradients.sum(dim=0), flags=flags,
+        confidence=float(confidence),
+    )  # fmt: skip
