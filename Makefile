@@ -13,7 +13,8 @@ PYTEST    := $(PY) -m pytest $(PARALLEL)
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-fast test-changed lab chapters lint clean system system-and-browser
+.PHONY: help book serve test test-full test-fast test-changed test-lowest test-newest smoke links lab chapters lint \
+        types clean system system-and-browser
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##\( .*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,11 +29,32 @@ test: system-and-browser $(STAMP) lint  ## all tests: library, chapters, book, b
 	@$(PY) -m book.build --fresh
 	@$(PYTEST) $(NOTEBOOKS) tests chapters
 
+test-full: PYTEST += --full
+test-full: test  ## those that `make test` leaves out too: full products of cases
+
+# Without nbval, whose imports alone take each process 2.5 s.
 test-fast: $(STAMP)  ## the quick tests of the library: no notebooks, no browser
-	@$(PYTEST) -m "not slow and not notebook and not browser" tests
+	@$(PYTEST) -p no:nbval -m "not slow and not notebook and not browser" tests
 
 test-changed: $(STAMP)  ## the tests of the files changed since origin/main (or the last commit)
 	@$(PY) tests/changed.py $(NOTEBOOKS) $(PARALLEL)
+
+test-lowest:  ## the library's tests on the oldest versions that pyproject.toml allows
+test-newest:  ## the library's tests on the newest versions that there are
+test-lowest test-newest: test-%: system
+	@test -x _build/$*/bin/python || $(PYTHON) -m venv _build/$*
+	@_build/$*/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager $$($(PYTHON) tests/versions.py $*)
+	@_build/$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@_build/$*/bin/python -m pytest $(PARALLEL) $$($(PYTHON) tests/versions.py files)
+
+smoke: system  ## install the library into an empty environment, and attack a model with it
+	@rm -rf build _build/smoke
+	@$(PYTHON) -m venv _build/smoke
+	@_build/smoke/bin/python -m pip install --quiet .
+	@_build/smoke/bin/python -I tests/smoke.py
+
+links:  ## ask for every address on another host that pages, chapters and bibliography name
+	@$(PYTHON) tests/links.py
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	@$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) chapters
@@ -42,16 +64,21 @@ chapters: $(STAMP)  ## run the chapters again, in place
 
 lint: $(STAMP)  ## check style and imports with ruff
 	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --check --quiet .
+
+types: $(STAMP)  ## check types with mypy
+	@$(PY) -m mypy
 
 clean:  ## remove what was built; `rm -r .venv` removes the environment too
 	rm -rf _build book/generated build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
-# The environment. The stamp is newer than the pins as long as nothing has to be installed.
+# The environment. The stamp is newer than the pins as long as nothing has to be installed. In compat mode the
+# environment names the folder itself, so that an editor or mypy finds the package from outside of it, too.
 $(STAMP): requirements.txt constraints.txt pyproject.toml | system
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing what requirements.txt pins into $(VENV) (a few minutes, once) ..."
 	@$(PY) -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
-	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 system:

@@ -1,0 +1,50 @@
+"""The jobs outside of `make test`: what they install, what they run, and that the workflow only calls the Makefile."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from tests import links, versions
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8"))
+STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+
+
+def test_the_workflow_only_calls_targets_of_the_makefile() -> None:
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {row["target"] for row in WORKFLOW["jobs"]["nightly"]["strategy"]["matrix"]["include"]}
+    assert {step["run"] for step in STEPS if "run" in step} == {"make test", "make ${{ matrix.target }}"}
+    assert {"test-full", "test-lowest", "test-newest"} <= targets
+    assert all(re.search(rf"^{target}:", rules, flags=re.MULTILINE) for target in targets)
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    used = [step["uses"] for step in STEPS if "uses" in step]
+    assert used and [name for name in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name)] == []
+
+
+def test_the_lowest_versions_are_those_that_pyproject_promises() -> None:
+    lowest, newest = versions.requirements("lowest"), versions.requirements("newest")
+    assert {"torch==2.6", "torchvision==0.21", "onnx==1.16"} <= set(lowest)
+    assert [need.replace(">=", "==") for need in newest[:8]] == lowest[:8] != newest[:8]
+
+
+def test_tests_of_the_library_need_nothing_of_the_book() -> None:
+    chosen = versions.files()
+    assert {"tests/suite/test_success.py", "tests/unit/test_pgd.py"} <= set(chosen)
+    assert not {"tests/unit/test_catalogue.py", "tests/unit/test_references.py", "tests/unit/test_jobs.py"} & set(
+        chosen
+    )
+
+
+def test_addresses_are_found_without_what_stands_behind_them() -> None:
+    text = "[a](https://a.org/b_(c)), <https://d.org>. `https://e.org/#part`: http://127.0.0.1:8000/x"
+    assert links.addresses("page.md", text) == {"https://a.org/b_(c)", "https://d.org", "https://e.org/"}
+    entry = '@article{x,\n  doi = {10.1/ab},\n  eprint = "1412.6572",\n  url = {https://f.org},\n}'
+    found = {"https://doi.org/10.1/ab", "https://arxiv.org/abs/1412.6572", "https://f.org"}
+    assert links.addresses("references.bib", entry) == found
+    assert len(dict(links.texts())) > 100
