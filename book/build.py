@@ -103,9 +103,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build the web book to _build/html.")
     parser.add_argument("--fresh", action="store_true", help="build from nothing")
     arguments = parser.parse_args()
-    from book.generate import main as generate
+    from book.generate import write_generated
 
-    generate()
+    write_generated()
     if not build(fresh=arguments.fresh):
         print("\nThe book has warnings, and they count as errors: see above.", file=sys.stderr)
         return 1

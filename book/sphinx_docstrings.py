@@ -77,6 +77,7 @@ def _skip_member(_app: Sphinx, _what: str, _name: str, member: Any, skip: bool, 
 
 def _settings(_app: Sphinx, config: Config) -> None:
     config.autodoc_member_order = "bysource"
+    config.autodoc_inherit_docstrings = False  # what torch says of a method that we override is not about ours
     config.autodoc_typehints_format = "short"
     config.autodoc_preserve_defaults = True
     config.autodoc_type_aliases = {name: name for name in ALIASES}

@@ -1,3 +1,5 @@
+# Written by `python -m book.generate` from the catalogue and the modules' `__all__`.
+
 from robustlab.attacks.backdoor.badnets import PatchTrigger as PatchTrigger
 from robustlab.attacks.backdoor.badnets import TokenTrigger as TokenTrigger
 from robustlab.attacks.backdoor.badnets import badnets as badnets

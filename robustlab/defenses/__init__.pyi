@@ -1,3 +1,5 @@
+# Written by `python -m book.generate` from the catalogue and the modules' `__all__`.
+
 from robustlab.defenses.detection.activation_clustering import activation_clustering as activation_clustering
 from robustlab.defenses.detection.neural_cleanse import neural_cleanse as neural_cleanse
 from robustlab.defenses.detection.neural_cleanse import unlearn as unlearn
@@ -10,18 +12,3 @@ from robustlab.defenses.purification.fine_tuning import fine_tuning as fine_tuni
 from robustlab.defenses.purification.mode_connectivity import mode_connectivity as mode_connectivity
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
 from robustlab.defenses.training.trim import trim as trim
-
-__all__ = [
-    "activation_clustering",
-    "adversarial_training",
-    "fine_pruning",
-    "fine_tuning",
-    "mode_connectivity",
-    "neural_cleanse",
-    "spectral_signatures",
-    "strip",
-    "tnd_data_free",
-    "tnd_data_limited",
-    "trim",
-    "unlearn",
-]

@@ -1,4 +1,5 @@
-from robustlab.attacks.whitebox.bypass_detectors import bypass_detectors as bypass_detectors
+# Written by `python -m book.generate` from the catalogue and the modules' `__all__`.
+
 from robustlab.defenses.robustness_claim import Claim as Claim
 from robustlab.evaluation.adaptive.bpda import bpda as bpda
 from robustlab.evaluation.adaptive.eot import eot as eot

@@ -33,6 +33,8 @@ from robustlab.geometry.norms import Norm, get_norm
 from robustlab.intervals import wilson
 from robustlab.progress import bar
 
+__all__ = ["RobustAccuracy", "evaluate"]
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 

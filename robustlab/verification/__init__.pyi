@@ -1,3 +1,5 @@
+# Written by `python -m book.generate` from the catalogue and the modules' `__all__`.
+
 from robustlab.graph.interval import Bounds as Bounds
 from robustlab.graph.node import Graph as Graph
 from robustlab.graph.read_onnx import read_onnx as read_onnx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,14 @@ from book.generate import pages as generated_pages
 from tests.every import every
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(path for path in (ROOT / "book").rglob("*.md") if path.parent.name not in ("generated", "static"))
+PAGES = sorted(path for path in (ROOT / "book").rglob("*.md") if not {"generated", "static"} & set(path.parts))
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 PUBLIC = {
     **TEXTS,
-    **{name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CHANGELOG.md", "LICENSE-PROSE")},
+    **{
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE-PROSE")
+    },
 }
 GLOSSARY = TEXTS["book/glossary.md"]
 
@@ -35,13 +39,16 @@ def toc_entries(node: Any) -> Iterator[str]:
             if key in ("root", "file"):
                 yield value
             elif key == "glob":
-                yield from (str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob(value + ".md"))
+                yield from fnmatch.filter(THERE, value)
             else:
                 yield from toc_entries(value)
 
 
-TOC = set(toc_entries(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
 GENERATED = {f"book/generated/{name.removesuffix('.md')}" for name in generated_pages()}
+INCLUDED = {"book/generated/parts": "book/index.md", "book/generated/api_contents": "book/api/index.md"}
+CHAPTERS = {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("chapters/*.ipynb")}
+THERE = CHAPTERS | {name.removesuffix(".md") for name in TEXTS} | GENERATED
+TOC = set(toc_entries(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
 
 
 def glossary_entries() -> dict[str, str]:
@@ -62,15 +69,14 @@ def glossary_entries() -> dict[str, str]:
 
 
 def test_every_page_of_the_table_of_contents_exists() -> None:
-    there = {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("chapters/*.ipynb")}
-    there |= {name.removesuffix(".md") for name in TEXTS} | GENERATED
-    assert there >= TOC, f"in _toc.yml and nowhere else: {sorted(TOC - there)}"
+    assert THERE >= TOC, f"in _toc.yml and nowhere else: {sorted(TOC - THERE)}"
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
-    pages = {name.removesuffix(".md") for name in TEXTS} | (GENERATED - {"book/generated/parts"})
-    assert pages <= TOC, f"not in _toc.yml: {sorted(pages - TOC)}"
-    assert "{include} generated/parts.md" in TEXTS["book/index.md"]
+    missing = THERE - set(INCLUDED) - TOC
+    assert not missing, f"not in _toc.yml: {sorted(missing)}"
+    for part, page in INCLUDED.items():
+        assert re.search(rf"{{include}} \S*generated/{Path(part).name}.md", TEXTS[page])
 
 
 @each_page

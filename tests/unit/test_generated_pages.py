@@ -10,15 +10,22 @@ from typing import Any
 
 import pytest
 
-from book.generate import pages, write_pages
+from book.generate import committed, pages, write_pages
+from book.generate_api import folder_page
+from book.generate_changelog import changelog
 from book.generate_claims import claims_page, number_text
 from book.generate_parts import PARTS, parts_map
+from book.generate_stubs import stub
 from book.generate_times import times_page, within_budget
+from book.library import exports, modules, packages
 from book.myst import list_table
 from book.notebooks import Chapter, Timing, read_chapter, read_chapters
 from book.sphinx_claims import with_numbers
+from robustlab.teaching.catalogue import FOLDERS, Row
 from robustlab.teaching.claims import METADATA_KEY, ClaimRecord
+from tests.every import every
 
+ROOT = Path(__file__).resolve().parents[2]
 HOLDS = ClaimRecord("a-b", "A beats B by $|x|$", "pgd", True, {"pgd": 0.12345, "fgsm": 3}, {"pgd": 0.1}, None)
 FAILS = ClaimRecord("c-d", "C beats D", "cw", False, 1.5, 2, "the model is too small")
 
@@ -130,8 +137,9 @@ def test_list_table_refuses_a_ragged_row() -> None:
 def test_pages_are_deterministic_and_written_once(tmp_path: Path) -> None:
     first = pages()
     assert first == pages()
-    assert all(re.match(r"(\([\w-]+\)=\n)?# \S", text) for name, text in first.items() if name != "parts.md")
-    assert {path.name for path in write_pages(tmp_path, first)} == set(first)
+    included = {"parts.md", "api_contents.md"}
+    assert all(re.match(r"(\([\w-]+\)=\n)?# \S", text) for name, text in first.items() if name not in included)
+    assert {path.relative_to(tmp_path).as_posix() for path in write_pages(tmp_path, first)} == set(first)
     assert write_pages(tmp_path, first) == []
     changed = {**first, "parts.md": "other"}
     assert [path.name for path in write_pages(tmp_path, changed)] == ["parts.md"]
@@ -150,3 +158,87 @@ def test_the_page_shows_a_claims_numbers_below_its_verdict() -> None:
     ]  # fmt: skip
     with pytest.raises(ValueError, match="a-b"):
         with_numbers("<pre></pre>", [HOLDS])
+
+
+@every("name", committed())
+def test_committed_texts_are_those_of_the_catalogue(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == committed()[name], f"{name} is not what the catalogue says: run `python -m book.generate`"
+
+
+def small_library(root: Path) -> Row:
+    """A library of one package with two folders: a method and its result, a file without a method; returns the row."""
+    files = {
+        "attacks/__init__.py": "",
+        "attacks/whitebox/__init__.py": "",
+        "attacks/whitebox/stroke.py": """__all__ = ["Stroked", "stroke"]
+class Stroked: ...
+def stroke(): ...
+def helper(): ...
+def _hidden(): ...
+""",
+        "attacks/backdoor/mark.py": '__all__ = ["Mark"]\nclass Mark: ...',
+        "attacks/whitebox/slopes.py": "def slope(): ...",
+    }
+    for name, text in files.items():
+        path = root / "robustlab" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return Row(
+        key="stroke", title="Stroke", cite="a2000", kind="attack", folder="attacks/whitebox", chapter="07", also=("12",)
+    )
+
+
+def test_a_package_exports_its_methods_and_what_modules_list(tmp_path: Path) -> None:
+    row = small_library(tmp_path)
+    assert packages(tmp_path) == ["attacks"]
+    homes = exports("attacks", tmp_path, [row])
+    place = "robustlab.attacks.whitebox.stroke"
+    assert homes == {"Mark": "robustlab.attacks.backdoor.mark", "Stroked": place, "stroke": place}
+    assert stub(homes).splitlines()[-2:] == [
+        "from robustlab.attacks.whitebox.stroke import Stroked as Stroked",
+        "from robustlab.attacks.whitebox.stroke import stroke as stroke",
+    ]
+    file = tmp_path / "robustlab" / "attacks" / "whitebox" / "stroke.py"
+    file.write_text(file.read_text().partition("\n")[2])  # without __all__ the method is exported all the same
+    assert exports("attacks", tmp_path, [row]) == {"Mark": "robustlab.attacks.backdoor.mark", "stroke": place}
+    (file.parent / "other.py").write_text('__all__ = ["Mark"]')
+    with pytest.raises(ValueError, match=r"backdoor.mark and .*whitebox.other both export Mark"):
+        exports("attacks", tmp_path, [row])
+
+
+def test_a_long_import_is_broken_as_the_formatter_would() -> None:
+    name = "unsupervised_adversarial_training_of_networks"
+    module = f"robustlab.defenses.training.{name}"
+    assert stub({name: module}).endswith(f"from {module} import (\n    {name} as {name},\n)\n")
+
+
+def test_an_api_page_has_a_section_per_file_and_all_public_names(tmp_path: Path) -> None:
+    row = small_library(tmp_path)
+    chapters = {"07": Chapter("07_white_box", "White-box attacks")}
+    text = folder_page("attacks/whitebox", modules("attacks/whitebox", tmp_path, [row]), chapters)
+    assert text.startswith(f"(api-attacks-whitebox)=\n# {FOLDERS['attacks/whitebox']}\n")
+    method, shared = text.split("## What these methods share")
+    assert "## Stroke\n\nChapter [07](../../../chapters/07_white_box.ipynb).\n" in method
+    assert re.findall(r"^\.\. auto.*$", method, flags=re.MULTILINE) == [
+        ".. automodule:: robustlab.attacks.whitebox.stroke",
+        ".. autoclass:: robustlab.attacks.Stroked",
+        ".. autofunction:: robustlab.attacks.stroke",
+        ".. autofunction:: robustlab.attacks.whitebox.stroke.helper",
+    ]
+    assert "### `slopes`" in shared and ".. autofunction:: robustlab.attacks.whitebox.slopes.slope" in shared
+    backdoor = folder_page("attacks/backdoor", [*modules("attacks/backdoor", tmp_path, [row]),
+                                                *modules("attacks/whitebox", tmp_path, [row])], {})  # fmt: skip
+    assert backdoor.index("## `mark`") < backdoor.index("## Stroke")
+
+
+def test_the_changelog_lists_chapters_and_methods_between_its_marks(tmp_path: Path) -> None:
+    marks = [f"<!-- {what.capitalize()}, written by `python -m book.generate`: -->\n{{}}<!-- End of the {what}. -->\n"
+             for what in ("chapters", "methods")]  # fmt: skip
+    old = "before\n" + "between\n".join(mark.format("- old\n") for mark in marks) + "after\n"
+    lists = ("\n- Chapter 07: White-box attacks.\n\n", f"\n- {FOLDERS['attacks/whitebox']}: `stroke`.\n\n")
+    new = "before\n" + "between\n".join(map(str.format, marks, lists)) + "after\n"
+    chapters, rows = [Chapter("07_white_box", "White-box attacks")], [small_library(tmp_path)]
+    assert changelog(old, chapters, rows) == new == changelog(new, chapters, rows)
+    with pytest.raises(ValueError, match="End of the methods"):
+        changelog(old.replace("End of the methods", ""), chapters, rows)

@@ -23,6 +23,8 @@ from robustlab import checks
 from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, Target
 from robustlab.attacks.backdoor.trigger import Trigger
 
+__all__ = ["PatchTrigger", "TokenTrigger", "badnets"]
+
 PATTERNS = ("square", "checker", "pixel")
 POSITIONS = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
 

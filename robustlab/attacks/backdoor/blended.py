@@ -22,6 +22,8 @@ from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, Target
 from robustlab.attacks.backdoor.trigger import Trigger
 from robustlab.geometry.keyed import Noise
 
+__all__ = ["BlendedTrigger", "blended"]
+
 
 def blended(
     base: Any,

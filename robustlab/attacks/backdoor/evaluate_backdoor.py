@@ -20,6 +20,8 @@ from robustlab.attacks.backdoor.poisoned_dataset import Target, target_of
 from robustlab.attacks.backdoor.trigger import Trigger, stamped
 from robustlab.intervals import Rate
 
+__all__ = ["BackdoorReport", "evaluate_backdoor"]
+
 
 @dataclass(frozen=True)
 class BackdoorReport:

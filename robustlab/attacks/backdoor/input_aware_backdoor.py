@@ -32,6 +32,8 @@ from robustlab.attacks.backdoor.input_aware_trigger import InputAwareTrigger, sh
 from robustlab.attacks.backdoor.poisoned_dataset import Target, target_of
 from robustlab.training.fit import History, fit
 
+__all__ = ["Backdoored", "input_aware_backdoor"]
+
 TINY = 1e-7
 
 

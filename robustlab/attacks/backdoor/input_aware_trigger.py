@@ -13,6 +13,8 @@ from robustlab import checks
 from robustlab.attacks.backdoor.trigger import Trigger
 from robustlab.geometry.keyed import Noise
 
+__all__ = ["InputAwareTrigger"]
+
 
 class InputAwareTrigger(Trigger):
     """x ↦ x + (p(x) − x) ⊙ m(x): a pattern and a mask that are functions of the image.

@@ -18,6 +18,8 @@ from robustlab.attacks.backdoor.trigger import stamped
 from robustlab.data.dataset import Dataset
 from robustlab.geometry.keyed import Noise
 
+__all__ = ["PoisonedDataset"]
+
 Target = int | Sequence[int] | Tensor
 
 

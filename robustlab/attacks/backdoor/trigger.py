@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+__all__ = ["Trigger"]
+
 
 class Trigger(nn.Module, ABC):
     """A function of inputs (N, ...) to inputs of the same shape, dtype and device.

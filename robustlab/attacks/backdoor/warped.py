@@ -25,6 +25,8 @@ from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, Target
 from robustlab.attacks.backdoor.trigger import Trigger
 from robustlab.geometry.keyed import Noise
 
+__all__ = ["WarpedTrigger", "warped"]
+
 
 def warped(
     base: Any,

@@ -14,6 +14,8 @@ from robustlab import checks
 from robustlab.attacker.poisoned_data import Poisoned, finite, training_part
 from robustlab.geometry.keyed import Noise
 
+__all__ = ["CleanLabelPoison"]
+
 
 class CleanLabelPoison(Poisoned):
     """Poisoned training data made for one target image: a ``Poisoned`` with its purpose.

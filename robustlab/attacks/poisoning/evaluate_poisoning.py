@@ -22,6 +22,8 @@ from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, prepare
 from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.intervals import wilson
 
+__all__ = ["PoisoningReport", "evaluate_poisoning", "poisoning_control"]
+
 CONTROLS = ("none", "noise", "flips")
 
 

@@ -24,6 +24,8 @@ from robustlab.attacks.poisoning.skew_normal import fit_skew_normal
 from robustlab.data.notes import encode
 from robustlab.geometry.keyed import Noise
 
+__all__ = ["Canary", "Exposure", "exposure", "log_perplexity"]
+
 METHODS = ("exact", "sampled", "skew_normal")
 LARGEST_SPACE = 2**24  # fillings that "exact" goes through
 

@@ -25,6 +25,8 @@ from robustlab.data.dataset import Dataset
 from robustlab.geometry.keyed import Noise
 from robustlab.training.fit import fit
 
+__all__ = ["Memorization", "random_labels", "randomize"]
+
 VARIANTS = ("true_labels", "random_labels", "shuffled_pixels", "random_pixels", "gaussian")
 
 

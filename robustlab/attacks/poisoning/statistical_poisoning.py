@@ -17,6 +17,8 @@ from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import Groups, check_table, mix_in, round_one_hot
 from robustlab.geometry.keyed import Noise
 
+__all__ = ["statistical_poisoning"]
+
 
 def statistical_poisoning(
     model: Callable[[Tensor], Tensor],

@@ -33,6 +33,8 @@ from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import Probe
 from robustlab.training.fit import fit
 
+__all__ = ["neural_cleanse", "unlearn"]
+
 WORKS = 0.99  # share of inputs that a patch must turn
 
 
@@ -177,10 +179,8 @@ class _Search:
             worked, failed = worked.masked_fill(up, 0), failed.masked_fill(down, 0)
         with torch.no_grad():
             success = self._success(best_mask, best_pattern)
-        return {
-            "masks": best_mask, "patterns": best_pattern, "sizes": best_size, "success": success,
-            "classes": self.classes,
-        }  # fmt: skip
+        found = {"masks": best_mask, "patterns": best_pattern, "sizes": best_size, "success": success}
+        return found | {"classes": self.classes}
 
     def _stamped(self, x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
         """Each image with each patch, (T, n, C, H, W) as one batch."""

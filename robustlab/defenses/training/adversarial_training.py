@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import pgd_maximize
 
+__all__ = ["adversarial_training"]
+
 
 class AdversarialTraining:
     """The objective that :func:`adversarial_training` returns."""

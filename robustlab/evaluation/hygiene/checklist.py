@@ -21,6 +21,8 @@ from robustlab.defenses.robustness_claim import Claim
 from robustlab.evaluation.hygiene.compared_attacks import ComparedAttacks
 from robustlab.evaluation.hygiene.criteria import GROUPS, Check, units
 
+__all__ = ["ChecklistReport", "checklist"]
+
 
 @dataclass(frozen=True, repr=False)
 class ChecklistReport:

@@ -9,6 +9,8 @@ from torch import Tensor
 from robustlab.evaluation.protocol.state import State
 from robustlab.intervals import wilson
 
+__all__ = ["AttackRun", "AutoAttackReport"]
+
 _SQUARE_TOO_GOOD = 0.002  # a fall of the accuracy by Square that casts doubt on the gradients
 
 

@@ -36,6 +36,8 @@ from robustlab.attacker.victim import Victim
 from robustlab.data.pairs import Pairs, beside, read_pair
 from robustlab.models.modes import evaluating
 
+__all__ = ["Contest", "Submission", "unanimous", "unrestricted"]
+
 Attack = Callable[..., AttackResult]
 Judge = Callable[[Tensor, Tensor], Tensor]
 

@@ -15,6 +15,8 @@ from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.trace import trace
 from robustlab.verification.complete.query import Clock, Replay, Verdict, label_cases
 
+__all__ = ["verify"]
+
 METHODS = ("branch_and_bound", "milp", "reluplex")
 
 

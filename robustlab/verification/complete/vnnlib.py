@@ -22,6 +22,8 @@ import torch
 
 from robustlab.verification.complete.query import Case
 
+__all__ = ["read_vnnlib"]
+
 Linear = dict[str, float]
 """Σ coefficient·variable; the empty name is the constant."""
 

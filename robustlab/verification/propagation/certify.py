@@ -26,6 +26,8 @@ from robustlab.verification.propagation.region import Ball, Region
 from robustlab.verification.propagation.specification import margins
 from robustlab.verification.propagation.wong_kolter import wong_kolter_bound
 
+__all__ = ["bounds", "certified_radius", "certify"]
+
 METHODS: dict[str, Callable[..., Tensor]] = {
     "ibp": ibp_bound,
     "fast_lin": fast_lin_bound,

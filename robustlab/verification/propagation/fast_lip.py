@@ -42,6 +42,8 @@ from robustlab.verification.propagation.layers import BUDGET, interval_layers, l
 from robustlab.verification.propagation.region import Ball, Box, Region
 from robustlab.verification.propagation.specification import as_forms, margins
 
+__all__ = ["fast_lip", "lipschitz_bound"]
+
 
 def fast_lip(
     model: nn.Module | Graph,

@@ -22,6 +22,8 @@ from robustlab.geometry.norms import NORMS
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
 
+__all__ = ["Ball", "Box"]
+
 
 class Region(ABC):
     """One set of inputs for each of N samples."""
