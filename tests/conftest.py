@@ -3,7 +3,7 @@
 Tests that ask for the ``device`` fixture run on the CPU and, where there is one, on CUDA, marked ``gpu``. Without CUDA,
 tests marked ``gpu`` are taken out. So are tests marked ``full``, but for ``--full`` (``make test-full``) and for those
 whose files changed since origin/main: the name of a changed file is a word of the test's id. The terminal summary says
-how many were not run.
+how many were not run. ``--pretend-gpu`` runs on the pretend device of ``tests/pretend`` what else runs on the CPU.
 
 A notebook whose cells take too long fails the run (``chapter_times.py``).
 """
@@ -21,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests import changed, chapter_times
+from tests.pretend import pretend_cuda
 
 settings.register_profile(
     "robustlab",
@@ -39,6 +40,7 @@ _WHY = {"gpu": "no CUDA device", "full": "`make test-full` runs all"}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     chapter_times.pytest_addoption(parser)
+    parser.addoption("--pretend-gpu", action="store_true", help="the pretend device in place of the CPU")
     parser.addoption("--full", action="store_true", help="run the tests marked full too, whatever changed")
 
 
@@ -105,6 +107,10 @@ def _same_start() -> Iterator[None]:
 
 
 @pytest.fixture(params=["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if _CUDA else [])])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU, and CUDA where there is one."""
-    return torch.device(request.param)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU, or under ``--pretend-gpu`` the pretend device; and CUDA where there is one."""
+    if request.param == "cpu" and request.config.getoption("pretend_gpu"):
+        with pretend_cuda() as gpu:
+            yield gpu.device
+    else:
+        yield torch.device(request.param)
