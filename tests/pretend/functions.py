@@ -27,7 +27,7 @@ class Functions(TorchFunctionMode):
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
-        if kwargs.get("device") is not None:
+        if kwargs.get("device") is not None and _known(kwargs["device"]):
             return self._factory(func, args, kwargs)
         cuda = any(isinstance(a, Tensor) and on_cuda(a) for a in args)
         if kwargs.get("generator") is not None:
@@ -73,6 +73,8 @@ class Functions(TorchFunctionMode):
             copy = copy or (len(flags) > 1 and flags[1])
         kwargs.pop("non_blocking", None)
         device, dtype, *_ = torch._C._nn._parse_to(*rest, **kwargs)
+        if device is not None and not _known(device):
+            return func(*args, **kwargs)  # type: ignore[no-any-return]
         return self._move(x, None if device is None else wants_cuda(device), dtype, copy, **layout)
 
     def _cuda(self, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
@@ -182,6 +184,11 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return put(grad.clone(), ctx.source), None
+
+
+def _known(device: Any) -> bool:
+    """Whether it is the CPU or the GPU; ``meta`` is left as it is."""
+    return isinstance(device, int) or torch.device(device).type in ("cpu", "cuda")
 
 
 def _check_generator(generator: torch.Generator, cuda: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.pretend import rules
 from tests.pretend.tags import on_cuda, put
 
-_OWN = ("/torch/", "/tests/pretend/")
+_OWN = re.compile(r"/torch/|/tests/pretend/(?!test_)")
 
 
 class Operations(TorchDispatchMode):
@@ -53,7 +54,7 @@ class Operations(TorchDispatchMode):
     def waited(self, what: str) -> None:
         """Count a synchronisation, by the line outside PyTorch and this package that asked for it."""
         frame = sys._getframe(1)
-        while frame.f_back is not None and any(own in frame.f_code.co_filename for own in _OWN):
+        while frame.f_back is not None and _OWN.search(frame.f_code.co_filename):
             frame = frame.f_back
         place = "/".join(frame.f_code.co_filename.split("/")[-2:])
         self.synchronisations[f"{place}:{frame.f_lineno} {what}"] += 1

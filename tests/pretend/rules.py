@@ -1,4 +1,4 @@
-"""What CUDA allows of an operation whose tensors are on two devices.
+"""What CUDA allows of an operation whose tensors are on two devices, and when the host waits for it.
 
 Written after PyTorch's own checks: ``TensorIterator::compute_types``, ``TensorAdvancedIndexing.cpp``, and the check of
 a common device that is generated for every other operator.
@@ -6,6 +6,7 @@ a common device that is generated for every other operator.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,141 +15,77 @@ from torch import Tensor
 
 from tests.pretend.tags import on_cuda
 
-# Elementwise operations of two operands: one of them may be a number in CPU memory, a tensor of no dimension.
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text))
+
+
+# Elementwise operations of two operands: one of them may be a number in the CPU's memory, a tensor of no dimension.
 # Those of three operands (clamp, lerp, addcmul, addcdiv) have no such exception.
-_BINARY = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "true_divide",
-        "floor_divide",
-        "remainder",
-        "fmod",
-        "pow",
-        "float_power",
-        "atan2",
-        "arctan2",
-        "hypot",
-        "copysign",
-        "nextafter",
-        "xlogy",
-        "special_xlogy",
-        "special_xlog1py",
-        "logaddexp",
-        "logaddexp2",
-        "heaviside",
-        "ldexp",
-        "gcd",
-        "lcm",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "not_equal",
-        "less",
-        "less_equal",
-        "greater",
-        "greater_equal",
-        "logical_and",
-        "logical_or",
-        "logical_xor",
-        "bitwise_and",
-        "bitwise_or",
-        "bitwise_xor",
-        "bitwise_left_shift",
-        "bitwise_right_shift",
-        "__and__",
-        "__or__",
-        "__xor__",
-        "__lshift__",
-        "__rshift__",
-        "__iand__",
-        "__ior__",
-        "__ixor__",
-        "__ilshift__",
-        "__irshift__",
-        "igamma",
-        "igammac",
-    ]
+_BINARY = _words(
+    """add sub rsub mul div true_divide floor_divide remainder fmod pow float_power atan2 arctan2 hypot copysign
+    nextafter xlogy special_xlogy special_xlog1py logaddexp logaddexp2 heaviside ldexp gcd lcm maximum minimum fmax fmin
+    eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift
+    bitwise_right_shift igamma igammac mse_loss smooth_l1_loss"""
 )
-# Between devices by their nature.
-CROSSING = frozenset(["copy_", "copy", "_copy_from", "fill_", "_foreach_copy_"])
-INDEXING = frozenset(["index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"])
-# Operations after which the host has waited for the GPU: it read a value, or had to learn a size.
-_WAITS = frozenset(
-    [
-        "_local_scalar_dense",
-        "is_nonzero",
-        "equal",
-        "nonzero",
-        "masked_select",
-        "_unique",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "bincount",
-        "_linalg_check_errors",
-        "masked_scatter_backward",
-        "argwhere",
-    ]
+INDEXING = _words("index index_put index_put_ _index_put_impl_ _unsafe_index _unsafe_index_put")
+CROSSING = _words("copy_ copy _copy_from fill_ _foreach_copy_")  # between devices by their nature
+# Here the host reads a value of the GPU, or has to learn a size from it.
+_WAITS = _words(
+    """_local_scalar_dense is_nonzero equal nonzero argwhere masked_select _unique _unique2 unique_dim
+    unique_consecutive bincount _linalg_check_errors"""
 )
 
 
 def check(name: str, args: Sequence[Any], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> None:
-    """Raises as CUDA would where ``tensors``, all those in the arguments of the operation, may not meet."""
+    """Raises as CUDA would where ``tensors``, all those in the arguments of the operation, may not meet.
+
+    Args:
+        name: the operation's name in ATen, in-place forms with their underscore.
+        args, kwargs: its arguments.
+        tensors: of which some are on the GPU and some are not.
+    """
     if name in CROSSING:
         return
     if name in INDEXING:
         _check_index(args[0], args[1], args[2:3])
         return
-    numbers = [t for t in tensors if t.dim() == 0 and not on_cuda(t)]
-    arrays = [t for t in tensors if t.dim() or on_cuda(t)]
-    plain = name if name in _BINARY else name.rstrip("_")
+    outside = [t for t in tensors if not on_cuda(t)]
+    numbers_outside = all(t.dim() == 0 for t in outside)
+    plain = name.rstrip("_")
     if plain in _BINARY:
-        written = [args[0], kwargs.get("out")] if name.endswith("_") else [kwargs.get("out")]
-        if any(number is w for number in numbers for w in written):
-            raise _mixed(name, tensors)
-        if len(numbers) < len(tensors) and len({on_cuda(t) for t in arrays}) == 1:
-            return
+        written = [kwargs.get("out"), args[0] if name.endswith("_") else None]
+        allowed = numbers_outside and not any(t is w for t in outside for w in written)
     elif name == "where" or name.startswith("_foreach_"):
-        if len({on_cuda(t) for t in arrays}) == 1:
-            return
+        allowed = numbers_outside
     elif plain == "masked_fill":
-        if on_cuda(args[0]) == on_cuda(args[1]):
-            return  # the value has no dimension and may be anywhere
-    raise _mixed(name, tensors)
+        allowed = on_cuda(args[0]) == on_cuda(args[1])  # the value has no dimension and may be anywhere
+    else:
+        allowed = False
+    if not allowed:
+        raise _mixed(name, tensors)
+
+
+def copies(name: str, args: Sequence[Any]) -> bool:
+    """Whether this operation on two devices copies an operand from one to the other, for which the host waits."""
+    if name in INDEXING:
+        return any(index is not None and on_cuda(index) != on_cuda(args[0]) for index in args[1])
+    return name in ("copy_", "_copy_from") or (name == "fill_" and on_cuda(args[1]))
 
 
 def waits(name: str, args: Sequence[Any]) -> bool:
     """Whether the host waits for the GPU in this operation on tensors of the pretend device."""
     if name in _WAITS or (name == "repeat_interleave" and len(args) == 1):
         return True
-    if name in ("index", "_unsafe_index"):
-        return any(_is_mask(index) for index in args[1])
-    if name in ("index_put", "index_put_", "_index_put_impl_") and any(_is_mask(index) for index in args[1]):
-        value, accumulate = args[2], len(args) > 3 and args[3]
-        whole = sum(index is not None for index in args[1]) == 1 and on_cuda(args[0]) == all(
-            on_cuda(index) for index in args[1] if index is not None
-        )
-        filled = whole and not accumulate and value.numel() == 1 and not on_cuda(value)
-        return not filled  # a number into a mask is a masked_fill_
-    return False
-
-
-def copies(name: str, args: Sequence[Any]) -> bool:
-    """Whether this operation on two devices first copies an operand from one to the other, for which the host waits."""
-    if name in INDEXING:
-        return any(index is not None and on_cuda(index) != on_cuda(args[0]) for index in args[1])
-    return name in ("copy_", "_copy_from") or (name == "fill_" and on_cuda(args[1]))
+    if name not in INDEXING:
+        return False
+    indices = [index for index in args[1] if index is not None]
+    if not any(index.dtype in (torch.bool, torch.uint8) for index in indices):
+        return False
+    if len(indices) > 1 or len(args) < 3:
+        return True
+    number = args[2].numel() == 1 and not on_cuda(args[2]) and not (len(args) > 3 and args[3])
+    return not number  # a number into a mask is a masked_fill_; else the mask becomes indices, whose count is asked for
 
 
 def _check_index(values: Tensor, indices: Sequence[Tensor | None], source: Sequence[Tensor]) -> None:
@@ -157,10 +94,6 @@ def _check_index(values: Tensor, indices: Sequence[Tensor | None], source: Seque
     for value in source:
         if value.dim() and on_cuda(value) != on_cuda(values):
             raise _mixed("index_put_", [values, value])
-
-
-def _is_mask(index: Tensor | None) -> bool:
-    return index is not None and index.dtype in (torch.bool, torch.uint8)
 
 
 def _mixed(name: str, tensors: Sequence[Tensor]) -> RuntimeError:

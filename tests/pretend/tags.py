@@ -30,13 +30,10 @@ def device_of(tensor: Tensor) -> torch.device:
 
 def wants_cuda(device: object) -> bool:
     """Whether an argument ``device=`` names the pretend GPU, the only one."""
-    if isinstance(device, int):
-        device = torch.device("cuda", device)
-    device = torch.device(device) if isinstance(device, str) else device
-    assert isinstance(device, torch.device), device
-    if device.type == "cuda" and device.index not in (None, 0):
+    wanted = device if isinstance(device, torch.device) else torch.device(device)  # type: ignore[call-overload]
+    if wanted.type == "cuda" and wanted.index not in (None, 0):
         raise RuntimeError("CUDA error: invalid device ordinal")
-    return device.type == "cuda"
+    return bool(wanted.type == "cuda")
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
