@@ -72,19 +72,59 @@ def pictures(x: Tensor) -> None:
         raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
 
 
-def images(x: Tensor, bounds: tuple[float, float]) -> None:
-    """Raises unless ``x`` is a floating (N, ...) tensor inside the box, without NaN."""
+def bound(name: str, value: float | Tensor) -> float | Tensor:
+    """One end of a box: a number, or a tensor that broadcasts with a sample; returns a float or the tensor, detached.
+
+    Raises:
+        TypeError, ValueError: for another type, or NaN.
+    """
+    if isinstance(value, Tensor):
+        end: float | Tensor = value.detach() if value.dim() else float(value)
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        end = float(value)
+    else:
+        raise TypeError(f"{name}: want numbers or tensors (low, high), got {value!r}")
+    if bool(torch.as_tensor(end).isnan().any()):
+        raise ValueError(f"{name}: want numbers, got NaN")
+    return end
+
+
+def images(x: object, bounds: tuple[float | Tensor, float | Tensor], name: str = "x") -> None:
+    """Raises unless ``x`` is a floating (N, ...) tensor inside the box, without NaN.
+
+    The ends of the box are taken as the dtype of ``x`` holds them: 0.3 in float32 is inside [0, 0.3].
+    """
     if not isinstance(x, Tensor):
-        raise TypeError(f"x: want a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{name}: want a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
-        raise TypeError(f"x: want a floating dtype, got {x.dtype}; for images say x.float() / 255")
+        raise TypeError(f"{name}: want a floating dtype, got {x.dtype}; for images say x.float() / 255")
     if x.dim() < 2:
-        raise ValueError(f"x: want shape (N, ...), a batch of samples, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name}: want shape (N, ...), a batch of samples, got shape {tuple(x.shape)}")
     if x.numel() == 0:
         return
-    low, high = (float(v) for v in torch.aminmax(x.detach()))
-    if not (bounds[0] <= low and high <= bounds[1]):  # also false for NaN
-        raise ValueError(f"x: want values in [{bounds[0]}, {bounds[1]}], got values in [{low}, {high}]")
+    values = x.detach()
+    low, high = (_end(end, values) for end in bounds)
+    least, most = torch.aminmax(values)
+    if low.dim() or high.dim():
+        inside = bool(((low <= values) & (values <= high)).all())
+    else:
+        inside = bool((low <= least) & (most <= high))
+    if not inside:  # NaN neither
+        ends = ", ".join("one per channel" if end.dim() else f"{float(end):g}" for end in (low, high))
+        raise ValueError(f"{name}: want values in [{ends}], got values in [{float(least)}, {float(most)}]")
+
+
+def _end(end: float | Tensor, x: Tensor) -> Tensor:
+    """An end of the box in the dtype of ``x``."""
+    tensor = torch.as_tensor(end).to(x)
+    try:
+        tensor.expand(x.shape[1:])
+    except RuntimeError:
+        shapes = tuple(tensor.shape), tuple(x.shape[1:])
+        raise ValueError(
+            f"bounds: want ends that broadcast with a sample of shape {shapes[1]}, got {shapes[0]}"
+        ) from None
+    return tensor
 
 
 def finite(name: str, x: Tensor) -> None:

@@ -1,34 +1,48 @@
 """One attack's conversation with a model: questions that are counted, goals, and the checked result.
 
-Opened by :meth:`robustlab.attacker.victim.Victim.session`.
+Opened by :meth:`robustlab.attacker.victim.Victim.session`. An attack asks about the samples of a
+:class:`~robustlab.attacker.live.Live`; each question costs each of them one query.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.losses import goal_margin, spare
+from robustlab.attacker.domain import Box, Domain
+from robustlab.attacker.live import NEVER, Live, filtered
+from robustlab.attacker.losses import LossFunction, goal_margin, spare
+from robustlab.attacker.parts import copied, every, first, put, size, take
 from robustlab.attacker.results import AttackResult
 from robustlab.geometry.keyed import Noise
-from robustlab.geometry.norms import measure
 
 Access = Literal["white", "soft", "hard"]
 LEVEL = {"hard": 0, "soft": 1, "white": 2}
+Goal = Callable[[Any, Tensor], Tensor]
+"""``goal(answer, rows) -> bool (n,)``: whether each of the samples ``rows`` (n,) of the batch is where the attack wants
+it, by the model's answer for them."""
 Found = TypeVar("Found")
 
 
-class Answer(NamedTuple):
-    """What the victim said of some rows; ``loss`` and ``grad`` only where a gradient was asked for."""
+class Model(Protocol):
+    """What a session asks: a victim's model, whose raw answers are read as logits or as what the victim declares."""
 
-    logits: Tensor
+    def __call__(self, points: Any, *, fast: bool = False) -> Any:
+        """The answer for a batch; ``fast`` for a gradient in channels-last layout."""
+        ...
+
+
+class Answer(NamedTuple):
+    """What the victim said of some samples; ``loss`` and ``grad`` only where they were asked for."""
+
+    logits: Any
     met: Tensor
     loss: Tensor
-    grad: Tensor
+    grad: Any
 
 
 class Session:
@@ -36,49 +50,75 @@ class Session:
 
     Attributes:
         x, y, target, ids: the batch; ``target`` is None for an untargeted attack.
-        low, high: the box, numbers.
-        active: int64 indices of the samples whose goal is not met at ``x``; the attack works on these only.
+        low, high: the box in the dtype of x: numbers, or tensors that broadcast with a sample.
+        width: the largest side of the box, a number.
+        active: int64, the samples whose goal is not met at ``x``; the attack works on these only.
+        start: these samples, as a Live.
         clean: logits at ``x``, (N, K), or None for an empty batch or under hard access.
-        queries, gradients, first_success: int64 (N,), kept up by every question.
     """
 
     def __init__(
         self,
-        forward: Callable[[Tensor, bool], Tensor],
-        bounds: tuple[float, float],
+        model: Model,
+        domain: Domain,
         access: Access,
         budget: int | None,
-        x: Tensor,
+        x: Any,
         y: Tensor | None,
         target: Tensor | None,
         ids: Tensor,
-        kappa: float,
-        min_classes: int,
+        *,
+        kappa: float = 0.0,
+        min_classes: int = 2,
+        goal: Goal | None = None,
     ) -> None:
-        n = x.shape[0]
-        self._forward, self.access, self.budget = forward, access, budget
-        self.low, self.high = bounds
-        self.x, self.target, self.ids, self.kappa = x, target, ids, kappa
-        self.queries = torch.zeros(n, dtype=torch.int64, device=x.device)
-        self.gradients = torch.zeros_like(self.queries)
-        self.first_success = torch.full_like(self.queries, -1)
-        self.y = torch.zeros_like(self.queries) if y is None else y
+        n, device = size(x), first(x).device
+        self._model, self.domain, self.access, self.budget = model, domain, access, budget
+        self.x, self.target, self.ids, self.kappa, self._goal = x, target, ids, kappa, goal
+        if isinstance(domain, Box):
+            self.low, self.high = domain.ends(x)
+            self.width = float(torch.as_tensor(self.high - self.low).max())
+        self._queries = torch.zeros(n, dtype=torch.int64, device=device)
+        self._gradients = torch.zeros_like(self._queries)
+        self._first_success = torch.full_like(self._queries, -1)
+        self._lives: list[Live] = []
+        self._strayed = torch.zeros((), dtype=torch.bool, device=device)  # whether a question was outside the domain
+        # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
+        self._fast = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
+        self._careful = False
+        self.y = torch.zeros_like(self._queries) if y is None else y
         self.clean: Tensor | None = None
-        self.active = torch.arange(n, device=x.device)
-        self._fast = x.dim() == 4 and x.dtype == torch.float32 and x.device.type == "cpu"  # channels-last may be faster
-        if n == 0:
-            return
-        logits = self._forward(x, False)
-        classes = self._check_output(logits, n, min_classes)
-        for name, label in (("y", y), ("target", target)):
-            if label is not None:
-                checks.in_classes(name, label, classes)
-        if y is None:
-            self.y = logits.argmax(dim=1)
-        self.clean = None if self.access == "hard" else logits.to(x.dtype)
-        self.active = (~self._count(logits, self.active)).nonzero().flatten()
+        self.active = torch.arange(n, device=device)
+        self.start = self.everyone()
+        if n:
+            self._clean_question(y, min_classes)
 
-    def _check_output(self, logits: Tensor, n: int, min_classes: int) -> int:
+    def _clean_question(self, y: Tensor | None, min_classes: int) -> None:
+        """Ask about x itself, in the caller's own layout: who has met the goal is done."""
+        answer = self._model(copied(self.x))
+        if self._goal is None:
+            classes = self._check_logits(answer, min_classes)
+            for name, label in (("y", y), ("target", self.target)):
+                if label is not None:
+                    checks.in_classes(name, label, classes)
+            if y is None:
+                self.y = answer.argmax(dim=1)
+            self.clean = None if self.access == "hard" else answer.to(self.x.dtype)
+        self.start = self.everyone()
+        met = self._count(self.start, answer)
+        self.settle(self.start)
+        self.start.keep(~met)
+        self.active, self.start.place = self.start.rows, None
+
+    def everyone(self) -> Live:
+        """All samples of the batch, those too that have met the goal at x."""
+        rows = torch.arange(len(self._queries), device=self._queries.device)
+        found = Live(self, rows, x=self.x, y=self.y, target=self.target)
+        self._lives.append(found)
+        return found
+
+    def _check_logits(self, logits: Any, min_classes: int) -> int:
+        n = len(self.y)
         if logits.dim() != 2 or logits.shape[0] != n or not logits.is_floating_point():
             raise ValueError(f"model: want output of shape ({n}, K), got {tuple(logits.shape)} of {logits.dtype}")
         if bool(logits.isnan().any()):
@@ -87,94 +127,137 @@ class Session:
             raise ValueError(f"model: this attack needs at least {min_classes} classes, got {logits.shape[1]}")
         return logits.shape[1]
 
+    # The samples at work ---------------------------------------------------------------------------------------
+
+    def live(self, among: Tensor | None = None, **rows: Any) -> Live:
+        """The active samples, or those of a mask over them, with what belongs to them.
+
+        Args:
+            among: bool beside ``active``; None for all.
+            rows: tensors (N, ...) or Noise of the whole batch, which become attributes of the Live.
+        """
+        self._lives = [live for live in self._settled()._lives if live is self.start or len(live)]
+        place = None if among is None else among.nonzero().flatten()
+        start = {name: getattr(self.start, name) for name in ("rows", "x", "y", "target")}
+        if place is not None:
+            start = {name: value if value is None else take(value, place) for name, value in start.items()}
+        whole = len(start["rows"]) == len(self._queries)
+        fields = {
+            name: value if whole or value is None else filtered(value, start["rows"]) for name, value in rows.items()
+        }
+        found = Live(self, place=place, **start, **fields)
+        self._lives.append(found)
+        return found
+
+    def unmet(self) -> Tensor:
+        """Bool beside ``active``: the samples whose goal has never been met so far."""
+        return self.first_success[self.active] < 0
+
     # Questions -------------------------------------------------------------------------------------------------
 
-    def ask(self, points: Tensor, rows: Tensor) -> Answer:
-        """Scores of ``points``, which belong to the samples ``rows``; one query each."""
+    def ask(self, points: Any, live: Live, loss: LossFunction | None = None) -> Answer:
+        """Scores of ``points``, which belong to the samples ``live``, and their loss; one query each."""
+        live = self._as_live(live)
         self._need("soft")
-        logits = self._scores(points)
-        empty = logits.new_empty(0)
-        return Answer(logits, self._count(logits, rows), empty, empty)
+        answer = self._answer(points)
+        empty = torch.empty(0)
+        value = empty if loss is None else loss(answer, live.y, live.target, self.kappa)
+        return Answer(answer, self._count(live, answer), value, empty)
 
-    def ask_labels(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def ask_labels(self, points: Any, live: Live) -> tuple[Tensor, Tensor]:
         """The top label of each point and whether the goal is met there; one query each. All that hard access shows."""
+        live = self._as_live(live)
         if self.kappa:
             raise ValueError("kappa: want 0 under hard access, where no scores are seen")
-        logits = self._scores(points)
-        return logits.argmax(dim=1), self._count(logits, rows)
+        answer = self._answer(points)
+        return answer.argmax(dim=-1), self._count(live, answer)
 
-    def ask_many(self, points: Tensor, rows: Tensor) -> Answer:
-        """Scores of m points a sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in this order."""
+    def ask_many(self, points: Tensor, live: Live) -> Answer:
+        """Scores of m points per sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in order."""
+        live = self._as_live(live)
         self._need("soft")
         n, m = points.shape[:2]
-        logits = self._scores(points.flatten(0, 1))
-        met = self.met(logits, rows.repeat_interleave(m)).reshape(n, m)
-        first = met.any(dim=1) & (self.first_success[rows] < 0)
-        self.first_success[rows[first]] = (self.queries[rows] + met.int().argmax(dim=1) + 1)[first]
-        self.queries[rows] += m
+        logits = self._answer(points.flatten(0, 1))
+        y, target, rows = (v if v is None else v.repeat_interleave(m) for v in (live.y, live.target, live.rows))
+        met = self.met(logits, Live(self, rows, y=y, target=target)).reshape(n, m)
+        after = torch.where(met.any(dim=1), met.int().argmax(dim=1) + live._asked + 1, NEVER)
+        self._note(live, after)
+        live._asked += m
         empty = logits.new_empty(0)
         return Answer(logits.reshape(n, m, -1), met, empty, empty)
 
-    def gradient(self, points: Tensor, rows: Tensor, loss: Callable[..., Tensor]) -> Answer:
-        """Scores, loss and input gradient of the loss at ``points``; one query and one gradient each."""
+    def gradient(self, points: Any, live: Live, loss: LossFunction) -> Answer:
+        """Scores, loss and input gradient of the loss at ``points``; one query and one gradient each.
+
+        Of several inputs, those of floats have a gradient; in the place of the others stands None.
+        """
+        live = self._as_live(live)
         self._need("white")
-        points = self._inside(points).detach().requires_grad_(True)
+        points = self._leaf(points)
 
-        def work(fast: bool) -> tuple[Tensor, Tensor, Tensor]:
-            logits = self._logits(points, fast)
-            value = loss(logits, self.y[rows], None if self.target is None else self.target[rows], self.kappa)
-            (grad,) = _input_gradient(value.sum(), points)
-            return logits, value, grad
+        def work(asked: Any, fast: bool) -> tuple[Any, Tensor, Any]:
+            answer = self._read(asked, fast)
+            value = loss(answer, live.y, live.target, self.kappa)
+            return answer, value, _input_gradient(value.sum(), points)
 
-        with torch.enable_grad():
-            logits, value, grad = self._search(work)
-        self.gradients[rows] += 1
-        logits = logits.detach()
-        return Answer(logits, self._count(logits, rows), value.detach(), grad)
+        answer, value, grad = self._differentiate(points, work)
+        live._differentiated += 1
+        answer = every(Tensor.detach, answer)
+        return Answer(answer, self._count(live, answer), value.detach(), grad)
 
-    def jacobian(
-        self, points: Tensor, rows: Tensor, choose: Callable[[Tensor], Tensor]
-    ) -> tuple[Answer, Tensor, Tensor]:
+    def jacobian(self, points: Tensor, live: Live, choose: Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:
         """How the logits of chosen classes move against that of the first of them.
 
         Returns the answer, the classes (n, C) = choose(logits), and the gradients of z_k − z_first for the others,
-        (n, C − 1, ...). One query and C − 1 gradients a row.
+        (n, C − 1, ...). One query and C − 1 gradients per sample.
         """
+        live = self._as_live(live)
         self._need("white")
-        points = self._inside(points).detach().requires_grad_(True)
+        points = self._leaf(points)
 
-        def work(fast: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-            logits = self._logits(points, fast)
+        def work(asked: Tensor, fast: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+            logits = self._read(asked, fast)
             classes = choose(logits.detach())
             chosen = logits.gather(1, classes)
             chosen = (chosen[:, 1:] - chosen[:, :1]).sum(dim=0)
-            parts = [_input_gradient(part, points, retain=i + 1 < len(chosen))[0] for i, part in enumerate(chosen)]
+            parts = [_input_gradient(part, points, retain=i + 1 < len(chosen)) for i, part in enumerate(chosen)]
             return logits, classes, parts
 
-        with torch.enable_grad():
-            logits, classes, parts = self._search(work)
-        self.gradients[rows] += len(parts)
+        logits, classes, parts = self._differentiate(points, work)
+        live._differentiated += len(parts)
         logits = logits.detach()
         empty = logits.new_empty(0)
-        return Answer(logits, self._count(logits, rows), empty, empty), classes, torch.stack(parts, dim=1)
+        return Answer(logits, self._count(live, logits), empty, empty), classes, torch.stack(parts, dim=1)
 
     # Goals -----------------------------------------------------------------------------------------------------
 
-    def goal_margin(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """How clearly the goal is met by logits of the samples ``rows``; positive means met."""
-        return goal_margin(logits, self.y[rows], None if self.target is None else self.target[rows])
+    def goal_margin(self, logits: Tensor, live: Live) -> Tensor:
+        """How clearly the goal is met by logits of the samples ``live``; positive means met."""
+        live = self._as_live(live)
+        return goal_margin(logits, live.y, live.target)
 
-    def met(self, logits: Tensor, rows: Tensor) -> Tensor:
+    def met(self, answer: Any, live: Live) -> Tensor:
         """Goal met: argmax ≠ y or argmax = target, and, where κ > 0, with a margin of at least κ. NaN never wins."""
-        top, label = logits.max(dim=1)  # NaN is taken for the largest
-        won = label != self.y[rows] if self.target is None else label == self.target[rows]
+        live = self._as_live(live)
+        if self._goal is not None:
+            return self._checked_goal(self._goal(answer, live.rows), len(live))
+        top, label = answer.max(dim=1)  # NaN is taken for the largest
+        won = label != live.y if live.target is None else label == live.target
         if self.kappa > 0:
-            won &= self.goal_margin(logits, rows) >= self.kappa
-        return won & ~top.isnan()
+            won &= self.goal_margin(answer, live) >= self.kappa
+        return won & (top == top)
 
-    def secure(self, logits: Tensor, rows: Tensor) -> Tensor:
+    @staticmethod
+    def _checked_goal(met: Any, n: int) -> Tensor:
+        if not isinstance(met, Tensor) or met.dtype != torch.bool or met.shape != (n,):
+            got = f"{met.dtype} of shape {tuple(met.shape)}" if isinstance(met, Tensor) else type(met).__name__
+            raise TypeError(f"goal: want a function that returns bools of shape ({n},), got {got}")
+        return met
+
+    def secure(self, logits: Tensor, live: Live) -> Tensor:
         """Goal met with κ + 1e-4·max(1, largest |logit|) to spare, so that rounding cannot undo it."""
-        return self.goal_margin(logits, rows) >= self.kappa + spare(logits)
+        live = self._as_live(live)
+        return self.goal_margin(logits, live) >= self.kappa + spare(logits)
 
     def check_toward(self, label: Tensor) -> None:
         """Raises unless every ``label`` (N,), at which an untargeted attack aims, is one of the others."""
@@ -182,91 +265,171 @@ class Session:
             checks.in_classes("toward", label, self.clean.shape[1])
             checks.other_than_y("toward", label, self.y)
 
+    # Counts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def queries(self) -> Tensor:
+        """Forward rows spent on each sample so far, (N,) int64."""
+        return self._settled()._queries
+
+    @property
+    def gradients(self) -> Tensor:
+        """Input gradients spent on each sample so far, (N,) int64."""
+        return self._settled()._gradients
+
+    @property
+    def first_success(self) -> Tensor:
+        """Queries spent when the goal was first met, (N,) int64; −1 where it never was."""
+        return self._settled()._first_success
+
+    def forget_successes(self, before: Tensor) -> None:
+        """Take back what ``first_success`` has noted since it was ``before``: a phase in which nothing counts."""
+        self._settled()._first_success.copy_(before)
+
+    def can_pay(self, live: Live, cost: int = 1) -> Tensor | None:
+        """Which live samples have ``cost`` more queries in their budget, and still one for the final check.
+
+        Bool (n,), for :meth:`robustlab.attacker.live.Live.keep`; None where there is no budget.
+        """
+        if self.budget is None:
+            return None if isinstance(live, Live) else torch.ones_like(live, dtype=torch.bool)
+        live = self._as_live(live)
+        return self.queries[live.rows] + cost + 1 <= self.budget
+
+    def settle(self, live: Live) -> None:
+        """Book what was asked about live samples since the last time.
+
+        All samples of a Live pay alike, so that a question adds to one number and not to N.
+        """
+        if not live._asked:
+            return
+        rows = live.rows
+        if live._first is not None:
+            new = (self._first_success[rows] < 0) & (live._first < NEVER)
+            after = self._queries[rows] + live._first
+            self._first_success[rows] = torch.where(new, after, self._first_success[rows])
+        self._queries[rows] += live._asked
+        self._gradients[rows] += live._differentiated
+        live._asked = live._differentiated = 0
+        live._first = None
+
+    def _settled(self) -> Session:
+        for live in self._lives:
+            self.settle(live)
+        return self
+
+    def _count(self, live: Live, answer: Any) -> Tensor:
+        """Book one query for each live sample; note first successes; return whether the goal is met."""
+        met = self.met(answer, live)
+        live._asked += 1
+        self._note(live, torch.where(met, live._asked, NEVER))
+        return met
+
+    @staticmethod
+    def _note(live: Live, after: Tensor) -> None:
+        live._first = after if live._first is None else torch.minimum(live._first, after)
+
     # Means -----------------------------------------------------------------------------------------------------
 
     def noise(self, seed: int) -> Noise:
-        """Randomness keyed by the samples' ids."""
+        """Randomness keyed by the samples' ids, for the whole batch."""
         return Noise(seed, self.ids)
 
-    def can_pay(self, rows: Tensor, cost: int = 1) -> Tensor:
-        """Which of ``rows`` have ``cost`` more queries in their budget, and still one for the final check; bool."""
-        if self.budget is None:
-            return torch.ones_like(rows, dtype=torch.bool)
-        return self.queries[rows] + cost + 1 <= self.budget
-
     def result(
-        self, x_adv: Tensor, *, asked: bool = False, revert: bool = False, trace: dict[str, Tensor] | None = None
+        self, x_adv: Any = None, *, asked: bool = False, revert: bool = False, trace: dict[str, Tensor] | None = None
     ) -> AttackResult:
-        """Check ``x_adv`` (N, ...) once more and wrap it up.
+        """Check the points of the active samples once more and wrap up.
 
-        Samples that met the goal at x are returned as they were, without another query. With ``asked``, all points of
-        ``x_adv`` have been asked about before, so only the successes among them are checked again. With ``revert``
-        (minimum-norm attacks) a sample whose attack failed gets x back.
+        Samples that met the goal at x are returned as they were, without another query.
+
+        Args:
+            x_adv: points (n, ...) beside ``active``; None where there is none.
+            asked: all points have been asked about before, so that only the successes among them are checked again.
+            revert: (minimum-norm attacks) a sample whose attack failed gets x back.
+            trace: what the attack kept.
         """
-        success = torch.ones_like(self.queries, dtype=torch.bool)
+        success = torch.ones_like(self._queries, dtype=torch.bool)
         success[self.active] = False
-        final = self.x.clone() if revert else torch.where(beside(success, self.x), self.x, x_adv.to(self.x.dtype))
-        rows = self.active[self.first_success[self.active] >= 0] if asked else self.active
-        if rows.numel():
-            points = x_adv[rows].to(self.x.dtype)
-            success[rows] = won = self._count(self._forward(self._inside(points), False), rows)
-            final[rows[won]] = points[won]
+        final = copied(self.x)
+        if x_adv is not None and len(self.active):
+            points = every(lambda part, like: part.to(like.dtype), self._fitted(x_adv), self.start.x)
+            if not revert:
+                final = put(final, self.active, points)
+            live = self.live(~self.unmet() if asked else None)
+            if len(live):
+                points = points if live.place is None else take(points, live.place)
+                won = self._count(live, self._model(self._inside(points)))
+                success[live.rows] = won
+                final = put(final, live.rows[won], take(points, won))
+        if bool(self._strayed):
+            raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
         return AttackResult(
             x_adv=final,
             success=success,
-            distances=measure(final - self.x),
+            distances=self.domain.distances(self.x, final),
             queries=self.queries,
             gradients=self.gradients,
             first_success=self.first_success,
             trace=trace,
         )
 
-    def _scores(self, points: Tensor) -> Tensor:
-        points = self._inside(points)
-        return self._search(lambda fast: self._logits(points, fast))
+    def _answer(self, points: Any) -> Any:
+        """The answer at points, without a gradient."""
+        return self._read(self._inside(points), False)
 
-    def _logits(self, points: Tensor, fast: bool) -> Tensor:
+    def _read(self, points: Any, fast: bool) -> Any:
         """In the dtype that the attack computes in; the judge sees a more precise model's as they are."""
-        return self._forward(points, fast).to(points.dtype)
+        answer = self._model(points, fast=fast)
+        computes = isinstance(points, Tensor) and points.is_floating_point() and isinstance(answer, Tensor)
+        return answer.to(points.dtype) if computes else answer
 
-    def _search(self, work: Callable[[bool], Found]) -> Found:
-        """``work(True)``, in channels-last; a model that cannot bear that is asked in the caller's layout from then on.
+    def _leaf(self, points: Any) -> Any:
+        """A copy inside the domain whose floats want a gradient."""
+        copy = self._inside(points, last=self._fast and not self._careful)
+        return every(lambda part: part.requires_grad_(part.is_floating_point()), copy)
 
-        Such a model has a line like ``x.view(len(x), -1)`` after a convolution. What fails there is not counted.
+    def _differentiate(self, points: Any, work: Callable[[Any, bool], Found]) -> Found:
+        """``work`` on points that want a gradient, as they are: in channels-last, where that may be faster.
+
+        A model that cannot bear that is asked with a copy in the caller's layout from then on: its first layer works in
+        place, or it has a line like ``x.view(len(x), -1)`` after a convolution. What fails there is not counted.
         """
-        if self._fast:
-            try:
-                return work(True)
-            except RuntimeError:
-                pass  # what fails in either layout raises below
-        found = work(False)
-        self._fast = False
+        with torch.enable_grad():
+            if not self._careful:
+                try:
+                    return work(points, self._fast)
+                except RuntimeError as error:
+                    if not (self._fast or "in-place" in str(error)):
+                        raise  # else what fails in either way raises below
+            found = work(every(lambda part: part.clone(memory_format=torch.contiguous_format), points), False)
+        self._careful = True
         return found
 
-    def _count(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Book one query for each row; note first successes; return whether the goal is met."""
-        self.queries[rows] += 1
-        met = self.met(logits, rows)
-        if bool(met.any()):
-            first = rows[met & (self.first_success[rows] < 0)]
-            self.first_success[first] = self.queries[first]
-        return met
+    # While attacks move to Live -----
+
+    def _fitted(self, x_adv: Any) -> Any:
+        n = size(x_adv)
+        return x_adv if n == len(self.active) else take(x_adv, self.active)
+
+    def _as_live(self, live: Any) -> Live:
+        if isinstance(live, Live):
+            return live
+        self._settled()
+        self._lives = [v for v in self._lives if not getattr(v, "_old", False)]
+        found = Live(self, live, y=self.y[live], target=None if self.target is None else self.target[live])
+        found._old = True
+        self._lives.append(found)
+        return found
 
     def _need(self, access: Access) -> None:
         if LEVEL[self.access] < LEVEL[access]:
             raise ValueError(f"access: this question needs {access!r} access, the victim grants {self.access!r}")
 
-    def _inside(self, points: Tensor) -> Tensor:
-        """Nothing outside the box is ever asked: a point outside is a bug of the attack, not of its user."""
-        low, high = torch.aminmax(points)
-        if not bool((low >= self.low) & (high <= self.high)):
-            raise RuntimeError(f"query outside the box [{self.low}, {self.high}]: [{float(low)}, {float(high)}]")
-        return points
-
-
-def beside(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` (n,) as (n, 1, ..., 1), to broadcast with ``like`` (n, ...)."""
-    return values.reshape((-1,) + (1,) * (like.dim() - 1))
+    def _inside(self, points: Any, last: bool = False) -> Any:
+        """A copy for the model, in which nothing is outside the domain; whether anything was is told at the end."""
+        copy, strayed = self.domain.inside(points, last)
+        self._strayed = self._strayed | strayed
+        return copy
 
 
 def part_of(value: Any, rows: Tensor, n: int) -> Any:
@@ -274,9 +437,16 @@ def part_of(value: Any, rows: Tensor, n: int) -> Any:
     return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
-def _input_gradient(value: Tensor, points: Tensor, retain: bool = False) -> tuple[Tensor, ...]:
-    """d value / d points, with NaN and infinities (from a saturated loss) set to 0."""
+def _input_gradient(value: Tensor, points: Any, retain: bool = False) -> Any:
+    """d value / d points, with NaN and infinities (from a saturated loss) set to 0; None for what is no float."""
     if not value.requires_grad:
         raise ValueError("model: want an output that is differentiable in its input, got one that is cut off from it")
-    grads = torch.autograd.grad(value, points, retain_graph=retain)
-    return tuple(g.nan_to_num(0.0, 0.0, 0.0) for g in grads)  # not in place: a gradient may be an expanded view
+    leaves = [part for part in (points if isinstance(points, tuple) else (points,)) if part.requires_grad]
+    grads = iter(torch.autograd.grad(value, leaves, retain_graph=retain, allow_unused=isinstance(points, tuple)))
+
+    def finite(part: Tensor) -> Tensor | None:
+        grad = next(grads) if part.requires_grad else None
+        # Not in place: a gradient may be an expanded view. In the layout in which the attack computes.
+        return None if grad is None else grad.nan_to_num(0.0, 0.0, 0.0).contiguous()
+
+    return every(finite, points)

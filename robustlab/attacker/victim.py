@@ -10,34 +10,51 @@ An attack opens a :class:`~robustlab.attacker.session.Session` on a :class:`Vict
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.domain import Bound, Box, Domain
 from robustlab.attacker.few_channels import FewChannels
 from robustlab.attacker.losses import AttackerLoss
-from robustlab.attacker.session import LEVEL, Access, Session
+from robustlab.attacker.parts import every, first, size
+from robustlab.attacker.session import LEVEL, Access, Goal, Session
+from robustlab.graph.node import Graph
+from robustlab.models.modes import evaluating
+
+AnswerKind = Literal["classes", "sequence", "boxes"]
+Model = nn.Module | Graph | str | Path | Callable[..., Any]
+"""What can be attacked: a module, a graph or the path of an ONNX file; under soft or hard access any callable."""
 
 
 class Victim:
     """A model under attack.
 
-    On a CPU an attack searches in channels-last layout, in which convolutions are often faster, and with
-    :class:`robustlab.attacker.few_channels.FewChannels`, unless the model fails there; what is fooled at x and at the
-    end is judged as the caller would.
+    On a CPU the gradients of images are asked for in channels-last layout, in which convolutions are often faster, and
+    with :class:`robustlab.attacker.few_channels.FewChannels`, unless the model fails there; what is fooled at x and at
+    the end is judged as the caller would.
 
     Args:
-        model: an ``nn.Module`` from (N, ...) to (N, K); under soft or hard access any such callable.
-        bounds: the box [low, high] of valid inputs, in the units of ``x``. Normalization is a layer of the model.
+        model: a module from inputs to answers, a graph that :func:`robustlab.graph.read_onnx.read_onnx` or
+            :func:`robustlab.graph.trace.trace` read, or the path of an ONNX file; under soft or hard access any such
+            callable. It may return a tensor, a tuple whose first part is the tensor, a mapping with ``"logits"``, or an
+            object with ``.logits``.
+        bounds: the box [low, high] of valid inputs, in the units of ``x``: numbers, or tensors that broadcast with a
+            sample, (C, 1, 1) for one box per channel. Normalization is a layer of the model.
+        domain: what the inputs are, if they are no floats in a box (:mod:`robustlab.attacker.domain`).
+        answer: what the model says: ``"classes"``, scores (N, K); ``"sequence"``, scores (N, T, K); or ``"boxes"``,
+            which is taken as it comes. For the last two the attack brings its goal.
         access: ``"white"`` (gradients), ``"soft"`` (scores) or ``"hard"`` (the top label alone).
-        budget: forward rows that each sample may cost in one call, the clean and the final check included;
+        budget: forward rows that each sample may cost in one session, the clean and the final check included;
             None for no limit. When it is spent an attack returns its best so far.
-        output: what the model returns, ``"logits"`` or ``"probs"`` (whose logarithm then serves as logits).
-        mode: ``"eval"`` holds the model in evaluation mode during a call, ``"asis"`` leaves its mode alone.
+        output: what the numbers are, ``"logits"`` or ``"probs"`` (whose logarithm then serves as logits).
+        mode: ``"eval"`` holds the model in evaluation mode during a session, ``"asis"`` leaves its mode alone.
+        logits: a function from what the model returns to the tensor of scores, for models that return other things.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -45,28 +62,53 @@ class Victim:
 
     def __init__(
         self,
-        model: Callable[[Tensor], Tensor],
+        model: Model,
         *,
-        bounds: tuple[float, float] = (0.0, 1.0),
+        bounds: tuple[Bound, Bound] = (0.0, 1.0),
+        domain: Domain | None = None,
+        answer: AnswerKind = "classes",
         access: Access = "white",
         budget: int | None = None,
         output: Literal["logits", "probs"] = "logits",
         mode: Literal["eval", "asis"] = "eval",
+        logits: Callable[[Any], Tensor] | None = None,
     ) -> None:
         checks.one_of("access", access, LEVEL)
+        checks.one_of("answer", answer, ("classes", "sequence", "boxes"))
         checks.one_of("output", output, ("logits", "probs"))
         checks.one_of("mode", mode, ("eval", "asis"))
         if isinstance(model, Victim):
             raise TypeError("model: want a model, got a Victim; use it as it is")
-        if not callable(model) or (access == "white" and not isinstance(model, nn.Module)):
-            wish = "an nn.Module under white access" if access == "white" else "a callable"
-            raise TypeError(f"model: want {wish}, got {type(model).__name__}")
-        if len(bounds) != 2 or not float(bounds[0]) < float(bounds[1]):
+        if isinstance(model, (str, Path)):
+            from robustlab.graph.read_onnx import read_onnx
+
+            model = read_onnx(model, dtype=torch.float32)
+        differentiable = isinstance(model, (nn.Module, Graph))
+        if not callable(model) or (access == "white" and not differentiable):
+            wish = "an nn.Module, a graph or the path of an ONNX file" if access == "white" else "a callable"
+            raise TypeError(f"model: want {wish} under {access} access, got {type(model).__name__}")
+        if domain is not None and not isinstance(domain, Domain):
+            raise TypeError(f"domain: want a Domain, got {type(domain).__name__}")
+        if logits is not None and not callable(logits):
+            raise TypeError(f"logits: want a function of what the model returns, got {type(logits).__name__}")
+        if not isinstance(bounds, tuple | list) or len(bounds) != 2:
             raise ValueError(f"bounds: want (low, high) with low < high, got {bounds}")
         if budget is not None:
             checks.at_least("budget", budget, 2, integer=True)
-        self.model, self.bounds = model, (float(bounds[0]), float(bounds[1]))
-        self.access, self.budget, self.output, self.mode = access, budget, output, mode
+        self.model, self.domain = model, Box(*bounds) if domain is None else domain
+        self.answer, self.access, self.budget, self.output, self.mode = answer, access, budget, output, mode
+        self.logits = logits
+
+    @property
+    def bounds(self) -> tuple[Bound, Bound]:
+        """The ends of the box.
+
+        Raises:
+            TypeError: if the inputs are no floats in a box.
+        """
+        if not isinstance(self.domain, Box):
+            raise TypeError(f"victim: want a victim whose inputs are floats in a box, got {self.domain}")
+        return self.domain.low, self.domain.high
 
     @classmethod
     def of(cls, model: Victim | Callable[[Tensor], Tensor]) -> Victim:
@@ -76,7 +118,7 @@ class Victim:
     @contextmanager
     def session(
         self,
-        x: Tensor,
+        x: Any,
         y: Tensor | None = None,
         *,
         target: int | Tensor | None = None,
@@ -85,94 +127,105 @@ class Victim:
         access: Access = "white",
         loss: AttackerLoss | None = None,
         min_classes: int = 2,
+        domain: type[Domain] = Box,
+        goal: Goal | None = None,
     ) -> Iterator[Session]:
         """Check the inputs, hold the model still, and open a :class:`~robustlab.attacker.session.Session`.
 
         Args:
-            x: (N, ...), floating, inside the box.
+            x: a batch of the victim's domain; floats (N, ...) inside the box.
             y: (N,) labels; None takes the model's own prediction.
-            target: a label, or one a sample, for a targeted attack.
+            target: a label, or one per sample, for a targeted attack.
             ids: (N,) identities for the randomness; None means 0 … N − 1.
             kappa: confidence κ ≥ 0 that is part of the goal.
             access: what the attack needs.
             loss: the attack's loss, whose need of classes is checked.
             min_classes: classes that the attack itself needs.
+            domain: the kind of inputs that the attack can change.
+            goal: what the attack wants of an answer, where it is not one about classes.
         """
         if LEVEL[access] > LEVEL[self.access]:
             raise ValueError(f"access: this attack needs {access!r} access, the victim grants {self.access!r}")
-        checks.images(x, self.bounds)
+        if not isinstance(self.domain, domain):
+            raise TypeError(f"victim: this attack wants inputs of {domain.__name__}, got {self.domain}")
+        if (self.answer == "classes") == (goal is not None):
+            wish = (
+                "None for answers of classes"
+                if goal is not None
+                else f"a function, since the answer is {self.answer!r}"
+            )
+            raise TypeError(f"goal: want {wish}, got {goal}")
+        self.domain.check(x)
         checks.at_least("kappa", kappa, 0.0)
-        y = None if y is None else checks.labels("y", y, x)
-        target = None if target is None else checks.labels("target", target, x)
+        like = first(x)
+        y = None if y is None else checks.labels("y", y, like)
+        target = None if target is None else checks.labels("target", target, like)
         if target is not None and y is not None:
             checks.other_than_y("target", target, y)
-        ids = torch.arange(x.shape[0]) if ids is None else torch.as_tensor(ids)
-        if ids.shape != x.shape[:1] or ids.is_floating_point():
-            raise ValueError(f"ids: want {x.shape[0]} integers, got shape {tuple(ids.shape)} of {ids.dtype}")
-        self._check_home(x)
+        ids = torch.arange(size(x)) if ids is None else torch.as_tensor(ids)
+        if ids.shape != (size(x),) or ids.is_floating_point():
+            raise ValueError(f"ids: want {size(x)} integers, got shape {tuple(ids.shape)} of {ids.dtype}")
         needed = max(min_classes, (loss.min_classes if target is None else loss.min_classes_targeted) if loss else 2)
-        with torch.inference_mode(False), torch.no_grad(), self.held(x.device):
+        with torch.inference_mode(False), torch.no_grad(), self.held(like.device):
             # Tensors made in inference mode cannot take part in autograd; their clones can.
-            x, y, target, ids = (t.clone() if t is not None and t.is_inference() else t for t in (x, y, target, ids))
+            x, y, target, ids = (every(_ordinary, v) if v is not None else None for v in (x, y, target, ids))
             yield Session(
-                self._scores, self.bounds, self.access, self.budget,
-                x.detach(), y, target, ids.to(x.device), float(kappa), needed,
+                self._answers, self.domain, self.access, self.budget, x, y, target, ids.to(like.device),
+                kappa=float(kappa), min_classes=needed, goal=goal,
             )  # fmt: skip
 
-    def _scores(self, points: Tensor, fast: bool) -> Tensor:
-        """The model's logits, (N, K); ``fast`` in channels-last, and the gradient by product and fold."""
-        layout = torch.channels_last if fast else torch.preserve_format
-        with FewChannels() if fast and points.requires_grad else nullcontext():
-            out: Any = self.model(points.clone(memory_format=layout))  # a copy, since a first layer may work in place
+    def _answers(self, points: Any, *, fast: bool = False) -> Any:
+        """The model's answer; ``fast``: a gradient will be asked for, and may go by product and fold."""
+        with FewChannels() if fast else nullcontext():
+            try:
+                out = self.model(*points) if isinstance(points, tuple) else self.model(points)
+            except RuntimeError as error:
+                self._explain(first(points), error)
+                raise
+        return self._read(out, first(points))
+
+    def _read(self, out: Any, points: Tensor) -> Any:
+        """What the model returned, as logits where it speaks of classes."""
+        if self.logits is not None:
+            out = self.logits(out)
+        elif self.answer != "boxes" and not isinstance(out, Tensor):
+            out = _scores_in(out)
         if not isinstance(out, Tensor):
-            raise ValueError(f"model: want a tensor of shape (N, K), got {type(out).__name__}")
+            if self.answer == "boxes":
+                return out
+            raise ValueError(f"model: want a tensor of scores, got {type(out).__name__}; say logits=, a function of it")
         if out.is_floating_point():
             out = out.to(torch.promote_types(out.dtype, points.dtype))  # half precision, as autocast gives it, goes up
             if self.output == "probs":
                 out = as_logits(out)
         return out
 
-    def _check_home(self, x: Tensor) -> None:
-        """The model's dtype and device must be those of x."""
+    def _explain(self, x: Tensor, error: RuntimeError) -> None:
+        """Raise a clearer error, if the model failed since its dtype or device is not that of x."""
         weight = next((p for p in self._tensors() if p.is_floating_point()), None)
-        if weight is None:
+        if weight is None or not x.is_floating_point():
             return
+        if weight.device != x.device:
+            raise ValueError(f"x: want the model's device {weight.device}, got {x.device}") from error
         if weight.dtype != x.dtype:
             short = str(weight.dtype).removeprefix("torch.")
             raise TypeError(
                 f"x: want the model's dtype {weight.dtype}, got {x.dtype}; "
                 f"say x.to(torch.{short}) or model.to({x.dtype}) (for example model.double() or x.float())"
-            )
-        if weight.device != x.device:
-            raise ValueError(f"x: want the model's device {weight.device}, got {x.device}")
+            ) from error
 
     def _tensors(self) -> Iterator[Tensor]:
         if isinstance(self.model, nn.Module):
             yield from self.model.parameters()
             yield from self.model.buffers()
 
-    @contextmanager
-    def held(self, device: torch.device) -> Iterator[None]:
+    def held(self, device: torch.device) -> AbstractContextManager[None]:
         """Mode set and parameters frozen; on leaving, everything is as it was."""
-        cuda = [device] if device.type == "cuda" else []
-        with ExitStack() as undo:
-            undo.enter_context(torch.random.fork_rng(devices=cuda))
-            if isinstance(self.model, nn.Module):
-                modes = [(module, module.training) for module in self.model.modules()]
-                frozen = [p for p in self.model.parameters() if p.requires_grad]
-                if self.mode == "asis" and any(training for _, training in modes):
-                    # A batch norm in training mode would move its statistics at every query.
-                    undo.callback(_restore, [(b, b.clone()) for b in self.model.buffers()])
-                undo.callback(_thaw, modes, frozen)
-                if self.mode == "eval":
-                    self.model.eval()
-                for p in frozen:
-                    p.requires_grad_(False)
-            yield
+        return evaluating(self.model, mode=self.mode, device=device)
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
-        return f"Victim({name}, bounds={self.bounds}, access={self.access!r}, budget={self.budget})"
+        return f"Victim({name}, {self.domain}, access={self.access!r}, budget={self.budget})"
 
 
 def as_logits(probs: Tensor) -> Tensor:
@@ -180,23 +233,24 @@ def as_logits(probs: Tensor) -> Tensor:
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
 
-def _restore(saved: list[tuple[Tensor, Tensor]]) -> None:
-    for buffer, value in saved:
-        buffer.copy_(value)
+def _scores_in(out: Any) -> Any:
+    """The scores in what real models return: the first of a tuple, ``"logits"`` of a mapping, ``.logits``."""
+    if isinstance(out, Mapping) and "logits" in out:
+        return out["logits"]
+    if hasattr(out, "logits"):
+        return out.logits
+    return out[0] if isinstance(out, tuple | list) and out else out
 
 
-def _thaw(modes: list[tuple[nn.Module, bool]], frozen: list[nn.Parameter]) -> None:
-    for module, training in modes:
-        module.training = training
-    for p in frozen:
-        p.requires_grad_(True)
+def _ordinary(t: Tensor) -> Tensor:
+    return (t.clone() if t.is_inference() else t).detach()
 
 
 def predict(model: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor:
     """Top-1 labels ŷ_θ(x), (N,), in evaluation mode, without gradients; the model's mode is restored."""
     victim = Victim(model, access="soft")
     with torch.inference_mode(False), torch.no_grad(), victim.held(x.device):
-        parts = [model(part).argmax(dim=1) for part in x.split(int(batch_size))]
+        parts = [victim._answers(part).argmax(dim=1) for part in x.split(int(batch_size))]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=x.device)
 
 

@@ -114,8 +114,10 @@ def onto_l1_box(rows: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _squares_hold(size: Tensor) -> bool:
     """Whether sums of squares of this size neither overflow nor lose what matters to underflow."""
     info = torch.finfo(size.dtype)
-    low, high = torch.aminmax(size) if size.numel() else (size.new_ones(()), size.new_ones(()))
-    return bool((low > (info.tiny / info.eps) ** 0.5) & (high < info.max**0.5 / 1e4))
+    if not size.numel():
+        return True
+    low, high = torch.aminmax(size)
+    return float(low) > (info.tiny / info.eps) ** 0.5 and float(high) < info.max**0.5 / 1e4
 
 
 def room_of(rows: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def bad_inputs(x: Tensor, y: Tensor, classes: int) -> Iterator[Bad]:
     yield Bad("x", {"x": x - 0.5}, "below the box")
     for value in (torch.nan, torch.inf, -torch.inf):
         yield Bad("x", {"x": x.clone().index_fill_(0, torch.tensor([1], device=x.device), value)}, str(value))
-    yield Bad("x", {"x": x.float()}, "another dtype than the model's")
+    yield Bad("x", {"x": x.float()}, "another dtype than the model's", after_a_forward=True)
     yield Bad("y", {"y": y[:-1]}, "too short")
     yield Bad("y", {"y": y[:, None]}, "a column")
     yield Bad("y", {"y": y.double()}, "floats")
@@ -139,7 +139,7 @@ def check_bad_models(case: Case, device: torch.device) -> None:
         lambda z: z[:, 0],
         lambda z: z[..., None],
         lambda z: z[:-1],
-        lambda z: (z, z),
+        lambda z: {"scores": z},
         lambda z: z.argmax(1, keepdim=True),
         lambda z: z * torch.nan,
         lambda z: z[:, :few],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from robustlab.attacker.victim import Victim, accuracy, predict
 from robustlab.attacks import apgd, cw, deepfool, fab, pgd, square
 from robustlab.evaluation import evaluate
 from robustlab.verification import clever
+from tests.suite.models import Counting
 
 
 def linear() -> nn.Module:
@@ -28,7 +31,7 @@ def test_of_wraps_models_and_passes_victims() -> None:
     victim = Victim(linear(), budget=5)
     assert Victim.of(victim) is victim
     assert Victim.of(victim.model).budget is None
-    assert repr(victim) == "Victim(Linear, bounds=(0.0, 1.0), access='white', budget=5)"
+    assert repr(victim) == "Victim(Linear, Box(0.0, 1.0), access='white', budget=5)"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
 
 
 def test_a_function_is_a_black_box_only() -> None:
-    with pytest.raises(TypeError, match=r"model: want an nn.Module under white access, got function"):
+    with pytest.raises(TypeError, match=r"model: want an nn.Module, a graph or .* under white access, got function"):
         Victim(lambda x: x)
     Victim(lambda x: x, access="soft")
     with pytest.raises(TypeError, match="model: want a callable"):
@@ -111,12 +114,15 @@ def test_access_limits_questions() -> None:
             session.ask(X, rows)
 
 
-def test_nothing_outside_the_box_is_asked() -> None:
-    with Victim(linear()).session(X, Y) as session:
-        for points in (X + 0.2, X - 0.01, X * torch.nan):
-            with pytest.raises(RuntimeError, match="outside the box"):
-                session.ask(points, torch.arange(3))
-        assert session.queries.tolist() == [1, 1, 1]
+@pytest.mark.parametrize("change", [lambda x: x + 0.2, lambda x: x - 0.01, lambda x: x * torch.nan])
+def test_nothing_outside_the_box_is_asked(change: Callable[[Tensor], Tensor]) -> None:
+    """What an attack asks outside the box reaches the model clipped, and the attack fails at its end."""
+    model = Counting(linear())
+    with Victim(model).session(X, Y) as session:
+        session.ask(change(X), session.everyone())
+        assert model.low >= 0 and model.high <= 1
+        with pytest.raises(RuntimeError, match="outside the domain Box"):
+            session.result()
 
 
 def test_budget_keeps_one_query_for_the_final_check() -> None:

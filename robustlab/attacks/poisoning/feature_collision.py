@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.session import beside
+from robustlab.attacker.parts import beside
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
 from robustlab.models.probing import Probe
 from robustlab.progress import bar

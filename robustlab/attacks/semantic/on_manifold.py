@@ -22,10 +22,10 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session, beside
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 

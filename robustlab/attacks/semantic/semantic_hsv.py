@@ -20,8 +20,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacker.victim import Model, Victim
 from robustlab.data.color import hsv_to_rgb, rgb_to_hsv
 from robustlab.progress import bar
 

@@ -29,8 +29,7 @@ from robustlab import checks
 from robustlab.attacker.losses import LossFunction, attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacker.victim import Model, Victim
 from robustlab.progress import bar
 
 

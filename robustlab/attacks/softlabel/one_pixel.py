@@ -23,8 +23,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.keyed import Noise
 from robustlab.progress import bar
 

@@ -32,11 +32,10 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import beside
-from robustlab.attacker.victim import Victim
+from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.apgd_descent import Descent
-from robustlab.attacks.whitebox.pgd import Model
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from robustlab.attacker.losses import LossFunction
-from robustlab.attacker.session import Session, beside
+from robustlab.attacker.parts import beside
+from robustlab.attacker.session import Session
 from robustlab.geometry.norms import Norm
 from robustlab.progress import bar
 

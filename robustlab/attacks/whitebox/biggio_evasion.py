@@ -25,10 +25,10 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.losses import goal_margin
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session, beside
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session, beside
-from robustlab.attacker.victim import Victim
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.cw_descent import Schedule, descend
-from robustlab.attacks.whitebox.pgd import Model
 from robustlab.attacks.whitebox.weight_search import WeightSearch
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from robustlab.attacker.losses import shortfall
-from robustlab.attacker.session import Session, beside
+from robustlab.attacker.parts import beside
+from robustlab.attacker.session import Session
 from robustlab.progress import bar
 
 # Keeps atanh finite for pixels exactly at the bounds.

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.losses import ce
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import beside
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Model, Victim
+from robustlab.attacks.whitebox.minimum_norm import closest, cosine
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 
@@ -86,33 +86,33 @@ def ddn(
         checks.at_least("levels", levels, 2, integer=True)
     ball, victim = get_norm(norm), Victim.of(victim)
     with victim.session(x, y, target=target, ids=ids) as session:
-        closest, rows = Closest(session, ball), session.active
-        if not rows.numel():
-            return session.result(session.x)
-        width, noise = session.high - session.low, session.noise(seed).take(rows)
-        clean = session.x[rows]
-        points, delta = clean, torch.zeros_like(clean)
-        farthest = ball.length(torch.maximum(clean - session.low, session.high - clean))
-        length, eps = torch.zeros_like(farthest), torch.full_like(farthest, init_eps * width)
+        best, live, width = closest(session), session.live(noise=session.noise(seed)), session.width
+        live.points, live.delta = live.x, torch.zeros_like(live.x)
+        live.random = ball.steepest(live.noise.normal(0, live.x.shape[1:], live.x.dtype))  # where a gradient vanishes
+        live.farthest = ball.length(torch.maximum(live.x - session.low, session.high - live.x))
+        live.length, live.eps = torch.zeros_like(live.farthest), torch.full_like(live.farthest, init_eps * width)
         for k in bar(range(steps), show=progress, label="ddn"):
-            if not bool(session.can_pay(rows).all()):  # all samples pay alike
+            live.keep(session.can_pay(live))
+            if not len(live):
                 break
-            answer = session.gradient(points, rows, ce)
-            won = session.secure(answer.logits, rows)
-            closest.keep(rows, points, length, won)
+            answer = session.gradient(live.points, live, ce)
+            won = session.secure(answer.logits, live)
+            best.keep(live, live.points, live.length, won)
 
             size = ball.length(answer.grad)
-            grad = answer.grad
-            if bool((flat := size == 0).any()):
-                grad = torch.where(beside(flat, grad), noise.normal(k, clean.shape[1:], clean.dtype), grad)
-                size = ball.length(grad)
-            delta = torch.addcmul(delta, grad, beside(-width * cosine(1.0, 0.01, k, steps) / size, grad))
-            eps = torch.minimum(eps * torch.where(won, 1 - gamma, 1 + gamma), farthest)
-            scale = beside((eps / ball.length(delta)).nan_to_num_(0.0, 0.0), delta)
-            points = torch.addcmul(clean, delta, scale).clamp_(session.low, session.high)
-            if levels is not None:
-                points = points.sub_(session.low).mul_((levels - 1) / width).round_().mul_(width / (levels - 1))
-                points = points.add_(session.low).clamp_(session.low, session.high)
-            delta = points - clean
-            length = ball.length(delta)
-        return session.result(closest.points, asked=True, revert=True)
+            grad = torch.where(beside(size == 0, live.x), live.random, answer.grad)
+            turn = -width * cosine(1.0, 0.01, k, steps) / torch.where(size == 0, 1.0, size)
+            live.delta = torch.addcmul(live.delta, grad, beside(turn, grad))
+            live.eps = torch.minimum(live.eps * torch.where(won, 1 - gamma, 1 + gamma), live.farthest)
+            scale = (live.eps / ball.length(live.delta)).nan_to_num_(0.0, 0.0)
+            points = torch.addcmul(live.x, live.delta, beside(scale, grad)).clamp_(session.low, session.high)
+            live.points = points if levels is None else _rounded(points, levels, session)
+            live.delta = live.points - live.x
+            live.length = ball.length(live.delta)
+        return session.result(best.points, asked=True, revert=True)
+
+
+def _rounded(points: Tensor, levels: int, session: Session) -> Tensor:
+    """The nearest of so many levels between the ends of the box."""
+    side = (session.high - session.low) / (levels - 1)
+    return ((points - session.low).div_(side).round_().mul_(side).add_(session.low)).clamp_(session.low, session.high)

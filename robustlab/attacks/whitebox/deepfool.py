@@ -27,10 +27,10 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.losses import beyond
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session, beside
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
 

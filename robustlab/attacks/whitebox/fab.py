@@ -30,10 +30,9 @@ from robustlab import checks
 from robustlab.attacker.losses import beyond, shortfall
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
-from robustlab.attacker.victim import Victim
+from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
 from robustlab.attacks.whitebox.minimum_norm import Closest
-from robustlab.attacks.whitebox.pgd import Model
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
 

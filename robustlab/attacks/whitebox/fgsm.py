@@ -18,8 +18,8 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.losses import LossFunction, attacker_loss
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.pgd import Model, pgd
+from robustlab.attacker.victim import Model, Victim
+from robustlab.attacks.whitebox.pgd import pgd
 from robustlab.geometry.norms import get_norm
 
 

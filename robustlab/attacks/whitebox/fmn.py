@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import beside
-from robustlab.attacker.victim import Victim
+from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.cw_descent import shortfall
-from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacks.whitebox.minimum_norm import closest, cosine
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
 
@@ -88,35 +87,34 @@ def fmn(
     ball, l2, victim = get_norm(norm), get_norm("l2"), Victim.of(victim)
     dual = l2 if norm == "l0" else ball.dual  # ℓ0 has none, and does without the distance to the boundary
     with victim.session(x, y, target=target, ids=ids) as session:
-        closest, rows = Closest(session, ball), session.active
-        if not rows.numel():
-            return session.result(session.x)
-        width, clean = session.high - session.low, session.x[rows]
-        low, high = session.low - clean, session.high - clean
-        points, delta = clean, torch.zeros_like(clean)
-        farthest = ball.length(torch.maximum(high, -low))
-        length, eps = torch.zeros_like(farthest), torch.full_like(farthest, 1.0 if norm == "l0" else torch.inf)
+        best, live, width = closest(session), session.live(), session.width
+        live.low, live.high = session.low - live.x, session.high - live.x
+        live.points, live.delta = live.x, torch.zeros_like(live.x)
+        live.farthest = ball.length(torch.maximum(live.high, -live.low))
+        live.length = torch.zeros_like(live.farthest)
+        live.eps = torch.full_like(live.farthest, 1.0 if norm == "l0" else torch.inf)
         for k in bar(range(steps), show=progress, label="fmn"):
-            if not bool(session.can_pay(rows).all()):  # all samples pay alike
+            live.keep(session.can_pay(live))
+            if not len(live):
                 break
-            answer = session.gradient(points, rows, shortfall)
-            won = session.secure(answer.logits, rows)
-            closest.keep(rows, points, length, won)
+            answer = session.gradient(live.points, live, shortfall)
+            won = session.secure(answer.logits, live)
+            best.keep(live, live.points, live.length, won)
 
             slope = dual.length(answer.grad)
-            boundary = length + torch.where(slope > 0, answer.loss.abs() / slope, torch.inf)
+            boundary = live.length + torch.where(slope > 0, answer.loss.abs() / slope, torch.inf)
             change = cosine(gamma, gamma_last, k, steps)
-            eps = torch.minimum(_radius(ball, eps, won, closest.distance[rows], change, boundary), farthest)
+            live.eps = torch.minimum(_radius(ball, live.eps, won, best.of(live), change, boundary), live.farthest)
             size = slope if dual is l2 else l2.length(answer.grad)
-            step = -width * cosine(alpha, alpha_last, k, steps) / size.clamp_min(torch.finfo(clean.dtype).tiny)
-            delta = torch.addcmul(delta, answer.grad, beside(step, delta))
+            turn = -width * cosine(alpha, alpha_last, k, steps) / size.clamp_min(torch.finfo(size.dtype).tiny)
+            delta = torch.addcmul(live.delta, answer.grad, beside(turn, answer.grad))
             if norm == "l0":
-                delta = ball.project_box(delta, eps, low, high)
+                live.delta = ball.project_box(delta, live.eps, live.low, live.high)
             else:  # the box holds 0, so that shrinking does not leave it
-                delta = ball.project(torch.clamp(delta, low, high), eps)
-            points = torch.add(clean, delta).clamp_(session.low, session.high)  # the sum is rounded
-            length = ball.length(delta)
-        return session.result(closest.points, asked=True, revert=True)
+                live.delta = ball.project(torch.clamp(delta, live.low, live.high), live.eps)
+            live.points = torch.add(live.x, live.delta).clamp_(session.low, session.high)  # the sum is rounded
+            live.length = ball.length(live.delta)
+        return session.result(best.points, asked=True, revert=True)
 
 
 def _radius(ball: Norm, eps: Tensor, won: Tensor, best: Tensor, gamma: float, boundary: Tensor) -> Tensor:

@@ -24,12 +24,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import beside
-from robustlab.attacker.victim import Victim
+from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.cw_descent import shortfall
-from robustlab.attacks.whitebox.minimum_norm import Closest, cosine
-from robustlab.attacks.whitebox.pgd import Model
+from robustlab.attacks.whitebox.minimum_norm import closest, cosine
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 
@@ -86,34 +85,32 @@ def sigma_zero(
     checks.positive("threshold_rate", threshold_rate)
     ball, linf, victim = get_norm(norm), get_norm("linf"), Victim.of(victim)
     with victim.session(x, y, target=target, ids=ids) as session:
-        closest, rows = Closest(session, ball), session.active
-        if not rows.numel():
-            return session.result(session.x)
-        width, clean = session.high - session.low, session.x[rows]
-        low, high = (session.low - clean) / width, (session.high - clean) / width
-        delta, mean, square = torch.zeros_like(clean), torch.zeros_like(clean), torch.zeros_like(clean)
-        tau = torch.full_like(closest.distance[rows], threshold)
+        best, live, width = closest(session), session.live(), session.high - session.low
+        live.low, live.high = (session.low - live.x) / width, (session.high - live.x) / width
+        live.delta, live.mean, live.square = (torch.zeros_like(live.x) for _ in range(3))
+        live.tau = torch.full_like(best.value, threshold)
         for k in bar(range(steps), show=progress, label="sigma-zero"):
-            if not bool(session.can_pay(rows).all()):  # all samples pay alike
+            live.keep(session.can_pay(live))
+            if not len(live):
                 break
-            points = torch.add(clean, delta, alpha=width).clamp_(session.low, session.high)
-            answer = session.gradient(points, rows, shortfall)
-            won = session.secure(answer.logits, rows)
-            closest.keep(rows, points, ball.length(points - clean), won)
+            points = torch.add(live.x, live.delta * width).clamp_(session.low, session.high)
+            answer = session.gradient(points, live, shortfall)
+            won = session.secure(answer.logits, live)
+            best.keep(live, points, ball.length(points - live.x), won)
 
-            grad = answer.grad * beside(width * (answer.loss > 0), clean)
-            grad += _smooth_count_slope(delta, sigma)
+            grad = answer.grad * beside(answer.loss > 0, points) * width
+            grad += _smooth_count_slope(live.delta, sigma)
             grad /= beside(linf.length(grad).clamp_min_(torch.finfo(grad.dtype).tiny), grad)
             eta = cosine(lr, 0.1 * lr, k, steps)
-            mean.lerp_(grad, 0.1)
-            square.mul_(0.999).addcmul_(grad, grad, value=0.001)
-            root = (square / (1 - 0.999 ** (k + 1))).sqrt_().add_(1e-8)
-            delta.addcdiv_(mean, root, value=-eta / (1 - 0.9 ** (k + 1))).clamp_(low, high)
+            live.mean.lerp_(grad, 0.1)
+            live.square.mul_(0.999).addcmul_(grad, grad, value=0.001)
+            root = (live.square / (1 - 0.999 ** (k + 1))).sqrt_().add_(1e-8)
+            live.delta.addcdiv_(live.mean, root, value=-eta / (1 - 0.9 ** (k + 1))).clamp_(live.low, live.high)
 
             eta = cosine(lr, 0.1 * lr, k + 1, steps)
-            tau = (tau + threshold_rate * eta * torch.where(won, 1.0, -1.0)).clamp_(0.0, 1.0)
-            delta *= delta.abs() >= beside(tau, delta)
-        return session.result(closest.points, asked=True, revert=True)
+            live.tau = (live.tau + threshold_rate * eta * torch.where(won, 1.0, -1.0)).clamp_(0.0, 1.0)
+            live.delta *= live.delta.abs() >= beside(live.tau, points)
+        return session.result(best.points, asked=True, revert=True)
 
 
 def _smooth_count_slope(delta: Tensor, sigma: float) -> Tensor:

@@ -35,11 +35,11 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.losses import shortfall
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session, beside
-from robustlab.attacker.victim import Victim
+from robustlab.attacker.session import Session
+from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import Closest
-from robustlab.attacks.whitebox.pgd import Model
 from robustlab.attacks.whitebox.weight_search import WeightSearch
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
@@ -122,7 +122,9 @@ def strattack(
             won = admm.run(rows, search.c[rows], torch.zeros_like(session.x[rows]), mask[rows], tau, steps)
             search.next(rows, won)
         rows = rows[best.distance[rows].isfinite()]
-        found = (best.points - session.x)[rows] / (session.high - session.low)
+        full = session.x.clone()
+        full[session.active] = best.points
+        found = (full - session.x)[rows] / (session.high - session.low)
         mask, search = _largest(found, percentile), WeightSearch(session.x, 5 * c, search_steps, factor=5.0)
         for _ in bar(range(search_steps if rows.numel() else 0), show=progress, label="strattack refines"):
             won = admm.run(rows, search.c[rows], found * mask, mask, 0.0, refine_steps)

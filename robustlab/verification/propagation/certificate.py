@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import Certificate
-from robustlab.attacker.session import beside
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.session import beside
+from robustlab.attacker.parts import beside
 from robustlab.geometry.norms import NORMS
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds

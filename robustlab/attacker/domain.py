@@ -1,0 +1,179 @@
+"""What a model's inputs may be: floats in a box by default, or tokens, a graph, several inputs.
+
+A domain checks a batch, knows how many samples it has and names the distances in which a change is measured. Norms and
+the box belong to floats alone. A batch is a tensor (N, ...), or a tuple of such tensors, which the model takes as its
+arguments in order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.attacker.parts import copied, first, size
+from robustlab.geometry.norms import measure
+
+Bound = float | Tensor
+
+
+class Domain(ABC):
+    """A set of inputs."""
+
+    @abstractmethod
+    def check(self, x: Any, name: str = "x") -> None:
+        """Raises ValueError or TypeError unless ``x`` is a batch of this domain."""
+
+    @abstractmethod
+    def distances(self, x: Any, x_adv: Any) -> dict[str, Tensor]:
+        """How far ``x_adv`` is from ``x``, (N,) for each name."""
+
+    def inside(self, x: Any, last: bool = False) -> tuple[Any, Tensor]:
+        """A copy of ``x`` that is surely in the domain, and whether ``x`` was not, a bool of no dimension.
+
+        An attack that leaves its domain has a bug, which must not reach the model.
+        """
+        try:
+            self.check(x)
+        except ValueError:
+            return copied(x), torch.tensor(True, device=first(x).device)
+        return copied(x), torch.tensor(False, device=first(x).device)
+
+
+class Box(Domain):
+    """Floats between two ends, which are numbers, or tensors that broadcast with a sample (one end per channel, say).
+
+    Raises:
+        ValueError, TypeError: unless low < high everywhere.
+    """
+
+    def __init__(self, low: Bound, high: Bound) -> None:
+        self.low, self.high = checks.bound("bounds", low), checks.bound("bounds", high)
+        if not bool(torch.as_tensor(torch.as_tensor(self.low) < torch.as_tensor(self.high)).all()):
+            raise ValueError(f"bounds: want (low, high) with low < high, got ({low}, {high})")
+
+    def ends(self, like: Tensor) -> tuple[Bound, Bound]:
+        """Both ends as the dtype of ``like`` can hold them; tensors are on its device and of a sample's dimensions."""
+        return self._end(self.low, like), self._end(self.high, like)
+
+    @staticmethod
+    def _end(end: Bound, like: Tensor) -> Bound:
+        if isinstance(end, Tensor):
+            return end.to(like)
+        return float(torch.tensor(end, dtype=like.dtype)) if like.is_floating_point() else end
+
+    def check(self, x: Any, name: str = "x") -> None:
+        """Floats inside the box, without NaN."""
+        checks.images(x, (self.low, self.high), name)
+
+    def distances(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
+        """ℓ0, ℓ1, ℓ2 and ℓ∞."""
+        return measure(x_adv - x)
+
+    def inside(self, x: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
+        """Clipped to the box, without waiting for the device; ``last``: in channels-last layout."""
+        low, high = self.ends(x)
+        out = torch.empty_like(x, memory_format=torch.channels_last if last else torch.preserve_format)
+        torch.clamp(x, low, high, out=out)  # type: ignore[call-overload]
+        return out, (out != x).any()
+
+    def __repr__(self) -> str:
+        return f"Box({self.low}, {self.high})"
+
+
+class Tokens(Domain):
+    """Sequences of tokens, int64 (N, T).
+
+    Args:
+        vocabulary: number of tokens V; each is in 0 … V − 1.
+        fixed: tokens that may neither be changed nor come in by a change, such as the padding.
+    """
+
+    def __init__(self, vocabulary: int, fixed: tuple[int, ...] = ()) -> None:
+        checks.at_least("vocabulary", vocabulary, 1, integer=True)
+        self.vocabulary, self.fixed = int(vocabulary), fixed
+
+    def check(self, x: Any, name: str = "x") -> None:
+        """Integers in 0 … V − 1."""
+        if not isinstance(x, Tensor) or x.dtype != torch.int64 or x.dim() != 2:
+            got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name}: want tokens, int64 of shape (N, T), got {got}")
+        if x.numel() and not bool(((x >= 0) & (x < self.vocabulary)).all()):
+            ends = int(x.min()), int(x.max())
+            raise ValueError(f"{name}: want tokens in 0 … {self.vocabulary - 1}, got tokens in {ends[0]} … {ends[1]}")
+
+    def distances(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
+        """``tokens``: how many were changed."""
+        return {"tokens": (x != x_adv).sum(dim=1)}
+
+    def movable(self, x: Tensor) -> Tensor:
+        """(N, T) bool: the tokens that may be changed."""
+        return ~torch.isin(x, torch.tensor(self.fixed, device=x.device, dtype=x.dtype))
+
+    def __repr__(self) -> str:
+        return f"Tokens({self.vocabulary})"
+
+
+class Graphs(Domain):
+    """Graphs: features (N, V, F) and an adjacency matrix (N, V, V) of 0 and 1, symmetric and without loops."""
+
+    def check(self, x: Any, name: str = "x") -> None:
+        """Shapes that fit, and a matrix that is the adjacency of a graph."""
+        if not (isinstance(x, tuple) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)):
+            raise TypeError(f"{name}: want a pair (features, adjacency) of tensors, got {type(x).__name__}")
+        features, adjacency = x
+        n, v = features.shape[:2]
+        if features.dim() != 3 or adjacency.shape != (n, v, v):
+            shapes = tuple(features.shape), tuple(adjacency.shape)
+            raise ValueError(f"{name}: want shapes (N, V, F) and (N, V, V), got {shapes[0]} and {shapes[1]}")
+        binary = ((adjacency == 0) | (adjacency == 1)).all()
+        even = (adjacency == adjacency.mT).all() & (adjacency.diagonal(dim1=1, dim2=2) == 0).all()
+        if not bool(binary & even):
+            raise ValueError(f"{name}: want an adjacency of 0 and 1, symmetric and without loops, got another matrix")
+
+    def distances(self, x: tuple[Tensor, Tensor], x_adv: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """``edges``: how many were added or removed; ``features``: how many entries were changed."""
+        return {
+            "edges": (x[1] != x_adv[1]).sum(dim=(1, 2)) // 2,
+            "features": (x[0] != x_adv[0]).sum(dim=(1, 2)),
+        }
+
+    def __repr__(self) -> str:
+        return "Graphs()"
+
+
+class Several(Domain):
+    """Several inputs, each in a domain of its own; the model takes them in this order.
+
+    Args:
+        parts: name → domain; the names prefix the distances.
+    """
+
+    def __init__(self, **parts: Domain) -> None:
+        for name, part in parts.items():
+            if not isinstance(part, Domain):
+                raise TypeError(f"{name}: want a Domain, got {type(part).__name__}")
+        self.parts: Mapping[str, Domain] = parts
+
+    def check(self, x: Any, name: str = "x") -> None:
+        """One batch for each part, of as many samples."""
+        if not isinstance(x, tuple) or len(x) != len(self.parts):
+            got = f"{len(x)} of them" if isinstance(x, tuple) else type(x).__name__
+            raise TypeError(f"{name}: want a tuple ({', '.join(self.parts)}), got {got}")
+        for part, value in zip(self.parts, x, strict=True):
+            self.parts[part].check(value, part)
+        sizes = {part: size(value) for part, value in zip(self.parts, x, strict=True)}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"{name}: want as many samples in every part, got {sizes}")
+
+    def distances(self, x: tuple[Any, ...], x_adv: tuple[Any, ...]) -> dict[str, Tensor]:
+        """Those of every part, as ``part.name``."""
+        pairs = zip(self.parts.items(), x, x_adv, strict=True)
+        return {f"{part}.{k}": v for (part, domain), a, b in pairs for k, v in domain.distances(a, b).items()}
+
+    def __repr__(self) -> str:
+        return f"Several({', '.join(f'{name}={part}' for name, part in self.parts.items())})"

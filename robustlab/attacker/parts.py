@@ -1,0 +1,56 @@
+"""Batches that are a tensor (N, ...) or a tuple of such: their size, some of their rows, choices between two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def every(function: Callable[..., Any], *batches: Any) -> Any:
+    """``function`` on a tensor, or on each part of a tuple (with the like parts of the further ``batches``)."""
+    if isinstance(batches[0], tuple):
+        return tuple(every(function, *parts) for parts in zip(*batches, strict=True))
+    return function(*batches)
+
+
+def first(x: Any) -> Tensor:
+    """The first tensor of a batch."""
+    return first(x[0]) if isinstance(x, tuple) else x
+
+
+def size(x: Any) -> int:
+    """How many samples a batch has."""
+    return first(x).shape[0]
+
+
+def copied(x: Any) -> Any:
+    """A copy that shares neither memory nor graph."""
+    return every(lambda part: part.detach().clone(), x)
+
+
+def take(x: Any, index: Tensor) -> Any:
+    """The rows that an index (int64, or a mask) names."""
+    return every(lambda part: part[index], x)
+
+
+def put(x: Any, index: Tensor, values: Any) -> Any:
+    """``x`` with the rows of an index replaced, in place."""
+
+    def write(part: Tensor, value: Tensor) -> Tensor:
+        part[index] = value.to(part)
+        return part
+
+    return every(write, x, values)
+
+
+def where(mask: Tensor, x: Any, other: Any) -> Any:
+    """The rows of ``x`` where a mask (N,) holds, those of ``other`` elsewhere."""
+    return every(lambda a, b: torch.where(beside(mask, a), a, b), x, other)
+
+
+def beside(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` (n,) as (n, 1, ..., 1), to broadcast with ``like`` (n, ...)."""
+    return values.reshape((-1,) + (1,) * (like.dim() - 1))
