@@ -47,14 +47,21 @@ def one_of(name: str, value: object, wanted: Collection[object]) -> None:
 
 
 def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A positive number, or one a sample, as a float tensor (N,) beside ``like`` (N, ...)."""
+    """A finite number, or one per sample, as a float tensor (N,) beside ``like`` (N, ...).
+
+    It must be above 0, but for ``eps``, which may be 0: a ball of radius 0 is x alone, while a step of 0 leads nowhere.
+    """
     given = value if isinstance(value, (numbers.Real, Tensor)) and not isinstance(value, bool) else None
     if given is None:
-        raise TypeError(f"{name}: want a number or a tensor of one a sample, got {value!r}")
+        raise TypeError(f"{name}: want a number or a tensor of one per sample, got {value!r}")
     tensor = torch.as_tensor(given, dtype=like.dtype, device=like.device).detach()
     if tensor.dim() and tensor.shape != like.shape[:1]:
         raise ValueError(f"{name}: want a number or shape ({like.shape[0]},), got shape {tuple(tensor.shape)}")
-    positive(name, tensor)
+    if name == "eps":
+        if not bool((tensor.isfinite() & (tensor >= 0)).all()):
+            raise ValueError(f"{name}: want finite and at least 0, got {value}")
+    else:
+        positive(name, tensor)
     return tensor.expand(like.shape[0])
 
 
