@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustlab.attacker.victim import Victim
 from robustlab.geometry.norms import NORMS
-from tests.suite.cases import Case, batch, over
+from tests.suite.cases import CASES, TARGETED, Case, batch, over
 from tests.suite.models import FLAT, Affine, Counting, Then, mlp
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 
@@ -66,11 +66,11 @@ def bad_arguments(case: Case, x: Tensor, y: Tensor) -> Iterator[Bad]:
             yield Bad("norm", {"norm": norm})
     positive = [name for name in ("eps", "step_size", "lr", "c") if case.takes(name)]
     for name in positive:
-        for value in (0, -0.1, float("nan"), float("inf"), "0.1"):
+        for value in (-0.1, float("nan"), float("inf"), "0.1", *([] if name == "eps" else [0])):
             yield Bad(name, {name: value})
     for name in [name for name in ("eps", "step_size") if case.takes(name)]:
         yield Bad(name, {name: torch.full((len(x) + 1,), 0.1)}, "too many")
-        yield Bad(name, {name: torch.linspace(0, 1, len(x))}, "one of them 0")
+        yield Bad(name, {name: torch.linspace(-1, 1, len(x))}, "one of them below 0")
     for name in [name for name in ("kappa", "overshoot") if case.takes(name)]:
         for value in (-0.1, float("nan"), float("inf"), "0.1"):
             yield Bad(name, {name: value})
@@ -207,16 +207,22 @@ def test_access(case: Case, device: torch.device) -> None:
 
 
 @over()
-def test_target_and_classes(case: Case, device: torch.device) -> None:
+def test_models_without_parameters(case: Case, device: torch.device) -> None:
     check_models_without_parameters(case, device)
-    if case.targeted:
-        check_target_names_the_rows(case, device)
-    if case.takes("loss"):
-        check_losses_that_need_classes(case, device)
 
 
-@over()
+@over(*TARGETED)
+def test_target_names_the_rows(case: Case, device: torch.device) -> None:
+    check_target_names_the_rows(case, device)
+
+
+@over(*[case for case in CASES if case.takes("loss")])
+def test_losses_that_need_classes(case: Case, device: torch.device) -> None:
+    check_losses_that_need_classes(case, device)
+
+
 @pytest.mark.gpu
+@over()
 def test_another_device(case: Case) -> None:
     model, x, y = batch(case, torch.device("cuda"), n=3)
     with pytest.raises(ValueError, match=r"^x: want the model's device cuda:0, got cpu"):

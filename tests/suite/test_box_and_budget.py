@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from robustlab.attacker.victim import Victim
 from robustlab.geometry.norms import NORMS
-from tests.suite.cases import EPS, Case, noise_box, over
+from tests.suite.cases import ATTACKS, CASES, EPS, Case, noise_box
 from tests.suite.models import Counting, mlp
 
 FLOAT = {torch.float32: 1.2e-7, torch.float64: 2.3e-16}
@@ -122,8 +123,25 @@ class Stretch(torch.nn.Module):
         return (x - self.low) / self.width
 
 
-@over()
-@settings(max_examples=12)
-@given(data=st.data())
-def test_box_and_budget(case: Case, device: torch.device, data: st.DataObject) -> None:
-    check_box_and_budget(case, data.draw(problems(case)), device)
+def check_box_and_budget_of(cases: list[Case], device: torch.device, examples: int) -> None:
+    """Problems that Hypothesis draws, spread over all the cases."""
+
+    @settings(max_examples=examples)
+    @given(data=st.data())
+    def run(data: st.DataObject) -> None:
+        case = data.draw(st.sampled_from(cases))
+        check_box_and_budget(case, data.draw(problems(case)), device)
+
+    run()
+
+
+@pytest.mark.parametrize("key", [row.key for row in ATTACKS])
+def test_box_and_budget(key: str, device: torch.device) -> None:
+    check_box_and_budget_of([case for case in CASES if case.row.key == key], device, examples=12)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_box_and_budget_of_each_case(case: Case, device: torch.device) -> None:
+    check_box_and_budget_of([case], device, examples=30)

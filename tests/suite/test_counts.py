@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from robustlab.attacker.victim import Victim
@@ -29,7 +28,7 @@ def check_counts(case: Case, device: torch.device) -> None:
         assert torch.equal(alone.queries, whole.queries[one]), "a sample pays for others in its batch"
 
 
-def check_budget_of_queries(case: Case, device: torch.device, budget: int) -> None:
+def check_budget_of_queries(case: Case, device: torch.device, budget: int = 4) -> None:
     """Never more than ``budget`` forward rows a sample; what is returned obeys all other rules."""
     model, x, y = batch(case, device, n=5)
     seen = Counting(model)
@@ -59,8 +58,7 @@ def test_counts(case: Case, device: torch.device) -> None:
     check_counts(case, device)
 
 
-@over()
-@pytest.mark.parametrize("budget", BUDGETS)
+@over(budget=BUDGETS)
 def test_budget_of_queries(case: Case, device: torch.device, budget: int) -> None:
     check_budget_of_queries(case, device, budget)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from tests.suite.cases import Case, batch, over
 from tests.suite.models import IMAGE, Then, convnet
 
 
-def check_logit_shift(case: Case, device: torch.device, shift: float) -> None:
+def check_logit_shift(case: Case, device: torch.device, shift: float = 3.0) -> None:
     """Adding a constant to all logits.
 
     Budget attacks must not move at all. Minimum-norm attacks end with a margin that is relative to the largest |logit|,
@@ -27,7 +26,7 @@ def check_logit_shift(case: Case, device: torch.device, shift: float) -> None:
         torch.testing.assert_close(plain.x_adv, shifted.x_adv, rtol=0, atol=1e-7)
 
 
-def check_layout(case: Case, device: torch.device, layout: str) -> None:
+def check_layout(case: Case, device: torch.device, layout: str = "transposed") -> None:
     """Views, strides and channels-last memory give what contiguous memory gives."""
     model, x, y = batch(case, device, n=4)
     if case.shape == IMAGE:
@@ -50,7 +49,7 @@ def check_layout(case: Case, device: torch.device, layout: str) -> None:
     assert torch.equal(ours.success, plain.success) and torch.equal(ours.queries, plain.queries)
 
 
-def check_gradient_mode(case: Case, device: torch.device, mode: str) -> None:
+def check_gradient_mode(case: Case, device: torch.device, mode: str = "no_grad") -> None:
     """Under no_grad and inference_mode, with tensors made there."""
     model, x, y = batch(case, device, n=4)
     plain = case.run(model, x, y)
@@ -77,27 +76,21 @@ def check_batch_of_one_on_saturated_pixels(case: Case, device: torch.device) -> 
             assert not torch.equal(result.x_adv, x[i : i + 1]), "pixels at the bounds stop the attack"
 
 
-@over()
-@pytest.mark.parametrize("shift", [3.0, -300.0])
-def test_logit_shift(case: Case, device: torch.device, shift: float) -> None:
+@over(shift=(3.0, -300.0))
+def test_logit_shift(case: Case, device: torch.device, shift: float = 3.0) -> None:
     check_logit_shift(case, device, shift)
 
 
-@pytest.mark.slow
-@over()
-@pytest.mark.parametrize("layout", ["transposed", "strided", "channels_last", "expanded"])
+@over(slow=True, layout=("transposed", "strided", "channels_last", "expanded"))
 def test_layout(case: Case, device: torch.device, layout: str) -> None:
     check_layout(case, device, layout)
 
 
-@pytest.mark.slow
-@over()
-@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+@over(slow=True, mode=("no_grad", "inference_mode"))
 def test_gradient_mode(case: Case, device: torch.device, mode: str) -> None:
     check_gradient_mode(case, device, mode)
 
 
-@pytest.mark.slow
-@over()
+@over(slow=True)
 def test_saturated_pixels(case: Case, device: torch.device) -> None:
     check_batch_of_one_on_saturated_pixels(case, device)

@@ -85,7 +85,7 @@ def inputs(case: Case, model: nn.Module, device: torch.device) -> tuple[Tensor, 
     return x, y, extra
 
 
-def check_no_side_effects(case: Case, device: torch.device, mode: str) -> AttackResult:
+def check_no_side_effects(case: Case, device: torch.device, mode: str = "eval") -> AttackResult:
     model = watched_model(case, device)
     x, y, extra = inputs(case, model, device)
     before = snapshot(model, x, y, *extra.values())
@@ -113,7 +113,10 @@ class Raising(nn.Module):
         return self.model(x)
 
 
-def check_no_side_effects_of_errors(case: Case, device: torch.device, mode: str, at: int, error: BaseException) -> None:
+def check_no_side_effects_of_errors(
+    case: Case, device: torch.device, mode: str = "eval", at: int = 2, error: BaseException | None = None
+) -> None:
+    error = error or RuntimeError("planted")
     model = Raising(watched_model(case, device), at, error)
     x, y, extra = inputs(case, model.model, device)
     before = snapshot(model, x, y, *extra.values())
@@ -150,17 +153,14 @@ class _Plain(nn.Module):
         return self.function(x)
 
 
-@over()
-@pytest.mark.parametrize("mode", ["eval", "asis"])
+@over(mode=("eval", "asis"))
 def test_no_side_effects(case: Case, device: torch.device, mode: str) -> None:
     check_no_side_effects(case, device, mode)
 
 
-@over()
-@pytest.mark.parametrize("mode", ["eval", "asis"])
-@pytest.mark.parametrize("at", [1, 2])
+@over(mode=("eval", "asis"), at=(1, 2))
 def test_no_side_effects_of_errors(case: Case, device: torch.device, mode: str, at: int) -> None:
-    check_no_side_effects_of_errors(case, device, mode, at, RuntimeError("planted"))
+    check_no_side_effects_of_errors(case, device, mode, at)
 
 
 @over()

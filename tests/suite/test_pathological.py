@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +39,7 @@ def check_honest(case: Case, model: nn.Module, x: Tensor, y: Tensor, **changes: 
     return result
 
 
-def check_broken_model(case: Case, device: torch.device, kind: str) -> None:
+def check_broken_model(case: Case, device: torch.device, kind: str = "nan-gradient") -> None:
     model, x, y = batch(case, device, n=4)
     check_honest(case, BROKEN[kind](model), x, y)
 
@@ -99,9 +98,7 @@ class _NaNAway(nn.Module):
         return self.model(x).masked_fill(far[:, None], torch.nan)
 
 
-@pytest.mark.slow
-@over()
-@pytest.mark.parametrize("kind", BROKEN)
+@over(slow=True, kind=tuple(BROKEN))
 def test_broken_model(case: Case, device: torch.device, kind: str) -> None:
     check_broken_model(case, device, kind)
 
@@ -121,7 +118,6 @@ def test_infinite_logits(case: Case, device: torch.device) -> None:
     check_infinite_logits(case, device)
 
 
-@pytest.mark.slow
-@over()
+@over(slow=True)
 def test_probabilities(case: Case, device: torch.device) -> None:
     check_probabilities(case, device)

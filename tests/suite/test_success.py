@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.suite.cases import Case, batch, over
+from tests.suite.cases import CASES, TARGETED, Case, batch, over
 from tests.suite.models import Then, mlp
 
 
-def check_success_is_true(case: Case, device: torch.device, dtype: torch.dtype) -> None:
+def check_success_is_true(case: Case, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
     """On the whole batch, in the returned dtype; minimum-norm attacks with a margin that survives rounding."""
     model, x, y = batch(case, device, n=12, dtype=dtype, seed=4)
     result = case.run(model, x, y)
@@ -36,7 +36,7 @@ def check_success_is_true(case: Case, device: torch.device, dtype: torch.dtype) 
         assert bool(radius[~won].isinf().all()) and bool(radius[won].isfinite().all())
 
 
-def check_untouched_where_goal_is_met(case: Case, device: torch.device, every: bool) -> None:
+def check_untouched_where_goal_is_met(case: Case, device: torch.device, every: bool = False) -> None:
     """Samples that meet the goal at x: returned unchanged, one query, no gradient. The others as if alone."""
     model, x, y = batch(case, device, n=6)
     there = torch.ones(6, dtype=torch.bool, device=device)
@@ -139,14 +139,12 @@ def check_two_classes(case: Case, device: torch.device) -> None:
         assert torch.equal(model(result.x_adv).argmax(1) != y, result.success)
 
 
-@over()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@over(dtype=(torch.float32, torch.float64))
 def test_success_is_true(case: Case, device: torch.device, dtype: torch.dtype) -> None:
     check_success_is_true(case, device, dtype)
 
 
-@over()
-@pytest.mark.parametrize("every", [False, True], ids=["some", "all"])
+@over(every=(False, True))
 def test_untouched_where_goal_is_met(case: Case, device: torch.device, every: bool) -> None:
     check_untouched_where_goal_is_met(case, device, every)
 
@@ -156,14 +154,17 @@ def test_failure(case: Case, device: torch.device) -> None:
     check_failure(case, device)
 
 
-@over()
+@over(*TARGETED)
 def test_targeted_means_targeted(case: Case, device: torch.device) -> None:
-    if case.targeted:
-        check_targeted_means_targeted(case, device)
-    elif not case.row.targeted:
-        model, x, y = batch(case, device)
-        with pytest.raises(TypeError, match="target"):
-            case.attack(model, x, y, **case.arguments(target=0))
+    check_targeted_means_targeted(case, device)
+
+
+def test_a_target_is_refused_where_the_row_has_none() -> None:
+    for case in CASES:
+        if not case.row.targeted:
+            model, x, y = batch(case, torch.device("cpu"))
+            with pytest.raises(TypeError, match="target"):
+                case.attack(model, x, y, **case.arguments(target=0))
 
 
 @over()

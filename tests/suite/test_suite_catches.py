@@ -6,6 +6,7 @@ A plant takes a working attack and returns it with one bug that real attacks hav
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ import tests.suite.test_bad_input as bad_input
 import tests.suite.test_batch as in_batch
 import tests.suite.test_box_and_budget as box
 import tests.suite.test_counts as counts
+import tests.suite.test_edges as edges
 import tests.suite.test_invariance as invariance
 import tests.suite.test_no_side_effects as side_effects
 import tests.suite.test_optimum as optimum
@@ -26,7 +28,7 @@ import tests.suite.test_pathological as pathological
 import tests.suite.test_success as success
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
-from tests.suite.cases import CASES, Case
+from tests.suite.cases import CASES, Case, over
 
 CPU = torch.device("cpu")
 Attack = Callable[..., AttackResult]
@@ -466,6 +468,89 @@ def test_broken_models() -> None:
     logits_only = before(lambda victim, **_: {"victim": Victim.of(victim).model})
     with caught():
         pathological.check_probabilities(planted("deepfool-l2", logits_only), CPU)
+
+
+# Edges ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        before(lambda eps, **_: {"eps": eps + 1e-12}),
+        after(lambda r, x, *_, **k: replace(r, x_adv=(r.x_adv + 1e-16).clamp(0, 1) - 1e-16)),
+        after(lambda r, *_, **k: replace(r, success=r.success & False)),
+        before(lambda eps, **_: {"eps": torch.as_tensor(eps).max()}),
+    ],
+    ids=["floor", "rounding", "success", "one for all"],
+)
+def test_zero_budget(bug: Callable[[Attack], Attack]) -> None:
+    edges.check_zero_budget(case("pgd-linf"), CPU)
+    with caught():
+        edges.check_zero_budget(planted("pgd-linf", bug), CPU)
+
+
+def test_callers_batches() -> None:
+    def one_of_many(r: AttackResult, x: Tensor, *_: Any, **k: Any) -> AttackResult:
+        return replace(r, success=r.success ^ (torch.arange(len(x)) == 5))
+
+    returns_x = after(lambda r, x, *_, **k: replace(r, x_adv=x))
+    for size in (1, 3):
+        for bug in (after(one_of_many), returns_x):
+            with caught():
+                edges.check_callers_batches(planted("pgd-linf", bug), CPU, size)
+
+
+def test_least_likely_target() -> None:
+    def likeliest(victim: Any, x: Tensor, y: Tensor, **_: Any) -> dict[str, Any]:
+        others = Victim.of(victim).model(x).detach().scatter(1, y[:, None], -torch.inf)
+        return {"target": others.argmax(dim=1)}
+
+    gives_up = before(lambda eps, **_: {"eps": eps / 100})
+    for bug in (before(likeliest), gives_up):
+        with caught():
+            edges.check_least_likely_target(planted("pgd-linf-targeted", bug), CPU)
+
+
+def test_two_threads() -> None:
+    def swaps_modes(attack: Attack) -> Attack:
+        def broken(victim: Any, x: Tensor, y: Tensor | None = None, **kw: Any) -> AttackResult:
+            model = Victim.of(victim).model
+            time.sleep(0.02 * kw["seed"])
+            modes = [(m, m.training) for m in model.modules()]
+            model.eval()
+            time.sleep(0.05 + 0.15 * kw["seed"])
+            result = attack(victim, x, y, **kw)
+            for module, training in modes:  # what the other thread has set, perhaps
+                module.training = training
+            return result
+
+        return broken
+
+    with caught():
+        edges.check_two_threads(planted("pgd-linf", swaps_modes), CPU)
+
+
+def test_every_combination_is_run() -> None:
+    """One of each attack in every run, the rest of the product in the full one; an error names its case."""
+    seen = []
+
+    @over(case("pgd-l1"), case("pgd-l2"), case("fgsm-l2"), number=(1, 2))
+    def test_that_fails_once(case: Case, number: int) -> None:
+        seen.append((str(case), number))
+        assert (str(case), number) != ("pgd-l2", 2)
+
+    (mark,) = test_that_fails_once.pytestmark
+    items = {item.id: item for item in mark.args[1]}
+    assert sorted(items) == ["fgsm", "fgsm-rest", "pgd", "pgd-rest"]
+    assert all(("full" in [m.name for m in items[key].marks]) == key.endswith("-rest") for key in items)
+    for item in items.values():
+        try:
+            test_that_fails_once(item.values[0])
+        except AssertionError as error:
+            assert error.__notes__ == ["in the case pgd-l2 {'number': 2}"]
+        else:
+            assert item.id != "pgd-rest"
+    assert len(seen) >= 5 and len(set(seen)) == len(seen)
 
 
 # The optimum ---------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def bim(
     """
     checks.at_least("steps", steps, 1, integer=True)
     if step_size is None and isinstance(eps, (int, float, Tensor)):
-        step_size = eps / steps
+        step_size = (eps + (eps == 0)) / steps  # in a ball of one point any step will do
     return pgd(
         victim, x, y, norm=norm, eps=eps, steps=steps, step_size=step_size, loss=loss, target=target,
         init=x.new_zeros(()).expand_as(x) if isinstance(x, Tensor) else None,
