@@ -11,12 +11,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import product
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
-from zlib import crc32
+from typing import Any, cast
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +22,7 @@ from robustlab.attacker.victim import Victim
 from robustlab.geometry.norms import NORMS, get_norm
 from robustlab.teaching.catalogue import Row, rows
 from tests.suite.models import FLAT, IMAGE, mlp
-
-Test = TypeVar("Test", bound=Callable[..., None])
+from tests.suite.product import Test, one_of
 
 # Budgets at which some of the samples of ``batch`` fall and some do not.
 EPS = {"l0": 3.0, "l1": 0.8, "l2": 0.3, "linf": 0.1}
@@ -117,43 +113,8 @@ TARGETED = [case for case in CASES if case.targeted]
 
 
 def over(*chosen: Case, slow: bool = False, **variants: Sequence[Any]) -> Callable[[Test], Test]:
-    """Runs a test ``(case, ...)`` over the cases given, or all, and over every combination of the ``variants``.
-
-    `make test` takes one combination of each attack: always the same, but another one from test to test, so that all
-    its tests together meet its norms, its targeted mode and the variants. The full product, one item for each attack,
-    is marked ``full``. An error names the case.
-    """
-
-    def mark(test: Test) -> Test:
-        per_attack: dict[str, list[tuple[Case, dict[str, Any]]]] = {}
-        for case, values in product(chosen or CASES, product(*variants.values())):
-            combination = (case, dict(zip(variants, values, strict=True)))
-            per_attack.setdefault(case.row.key, []).append(combination)
-        items = []
-        for key, all_of_it in per_attack.items():
-            pick = crc32(f"{test.__name__} {key}".encode()) % len(all_of_it)
-            marks = [pytest.mark.slow] if slow else []
-            items.append(pytest.param([all_of_it.pop(pick)], id=key, marks=marks))
-            if all_of_it:
-                items.append(pytest.param(all_of_it, id=f"{key}-rest", marks=[pytest.mark.slow, pytest.mark.full]))
-
-        def run(combinations: list[tuple[Case, dict[str, Any]]], **fixtures: Any) -> None:
-            for case, values in combinations:
-                try:
-                    test(case=case, **values, **fixtures)
-                except BaseException as error:
-                    error.add_note(f"in the case {case} {values or ''}")
-                    raise
-
-        given = inspect.signature(test)
-        fixtures = [p for p in given.parameters.values() if p.name not in ("case", *variants)]
-        combined = inspect.Parameter("combinations", inspect.Parameter.KEYWORD_ONLY)
-        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fixtures]
-        run.__signature__ = given.replace(parameters=[combined, *keyword_only])  # type: ignore[attr-defined]
-        run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__
-        return pytest.mark.parametrize("combinations", items)(run)  # type: ignore[return-value]
-
-    return mark
+    """Runs a test over the cases given, or all, and over every combination of the ``variants``; see :func:`one_of`."""
+    return one_of(chosen or CASES, slow=slow, **variants)
 
 
 def noise_box(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:

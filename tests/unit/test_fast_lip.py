@@ -258,6 +258,6 @@ def test_an_operator_without_known_slopes_is_named() -> None:
         fast_lip(model, inputs(2, (3,)), eps=0.1)
     with pytest.raises(ValueError, match="norm"):
         lipschitz_bound(dense((3, 2)), inputs(2, (3,)), norm="l0", eps=0.1)
-    for wrong in (0.0, torch.tensor([0.1, -0.1]), torch.ones(3)):
+    for wrong in (-0.1, torch.tensor([0.1, -0.1]), torch.ones(3)):
         with pytest.raises(ValueError, match="eps"):
             lipschitz_bound(dense((3, 2)), inputs(2, (3,)), eps=wrong)

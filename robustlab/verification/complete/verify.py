@@ -12,8 +12,12 @@ from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.attacker.victim import Victim
 from robustlab.graph.arithmetic import full_precision
+from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
+from robustlab.verification.complete.descent import graph_device
 from robustlab.verification.complete.query import Clock, Replay, Verdict, label_cases
+from robustlab.verification.propagation.layers import interval_layers
+from robustlab.verification.propagation.region import Box
 
 __all__ = ["verify"]
 
@@ -41,7 +45,7 @@ def verify(
 
     * ``"verified"``: for every k the solver has shown f_y − f_k > 1e-6 on the ball, in float64;
     * ``"falsified"``: there is an x′ in the ball whose label, asked of the model itself, is not y;
-    * ``"unknown"``: time or memory ran out, or what decides is within 1e-6 of a tie.
+    * ``"unknown"``: time or memory ran out, what decides is within 1e-6 of a tie, or the model may overflow on the ball.
 
     Args:
         model: from (N, ...) to (N, K), with operators that the method knows.
@@ -87,6 +91,9 @@ def verify(
                 status[i], found[i] = "falsified", x[i]
                 continue
             low, high = ball(x[i], float(exact[i]), box)
+            if _overflows(graph, low, high, x.dtype):
+                status[i] = "unknown"
+                continue
             cases = label_cases(low.flatten(), high.flatten(), label, session.clean.shape[1])
             replay = _replay(model, x[i], label, low, high)
             verdict: Verdict = solve(graph, cases, replay, Clock(timeout), **options)
@@ -101,6 +108,13 @@ def verify(
         method=method,
         counterexample=found if "falsified" in status else None,
     )
+
+
+def _overflows(graph: Graph, low: Tensor, high: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a number on the way may leave the model's dtype: its answer is then not what a solver would reason on."""
+    box = Box(*(end.reshape(1, *graph.input_shape).to(graph_device(graph)) for end in (low, high)))
+    largest = torch.stack([bounds.largest.amax() for bounds in interval_layers(graph, box)]).amax()
+    return not bool(largest <= torch.finfo(dtype).max)  # NaN neither
 
 
 def ball(x: Tensor, eps: float, box: tuple[float, float]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import get_norm
 from robustlab.teaching.catalogue import Row, rows
 from tests.suite.models import Center, seeded
+from tests.suite.product import one_of
 
 SHAPES = {"flat": (5,), "image": (1, 5, 5)}
 # Radii at which some of the samples of ``problem`` can be verified and some cannot.
@@ -58,7 +58,7 @@ def _takes_ball(row: Row) -> bool:
 CASES = [
     Case(row, _function(row), norm) for row in rows("verifier", done=True) if _takes_ball(row) for norm in row.norms
 ]
-over_all = pytest.mark.parametrize("case", CASES, ids=str)
+over_all = one_of(CASES)
 
 
 def relu_net(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0, classes: int = 3) -> nn.Module:
