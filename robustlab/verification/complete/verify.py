@@ -45,7 +45,8 @@ def verify(
 
     * ``"verified"``: for every k the solver has shown f_y − f_k > 1e-6 on the ball, in float64;
     * ``"falsified"``: there is an x′ in the ball whose label, asked of the model itself, is not y;
-    * ``"unknown"``: time or memory ran out, what decides is within 1e-6 of a tie, or the model may overflow on the ball.
+    * ``"unknown"``: time or memory ran out, what decides is within 1e-6 of a tie, or the model may
+      overflow on the ball.
 
     Args:
         model: from (N, ...) to (N, K), with operators that the method knows.

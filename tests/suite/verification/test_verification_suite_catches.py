@@ -77,5 +77,5 @@ def swallows(verifier: Verifier) -> Verifier:
 )
 def test_broken_verifiers_are_seen(bug: Callable[[Verifier], Verifier], check: Callable[..., None]) -> None:
     check(planted(lambda verifier: verifier), CPU)
-    with pytest.raises(AssertionError, match="verified|verdict|decided"):
+    with pytest.raises(AssertionError, match=r"verified|verdict|decided"):
         check(planted(bug), CPU)
