@@ -54,10 +54,16 @@ def code_of_chapter(number: str) -> str:
 
 
 def words_in_ids_of_suite() -> set[str]:
-    """All words in the square brackets of the identifiers of the tests in tests/suite."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/suite"]
-    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    brackets = re.findall(r"\[(.+)\]$", listing, flags=re.MULTILINE)
+    """All words in the square brackets of the identifiers of the tests in tests/suite that every run takes."""
+    names: list[str] = []
+
+    class Listens:
+        def pytest_collection_finish(self, session: pytest.Session) -> None:
+            names.extend(item.name for item in session.items)
+
+    options = ["--collect-only", "-qq", "-p", "no:cacheprovider"]
+    assert pytest.main([*options, str(ROOT / "tests" / "suite")], plugins=[Listens()]) == 0
+    brackets = [name.partition("[")[2] for name in names]
     return {word for text in brackets for word in re.split(r"[^a-z0-9_]+", text)}
 
 

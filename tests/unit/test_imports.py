@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,34 +161,26 @@ def run(code: str) -> str:
 @pytest.mark.slow
 def test_import_is_light() -> None:
     """`import robustlab` and its core cost less than a second over torch, and bring nothing heavy along."""
-    costs = [
-        float(
-            run(
-                "import time, torch\n"
-                "start = time.process_time()\n"
-                "import robustlab, robustlab.attacks, robustlab.attacker.victim, robustlab.teaching.catalogue\n"
-                "from robustlab.attacks import *\n"
-                "print(time.process_time() - start)"
-            )
-        )
-        for _ in range(2)
-    ]
-    assert min(costs) < 1.0, f"importing took {min(costs):.2f} s over torch"
-    loaded = run(
-        "import torch, sys\n"
-        "before = set(sys.modules)\n"
-        "import robustlab, robustlab.attacks, robustlab.teaching.catalogue\n"
+    code = (
+        "import sys, time, torch\n"
+        "before, start = set(sys.modules), time.process_time()\n"
+        "import robustlab, robustlab.attacks, robustlab.attacker.victim, robustlab.teaching.catalogue\n"
         "from robustlab.attacks import *\n"
-        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
-    ).split()
+        "print(time.process_time() - start, *sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    cost, *loaded = run(code).split()
+    if float(cost) >= 1.0:  # a busy machine may be slow once
+        cost = min(cost, run(code).split()[0], key=float)
+    assert float(cost) < 1.0, f"importing took {float(cost):.2f} s over torch"
     assert not set(loaded) & set(HEAVY), loaded
 
 
 @pytest.mark.slow
 def test_attacks_load_only_what_is_asked_for() -> None:
-    out = run("import sys, robustlab.attacks\nprint(sorted(m for m in sys.modules if m.startswith('robustlab.')))")
-    assert out.strip() == "['robustlab._lazy', 'robustlab.attacks']"
-    out = run("import sys\nfrom robustlab.attacks import fgsm\nprint('robustlab.attacks.whitebox.cw' in sys.modules)")
-    assert out.strip() == "False"
-    with pytest.raises(AssertionError, match="has no attribute 'nonsense'"):
-        run("import robustlab.attacks\nrobustlab.attacks.nonsense")
+    out = run(
+        "import sys, robustlab.attacks\nprint(*sorted(m for m in sys.modules if m.startswith('robustlab.')))\n"
+        "from robustlab.attacks import fgsm\nprint('robustlab.attacks.whitebox.cw' in sys.modules)"
+    )
+    assert out.splitlines() == ["robustlab._lazy robustlab.attacks", "False"]
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        importlib.import_module("robustlab.attacks").nonsense  # noqa: B018
