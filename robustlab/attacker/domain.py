@@ -55,10 +55,14 @@ class Box(Domain):
         self.low, self.high = checks.bound("bounds", low), checks.bound("bounds", high)
         if not bool(torch.as_tensor(torch.as_tensor(self.low) < torch.as_tensor(self.high)).all()):
             raise ValueError(f"bounds: want (low, high) with low < high, got ({low}, {high})")
+        self._ends: dict[tuple[torch.dtype, torch.device], tuple[Bound, Bound]] = {}
 
     def ends(self, like: Tensor) -> tuple[Bound, Bound]:
-        """Both ends as the dtype of ``like`` can hold them; tensors are on its device and of a sample's dimensions."""
-        return self._end(self.low, like), self._end(self.high, like)
+        """Both ends as the dtype of ``like`` can hold them; tensors are on its device."""
+        key = like.dtype, like.device
+        if key not in self._ends:
+            self._ends[key] = self._end(self.low, like), self._end(self.high, like)
+        return self._ends[key]
 
     @staticmethod
     def _end(end: Bound, like: Tensor) -> Bound:
@@ -77,8 +81,8 @@ class Box(Domain):
     def inside(self, x: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
         """Clipped to the box, without waiting for the device; ``last``: in channels-last layout."""
         low, high = self.ends(x)
-        out = torch.empty_like(x, memory_format=torch.channels_last if last else torch.preserve_format)
-        torch.clamp(x, low, high, out=out)  # type: ignore[call-overload]
+        out = torch.empty_like(x, memory_format=torch.channels_last) if last else None
+        out = torch.clamp(x, low, high, out=out)  # type: ignore[call-overload]
         return out, (out != x).any()
 
     def __repr__(self) -> str:

@@ -20,8 +20,6 @@ from torch import Tensor
 from robustlab.attacker.parts import copied, first, put, size, take, where
 from robustlab.geometry.keyed import Noise
 
-NEVER = torch.iinfo(torch.int64).max
-
 
 class Books(Protocol):
     """Who keeps the counts: a :class:`robustlab.attacker.session.Session`."""
@@ -53,8 +51,10 @@ class Live:
 
     def __init__(self, session: Books, rows: Tensor, place: Tensor | None = None, **fields: Any) -> None:
         vars(self).update(fields, rows=rows, place=place, _session=session)
-        self._asked = self._differentiated = 0  # rows of questions since the session's counts were brought up to date
-        self._first: Tensor | None = None  # (n,) after how many of these questions the goal was first met
+        # Since the session's counts were last brought up to date: questions, gradients, and where the goal was met.
+        self._asked = self._differentiated = 0
+        self._met: list[Tensor] = []
+        self._bests: list[Best] = []
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -70,6 +70,8 @@ class Live:
         if len(index) == len(self):
             return
         self._session.settle(self)
+        for best in self._bests:
+            best.settle()
         for name, value in vars(self).items():
             if not name.startswith("_") and value is not None:
                 vars(self)[name] = filtered(value, index)
@@ -85,33 +87,61 @@ def filtered(value: Any, index: Tensor) -> Any:
 class Best:
     """The best point of every sample, the one of smallest value.
 
-    Attributes:
-        points: (n, ...) beside ``session.active``; x where nothing was found.
-        value: (n,); ∞ where nothing was found.
+    While samples stay at work together their best points are kept beside them; those of samples that leave are put
+    where they belong.
     """
 
     def __init__(self, session: Books, tolerance: float = 0.0) -> None:
         """``tolerance``: a value must be smaller by this fraction, so that of equal points the first is kept."""
-        self.points = copied(session.start.x)
-        like = first(self.points)
+        self._points = copied(session.start.x)
+        like = first(self._points)
         dtype = like.dtype if like.is_floating_point() else torch.float32
-        self.value = torch.full((size(self.points),), torch.inf, dtype=dtype, device=like.device)
+        self._value = torch.full((size(self._points),), torch.inf, dtype=dtype, device=like.device)
         self._scale = 1.0 - tolerance
+        self._live: Live | None = None  # whose samples' best points and values are in ``_now``
+        self._now: tuple[Any, Tensor] = (self._points, self._value)
+
+    @property
+    def points(self) -> Any:
+        """(n, ...) beside ``session.active``; x where nothing was found."""
+        self.settle()
+        return self._points
+
+    @property
+    def value(self) -> Tensor:
+        """(n,) beside ``session.active``; ∞ where nothing was found."""
+        self.settle()
+        return self._value
 
     def keep(self, live: Live, points: Any, value: Tensor, allowed: Tensor | None = None) -> None:
         """Take the ``points`` whose ``value`` is smaller than any before, where that is ``allowed``."""
-        at = live.place
-        old = self.value if at is None else self.value[at]
+        best, old = self._of(live)
         better = value < (old if self._scale == 1.0 else self._scale * old)
         if allowed is not None:
             better = better & allowed
-        value = torch.where(better, value, old)
-        if at is None:
-            self.points, self.value = where(better, points, self.points), value
-        else:
-            put(self.points, at, where(better, points, take(self.points, at)))
-            self.value[at] = value
+        self._now = where(better, points, best), torch.where(better, value, old)
 
     def of(self, live: Live) -> Tensor:
         """The best value of each live sample, (n,)."""
-        return self.value if live.place is None else self.value[live.place]
+        return self._of(live)[1]
+
+    def _of(self, live: Live) -> tuple[Any, Tensor]:
+        if self._live is not live:
+            self.settle()
+            at = live.place
+            self._now = (self._points, self._value) if at is None else (take(self._points, at), self._value[at])
+            self._live = live
+            if self not in live._bests:
+                live._bests.append(self)
+        return self._now
+
+    def settle(self) -> None:
+        """Put what is kept beside live samples where it belongs."""
+        if self._live is None:
+            return
+        if self._live.place is None:
+            self._points, self._value = self._now
+        else:
+            put(self._points, self._live.place, self._now[0])
+            self._value[self._live.place] = self._now[1]
+        self._live = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.domain import Box, Domain
-from robustlab.attacker.live import NEVER, Live, filtered
+from robustlab.attacker.live import Live, filtered
 from robustlab.attacker.losses import LossFunction, goal_margin, spare
 from robustlab.attacker.parts import copied, every, first, put, size, take
 from robustlab.attacker.results import AttackResult
@@ -71,6 +71,7 @@ class Session:
         kappa: float = 0.0,
         min_classes: int = 2,
         goal: Goal | None = None,
+        convolves: bool = False,
     ) -> None:
         n, device = size(x), first(x).device
         self._model, self.domain, self.access, self.budget = model, domain, access, budget
@@ -82,9 +83,10 @@ class Session:
         self._gradients = torch.zeros_like(self._queries)
         self._first_success = torch.full_like(self._queries, -1)
         self._lives: list[Live] = []
-        self._strayed = torch.zeros((), dtype=torch.bool, device=device)  # whether a question was outside the domain
+        self._strayed: list[Tensor] = []  # for each question whether it was outside the domain
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
-        self._fast = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
+        images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
+        self._fast = images and convolves and device.type == "cpu"
         self._careful = False
         self.y = torch.zeros_like(self._queries) if y is None else y
         self.clean: Tensor | None = None
@@ -180,8 +182,7 @@ class Session:
         logits = self._answer(points.flatten(0, 1))
         y, target, rows = (v if v is None else v.repeat_interleave(m) for v in (live.y, live.target, live.rows))
         met = self.met(logits, Live(self, rows, y=y, target=target)).reshape(n, m)
-        after = torch.where(met.any(dim=1), met.int().argmax(dim=1) + live._asked + 1, NEVER)
-        self._note(live, after)
+        live._met.append(met)
         live._asked += m
         empty = logits.new_empty(0)
         return Answer(logits.reshape(n, m, -1), met, empty, empty)
@@ -304,14 +305,14 @@ class Session:
         if not live._asked:
             return
         rows = live.rows
-        if live._first is not None:
-            new = (self._first_success[rows] < 0) & (live._first < NEVER)
-            after = self._queries[rows] + live._first
-            self._first_success[rows] = torch.where(new, after, self._first_success[rows])
+        met = torch.cat(live._met, dim=1)  # (n, questions)
+        new = (self._first_success[rows] < 0) & met.any(dim=1)
+        after = self._queries[rows] + met.int().argmax(dim=1) + 1
+        self._first_success[rows] = torch.where(new, after, self._first_success[rows])
         self._queries[rows] += live._asked
         self._gradients[rows] += live._differentiated
         live._asked = live._differentiated = 0
-        live._first = None
+        live._met.clear()
 
     def _settled(self) -> Session:
         for live in self._lives:
@@ -321,13 +322,9 @@ class Session:
     def _count(self, live: Live, answer: Any) -> Tensor:
         """Book one query for each live sample; note first successes; return whether the goal is met."""
         met = self.met(answer, live)
+        live._met.append(met.unsqueeze(1))
         live._asked += 1
-        self._note(live, torch.where(met, live._asked, NEVER))
         return met
-
-    @staticmethod
-    def _note(live: Live, after: Tensor) -> None:
-        live._first = after if live._first is None else torch.minimum(live._first, after)
 
     # Means -----------------------------------------------------------------------------------------------------
 
@@ -361,7 +358,7 @@ class Session:
                 won = self._count(live, self._model(self._inside(points)))
                 success[live.rows] = won
                 final = put(final, live.rows[won], take(points, won))
-        if bool(self._strayed):
+        if self._strayed and bool(torch.stack(self._strayed).any()):
             raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
         return AttackResult(
             x_adv=final,
@@ -428,7 +425,7 @@ class Session:
     def _inside(self, points: Any, last: bool = False) -> Any:
         """A copy for the model, in which nothing is outside the domain; whether anything was is told at the end."""
         copy, strayed = self.domain.inside(points, last)
-        self._strayed = self._strayed | strayed
+        self._strayed.append(strayed)
         return copy
 
 

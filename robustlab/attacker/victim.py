@@ -171,7 +171,7 @@ class Victim:
             x, y, target, ids = (every(_ordinary, v) if v is not None else None for v in (x, y, target, ids))
             yield Session(
                 self._answers, self.domain, self.access, self.budget, x, y, target, ids.to(like.device),
-                kappa=float(kappa), min_classes=needed, goal=goal,
+                kappa=float(kappa), min_classes=needed, goal=goal, convolves=self._convolves(),
             )  # fmt: skip
 
     def _answers(self, points: Any, *, fast: bool = False) -> Any:
@@ -195,7 +195,8 @@ class Victim:
                 return out
             raise ValueError(f"model: want a tensor of scores, got {type(out).__name__}; say logits=, a function of it")
         if out.is_floating_point():
-            out = out.to(torch.promote_types(out.dtype, points.dtype))  # half precision, as autocast gives it, goes up
+            if out.dtype != points.dtype:  # half precision, as autocast gives it, goes up
+                out = out.to(torch.promote_types(out.dtype, points.dtype))
             if self.output == "probs":
                 out = as_logits(out)
         return out
@@ -213,6 +214,10 @@ class Victim:
                 f"x: want the model's dtype {weight.dtype}, got {x.dtype}; "
                 f"say x.to(torch.{short}) or model.to({x.dtype}) (for example model.double() or x.float())"
             ) from error
+
+    def _convolves(self) -> bool:
+        """Whether another layout and another way to its gradients may pay for the model."""
+        return isinstance(self.model, nn.Module) and any(isinstance(m, nn.Conv2d) for m in self.model.modules())
 
     def _tensors(self) -> Iterator[Tensor]:
         if isinstance(self.model, nn.Module):

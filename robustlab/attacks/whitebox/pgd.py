@@ -106,7 +106,7 @@ def pgd(
                 if not len(live):
                     break
                 answer = session.gradient(live.points, live, g) if k < steps else session.ask(live.points, live, g)
-                best.keep(live, live.points, torch.where(answer.met, -torch.inf, answer.loss))
+                best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
                 if trace:
                     losses.append(torch.full_like(eps, torch.nan).index_put_((live.rows,), answer.loss))
                 if k < steps:
@@ -129,7 +129,7 @@ def step(ball: Norm, at: Any, grad: Tensor, box: tuple[Bound, Bound], *, sparse:
     """x + P(δ − α·v(grad)) from ``at.points``; ``sparse``: ℓ1 moves as few elements as possible."""
     alpha = beside(at.alpha, at.x)
     if ball.name == "linf":
-        return grad.sign().mul_(-alpha).add_(at.points).clamp_(at.low, at.high)
+        return at.points.sub(grad.sign().mul_(alpha)).clamp_(at.low, at.high)
     delta = at.points - at.x
     if ball.name == "l1":
         cap = alpha if sparse else alpha / max(1, round(0.01 * delta[0].numel()))
