@@ -2,8 +2,9 @@
 
 Tests that ask for the ``device`` fixture run on the CPU and, where there is one, on CUDA, marked ``gpu``. Without CUDA,
 tests marked ``gpu`` are taken out. So are tests marked ``full``, but for ``--full`` (``make test-full``) and for those
-whose files changed since origin/main: the name of a changed file is a word of the test's id. The terminal summary says
-how many were not run. ``--pretend-gpu`` runs on the pretend device of ``tests/pretend`` what else runs on the CPU.
+whose files changed since origin/main: the name of a changed file is a word of the test's id, or is given to the mark.
+The terminal summary says how many were not run. ``--pretend-gpu`` runs on the pretend device of ``tests/pretend`` what
+else runs on the CPU.
 
 A notebook whose cells take too long fails the run (``chapter_times.py``).
 """
@@ -68,8 +69,9 @@ def _left_out(item: pytest.Item, full: bool, changed_names: set[str]) -> str:
     """The mark for which a test is not run now; "" where it is run."""
     if item.get_closest_marker("gpu") and not _CUDA:
         return "gpu"
-    if item.get_closest_marker("full") and not full:
-        words = set(re.findall(r"\w+", item.nodeid))
+    long = item.get_closest_marker("full")
+    if long and not full:
+        words = {*re.findall(r"\w+", item.nodeid), *long.args}
         if not changed_names & (words | {word.removeprefix("test_") for word in words}):
             return "full"
     return ""

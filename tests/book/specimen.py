@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTS = "from robustlab import plot\nfrom robustlab.teaching.claims import claim\nplot.style()"
+IMPORTS = "from robustlab.teaching import plot\nfrom robustlab.teaching.claims import claim\nplot.style()"
 DRAW = "values = [0.0, 0.5, 1.0]\ndef draw(axes, value):\n    axes.plot([0, value], [0, 1])"
 FIGURE = f'{DRAW}\nfigure = plot.small_multiples(values, draw, label="{{:.1f}}")'
 SLIDER = 'plot.slider(values, draw, name="slope", alt="A line", label="{:.1f}")'

@@ -14,7 +14,13 @@ from tests.chapter_times import LIMIT
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("workers", [(), ("--numprocesses=1", "--dist=loadscope")], ids=["alone", "in a worker"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param((), id="alone", marks=pytest.mark.full("chapter_times")),
+        pytest.param(("--numprocesses=1", "--dist=loadscope"), id="in a worker"),
+    ],
+)
 def test_a_slow_chapter_fails_the_run(tmp_path: Path, workers: tuple[str, ...]) -> None:
     (tmp_path / "chapters").mkdir()
     write(tmp_path / "chapters" / "slow.ipynb", "import time\ntime.sleep(2)", "time.sleep(2)")

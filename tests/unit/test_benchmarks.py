@@ -62,6 +62,7 @@ def test_clean_comparison_of_strength() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full("autoattack")
 def test_smoke_run_of_autoattack_without_its_peer(tmp_path: Path) -> None:
     (tmp_path / "pyautoattack.py").write_text("raise ImportError('no such thing here')\n", encoding="utf-8")
     text = run(path=tmp_path, script="autoattack.py")
@@ -70,6 +71,7 @@ def test_smoke_run_of_autoattack_without_its_peer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full("verification")
 def test_smoke_run_of_verification_without_its_peer(tmp_path: Path) -> None:
     (tmp_path / "bound_propagation.py").write_text("raise ImportError('no such thing here')\n", encoding="utf-8")
     lines = run(path=tmp_path, script="verification.py").splitlines()

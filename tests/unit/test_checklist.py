@@ -47,7 +47,10 @@ def test_each_broken_defense_is_flagged_for_its_reason(broken: dict[str, Broken]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quantization", "logit_squashing", "gradient_shattering"])
+@pytest.mark.parametrize(
+    "name",
+    ["quantization", *(pytest.param(n, marks=pytest.mark.full) for n in ("logit_squashing", "gradient_shattering"))],
+)
 def test_masked_gradients_show_in_the_orderings(broken: dict[str, Broken], name: str) -> None:
     """Even without a look at the gradients, and without a surrogate."""
     entry = broken[name]
@@ -62,8 +65,8 @@ def test_masked_gradients_show_in_the_orderings(broken: dict[str, Broken], name:
     ("name", "surrogate"),
     [
         ("mnist_cnn_adv", "mnist_cnn"),
-        ("fashion_cnn_adv", "fashion_cnn"),
-        ("mnist_mlp", "mnist_cnn"),
+        pytest.param("fashion_cnn_adv", "fashion_cnn", marks=pytest.mark.full),
+        pytest.param("mnist_mlp", "mnist_cnn", marks=pytest.mark.full),
         ("fashion_mlp", "fashion_cnn"),
     ],
 )

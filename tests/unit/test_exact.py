@@ -52,7 +52,7 @@ def ask(net: nn.Module, case: Case, name: str) -> tuple[str, Tensor | None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 6))])
 def test_both_sides_of_the_exact_minimum(seed: int) -> None:
     """Moved so that the least margin is 0.01 or −0.01: the answers must be verified and falsified."""
     net, case, least = instance(seed, rows=1 + seed % 2)
@@ -219,7 +219,10 @@ class Running(Clock):
 
 
 @pytest.mark.slow
-@over_solvers
+@pytest.mark.parametrize(
+    "name",
+    ["reluplex", "relu splits", *(pytest.param(name, marks=pytest.mark.full) for name in ("milp", "input splits"))],
+)
 def test_what_was_not_checked_in_time_is_never_verified(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock runs out at every place in turn. Nothing confirms the counterexample, so that none ends the search."""
     net, case, least = instance(0)

@@ -10,8 +10,9 @@ import pytest
 from tests import changed, conftest
 
 
-def item(nodeid: str, *marks: str) -> Any:
-    return SimpleNamespace(nodeid=nodeid, get_closest_marker=lambda mark: mark if mark in marks else None)
+def item(nodeid: str, *marks: str, names: tuple[str, ...] = ()) -> Any:
+    found = {mark: SimpleNamespace(args=names) for mark in marks}
+    return SimpleNamespace(nodeid=nodeid, get_closest_marker=found.get)
 
 
 def test_a_long_test_runs_in_the_full_run_and_where_its_file_changed() -> None:
@@ -20,6 +21,8 @@ def test_a_long_test_runs_in_the_full_run_and_where_its_file_changed() -> None:
     assert conftest._left_out(suite, False, {"sigma", "zero", "pgd"}) == "full"
     for name in ("sigma_zero", "test_counts"):  # the method's file, the test's file
         assert conftest._left_out(suite, False, {name}) == ""
+    told = item("tests/unit/test_benchmarks.py::test_smoke_run", "full", names=("verification",))
+    assert conftest._left_out(told, False, {"verification"}) == "" != conftest._left_out(told, False, {"attacks"})
     unit = item("tests/unit/test_strattack.py::test_the_optimum", "full")
     assert conftest._left_out(unit, False, {"strattack"}) == "" != conftest._left_out(unit, False, {"attack"})
 

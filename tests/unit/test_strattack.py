@@ -16,7 +16,7 @@ from robustlab.attacks.whitebox.strattack import Groups, _largest
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, convnet
 
-FAST: dict[str, Any] = {"steps": 60, "search_steps": 4, "refine_steps": 30, "c": 5.0}
+FAST: dict[str, Any] = {"steps": 40, "search_steps": 3, "refine_steps": 20, "c": 5.0}
 WINDOWS = [(2, 2), (2, 1), (3, 2), (3, 1), (1, 1), (9, 4)]
 
 
@@ -101,7 +101,10 @@ def penalty(groups: Groups, delta: Tensor, gamma: float, tau: float) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stride", "cap"), [(2, 1.0), (1, 1.0), (2, 0.2)])
+@pytest.mark.parametrize(
+    ("stride", "cap"),
+    [(2, 0.2), *(pytest.param(stride, 1.0, marks=pytest.mark.full) for stride in (1, 2))],
+)
 def test_reaches_the_optimum_of_a_linear_hinge(stride: int, cap: float) -> None:
     """The least penalty at which the other class wins, in the box and the cap, by a solver: never below it."""
     generator = torch.Generator().manual_seed(0)
@@ -161,6 +164,7 @@ def test_refinement_never_hurts_and_keeps_the_support() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_fewer_groups_than_cw_and_fewer_with_a_larger_tau() -> None:
     model, x, y = problem(n=16)
     groups = Groups(x, 2, 2)
