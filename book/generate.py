@@ -57,13 +57,13 @@ def write_pages(folder: Path, texts: dict[str, str]) -> list[Path]:
     return written
 
 
-def write_generated() -> list[Path]:
-    """Writes the pages of book/generated and takes away those of earlier runs; returns the files written."""
+def write_generated(folder: Path = GENERATED) -> list[Path]:
+    """Writes the pages to ``folder`` and takes away those of earlier runs; returns the files written."""
     texts = pages()
-    for path in GENERATED.rglob("*.md"):
-        if path.relative_to(GENERATED).as_posix() not in texts:
+    for path in folder.rglob("*.md"):
+        if path.relative_to(folder).as_posix() not in texts:
             path.unlink()
-    return write_pages(GENERATED, texts)
+    return write_pages(folder, texts)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from book.generate import committed, pages, write_pages
+from book.generate import committed, pages, write_generated, write_pages
 from book.generate_api import folder_page
 from book.generate_changelog import changelog
 from book.generate_claims import claims_page, number_text
@@ -143,6 +143,14 @@ def test_pages_are_deterministic_and_written_once(tmp_path: Path) -> None:
     assert write_pages(tmp_path, first) == []
     changed = {**first, "parts.md": "other"}
     assert [path.name for path in write_pages(tmp_path, changed)] == ["parts.md"]
+
+
+def test_a_page_that_is_no_longer_written_is_taken_away(tmp_path: Path) -> None:
+    old = tmp_path / "api" / "attacks_of_old.md"
+    old.parent.mkdir()
+    old.write_text("# Old")
+    written = write_generated(tmp_path)
+    assert not old.exists() and set(written) == set(tmp_path.rglob("*.md"))
 
 
 def test_the_page_shows_a_claims_numbers_below_its_verdict() -> None:
