@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import peers
 import torch
@@ -24,13 +25,18 @@ from torch import Tensor, nn
 
 from robustlab import data, models, zoo
 from robustlab.attacker.victim import predict
-from robustlab.attacks import cw, ddn, deepfool, ead, fab, fmn, pgd, sigma_zero
+from robustlab.attacks import cw, ddn, deepfool, ead, fab, fmn, pgd, sigma_zero, square
 from robustlab.geometry.norms import get_norm
+from robustlab.zoo.recipes import recipe
 
-NETS = ("mnist_cnn", "mnist_resnet")
+NETS = ("mnist_mlp", "mnist_cnn", "mnist_resnet")
+TINY = {"mlp": "mlp", "resnet": "resnet_tiny"}
 # glibc gives freed memory back and takes it again; whoever does so in a round pays for thousands of page faults.
 # These settings keep it, for us, the floor and the peers alike.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864"}
+
+
+print = partial(print, flush=True)  # a table that grows line by line, in a file too
 
 
 def clock() -> float:
@@ -60,12 +66,14 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def net_and_batch(name: str, batch: int, device: str, tiny: bool) -> tuple[nn.Module, Tensor, Tensor]:
-    """A model with frozen parameters and samples that it gets right; ``tiny`` takes an untrained model."""
+    """A model with frozen parameters and samples of its own data that it gets right; ``tiny``: an untrained model."""
     if tiny:
-        model = models.build("resnet_tiny" if "resnet" in name else "small_cnn").eval().to(device)
+        kind = next((builder for word, builder in TINY.items() if word in name), "small_cnn")
+        model = models.build(kind).eval().to(device)
     else:
         model = zoo.load(name, device)
-    x, y = data.load("mnist5k").x_test.to(device), data.load("mnist5k").y_test.to(device)
+    test = data.load(recipe(name).dataset)
+    x, y = test.x_test.to(device), test.y_test.to(device)
     y = predict(model, x) if tiny else y
     right = (predict(model, x) == y).nonzero().flatten()[:batch]
     return model.requires_grad_(False), x[right].contiguous(), y[right]
@@ -83,10 +91,10 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
 
 
 def floor_table(options: argparse.Namespace) -> None:
-    print(f"PGD over the floor (K + 2 forwards, K input-gradient backwards), batch {options.batch}, {setting()}")
-    print(f"{'model':14} {'K':>3} {'norm':>5} {'floor ms':>9} {'pgd ms':>9} {'ratio':>6}")
-    for name in options.models:
-        model, x, y = net_and_batch(name, options.batch, options.device, options.tiny)
+    print(f"PGD over the floor (K + 2 forwards, K input-gradient backwards), {setting()}")
+    print(f"{'model':14} {'batch':>5} {'K':>3} {'norm':>5} {'floor ms':>9} {'pgd ms':>9} {'ratio':>6}")
+    for name, batch in product(options.models, options.batch):
+        model, x, y = net_and_batch(name, batch, options.device, options.tiny)
         for steps in (2, 3) if options.tiny else (10, 40):
             norms = ("linf", "l2")
             # So small a radius fools nobody, so every step is paid for.
@@ -96,7 +104,9 @@ def floor_table(options: argparse.Namespace) -> None:
             base, *ours = in_turns([partial(floor, model, x, y, steps), *attacks], options.rounds)
             for norm, times in zip(norms, ours, strict=True):
                 a, b = (1000 * statistics.median(t) for t in (base, times))
-                print(f"{name:14} {steps:3} {norm:>5} {a:9.1f} {b:9.1f} {ratio(times, base):6.3f}", flush=True)
+                print(
+                    f"{name:14} {batch:5} {steps:3} {norm:>5} {a:9.1f} {b:9.1f} {ratio(times, base):6.3f}", flush=True
+                )
 
 
 def comparisons(tiny: bool) -> dict[str, tuple[dict, str, float | None, Callable]]:
@@ -104,6 +114,7 @@ def comparisons(tiny: bool) -> dict[str, tuple[dict, str, float | None, Callable
     few, most = (2, 3) if tiny else (40, 200)
     linf = {"eps": 0.1, "step_size": 0.01, "steps": few}
     l2 = {"eps": 1.5, "step_size": 0.15, "steps": few}
+    ask = {"eps": 0.1, "queries": 5 if tiny else 300}
     fool = {"steps": 3 if tiny else 50, "overshoot": 0.02, "candidates": 10}
     one = {"steps": most, "c": 1.0, "lr": 0.01, "search_steps": 1}
     search = {"steps": most, "c": 1e-2, "lr": 0.01, "search_steps": 2 if tiny else 6}
@@ -111,6 +122,7 @@ def comparisons(tiny: bool) -> dict[str, tuple[dict, str, float | None, Callable
         "pgd linf": (linf, "linf", linf["eps"], lambda m, x, y: pgd(m, x, y, **linf).x_adv),
         "pgd l2": (l2, "l2", l2["eps"], lambda m, x, y: pgd(m, x, y, norm="l2", **l2).x_adv),
         "deepfool l2": (fool, "l2", None, lambda m, x, y: deepfool(m, x, y, **fool).x_adv),
+        "square linf": (ask, "linf", ask["eps"], lambda m, x, y: square(m, x, y, **ask).x_adv),
         "cw l2, one c": (one, "l2", None, lambda m, x, y: cw(m, x, y, **one).x_adv),
         "cw l2, search": (search, "l2", None, lambda m, x, y: cw(m, x, y, **search).x_adv),
     }
@@ -158,10 +170,10 @@ def peer_table(options: argparse.Namespace, wanted: Callable) -> None:
         print(remark)
     if len(found) < len(peers.WANTED):
         print(f"To have all beside us, in a folder of their own:\n{peers.INSTALL}")
-    print(f"beside peers, batch {options.batch}, {setting()}; time ratio below 1: we are faster")
-    print(f"{'model':14} {'attack':14} {'peer':13} {'ours ms':>9} {'peer ms':>9} {'ratio':>6}  fooled, median distance")
-    for name in options.models:
-        model, x, y = net_and_batch(name, options.batch, options.device, options.tiny)
+    print(f"beside peers, {setting()}; time ratio below 1: we are faster")
+    print(f"{'model':14} {'attack':14} {'batch':>5} {'peer':13} {'ours ms':>9} {'peer ms':>9} {'ratio':>6}  strength")
+    for name, batch in product(options.models, options.batch):
+        model, x, y = net_and_batch(name, batch, options.device, options.tiny)
         for title, (settings, norm, eps, ours) in wanted(options.tiny).items():
             if not title.startswith(tuple(options.attacks)):
                 continue
@@ -174,10 +186,12 @@ def peer_table(options: argparse.Namespace, wanted: Callable) -> None:
                 own, other = (1000 * statistics.median(times[j]) for j in (0, i))
                 text = f"{100 * marks[i][0]:5.1f} %" + ("" if eps else f"  {marks[i][1]:.4f}")
                 if i == 0:
-                    print(f"{name:14} {title:14} {'-':13} {own:9.1f} {'':9} {'':6}  {text}", flush=True)
+                    print(f"{name:14} {title:14} {batch:5} {'-':13} {own:9.1f} {'':9} {'':6}  {text}")
                 else:
                     r = ratio(times[0], times[i])
-                    print(f"{name:14} {title:14} {peer:13} {own:9.1f} {other:9.1f} {r:6.3f}  {text}", flush=True)
+                    print(
+                        f"{name:14} {title:14} {batch:5} {peer:13} {own:9.1f} {other:9.1f} {r:6.3f}  {text}", flush=True
+                    )
 
 
 def setting() -> str:
@@ -190,14 +204,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("part", nargs="?", choices=("floor", "peers", "minnorm", "all"), default="all")
     parser.add_argument("--models", nargs="+", default=NETS, help="checkpoints of the zoo")
     parser.add_argument("--attacks", nargs="+", default=[""], help="beside peers: names that begin like this")
-    parser.add_argument("--batch", type=int, default=250)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true", help="a smoke run: untrained models, few samples and steps")
     options = parser.parse_args(arguments)
     if options.tiny:
-        options.batch, options.rounds = min(options.batch, 4), 1
+        options.batch, options.rounds = [4], 1
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)  # peers draw from the global generator
     if options.part in ("floor", "all"):

@@ -57,8 +57,11 @@ def torchattacks_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
     def fab(norm: str, steps: int) -> Run:
         return lambda m, x, y: package.FAB(m, norm=norm, eps=1e4, steps=steps, n_restarts=1)(x, y)
 
+    def square(eps: float, queries: int) -> Run:
+        return lambda m, x, y: package.Square(m, norm="Linf", eps=eps, n_queries=queries, loss="margin")(x, y)
+
     return {
-        "pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "cw l2, one c": cw,
+        "pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "cw l2, one c": cw, "square linf": square,
         "fab l2": partial(fab, "L2"), "fab linf": partial(fab, "Linf"),  # its L1 raises UnboundLocalError
     }  # fmt: skip
 
@@ -118,6 +121,9 @@ def adv_lib_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
     def fab(norm: float, steps: int) -> Run:
         return lambda m, x, y: attacks.fab(m, x, y, norm=norm, n_iter=steps)
 
+    def pgd_linf(eps: float, step_size: float, steps: int) -> Run:
+        return lambda m, x, y: attacks.pgd_linf(m, x, y, ε=eps, steps=steps, absolute_step_size=step_size)
+
     def ddn(steps: int) -> Run:
         return lambda m, x, y: attacks.ddn(m, x, y, steps=steps, levels=None)
 
@@ -141,6 +147,7 @@ def adv_lib_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
 
     orders = {"l0": 0, "l1": 1, "l2": 2, "linf": float("inf")}
     return {
+        "pgd linf": pgd_linf,
         **{f"fab {norm}": partial(fab, orders[norm]) for norm in ("l1", "l2", "linf")},
         "ddn l2": ddn,
         **{f"fmn {norm}": partial(fmn, order) for norm, order in orders.items()},

@@ -16,7 +16,7 @@ def run(*arguments: str, path: Path, script: str = "attacks.py") -> str:
     """Its output, with ``path`` first on Python's search path."""
     where = os.pathsep.join([str(path), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / script, "--tiny", "--models", "mnist_cnn", *arguments],
+        [sys.executable, ROOT / "benchmarks" / script, *arguments, "--tiny", "--models", "mnist_cnn"],
         cwd=path, env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -30,11 +30,11 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
     lines = run("all", path=tmp_path).splitlines()
     table = [line.split() for line in lines if line.startswith("mnist_cnn")]
     floor, beside = table[:4], table[4:]
-    assert [(row[1], row[2]) for row in floor] == [("2", "linf"), ("2", "l2"), ("3", "linf"), ("3", "l2")]
+    assert [(row[2], row[3]) for row in floor] == [("2", "linf"), ("2", "l2"), ("3", "linf"), ("3", "l2")]
     assert all(float(row[-1]) > 0 for row in floor), "a ratio to the floor"
-    assert [row[1] for row in beside[:5]] == ["pgd", "pgd", "deepfool", "cw", "cw"]
+    assert [row[1] for row in beside[:6]] == ["pgd", "pgd", "deepfool", "square", "cw", "cw"]
     nearest = ["fab"] * 3 + ["ddn"] + ["fmn"] * 4 + ["sigma_zero"] + ["deepfool"] * 2 + ["cw"] * 2 + ["ead"]
-    assert [row[1] for row in beside[5:]] == nearest
+    assert [row[1] for row in beside[6:]] == nearest
     text = "\n".join(lines)
     assert "foolbox is left out: no foolbox here" in text
     assert all(word in text for word in ("pip install", "torchattacks==3.5.1", "foolbox==3.3.4", "adv-lib==0.2.8"))
