@@ -10,6 +10,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 NOT_BUILT = "the book is not built: run `make book` first"
@@ -36,6 +38,13 @@ def pages() -> list[str]:
 def chapters() -> list[str]:
     """The pages that were chapters' notebooks."""
     return [page for page in pages() if page.startswith("chapters/")] or [NOT_BUILT]
+
+
+def some(found: list[str], number: int) -> list[Any]:
+    """Parameters: ``number`` of the pages, the longest and the shortest among them; the others are marked full."""
+    by_size = sorted(found, key=lambda page: (HTML / page).stat().st_size if (HTML / page).is_file() else 0)
+    kept = {by_size[k * (len(by_size) - 1) // max(number - 1, 1)] for k in range(number)}
+    return [page if page in kept else pytest.param(page, marks=pytest.mark.full) for page in found]
 
 
 class _Silent(SimpleHTTPRequestHandler):

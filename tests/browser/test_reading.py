@@ -9,9 +9,11 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, expect
 
-from tests.browser.site import HTML, NOT_BUILT, ROOT, chapters, pages
+from tests.browser.site import HTML, NOT_BUILT, ROOT, chapters, pages, some
 from tests.browser.visit import Visit
 
+# For what does not depend on a chapter's own text: two of them in every run.
+some_chapters = pytest.mark.parametrize("page", some(chapters(), 2))
 WIDGET = '<script type="application/vnd.jupyter.widget-view+json">'
 
 
@@ -43,7 +45,7 @@ def test_every_choice_of_a_quiz_has_its_feedback(browser: Browser, site: str, pa
         assert visit.complaints == []
 
 
-@pytest.mark.parametrize("page", chapters())
+@some_chapters
 def test_a_quiz_is_answered_by_keyboard(browser: Browser, site: str, page: str) -> None:
     with Visit(browser, site, page) as visit:
         quiz = visit.page.locator("fieldset.quiz").first
@@ -55,7 +57,7 @@ def test_a_quiz_is_answered_by_keyboard(browser: Browser, site: str, page: str) 
         assert first and second and first != second
 
 
-@pytest.mark.parametrize("page", chapters())
+@some_chapters
 def test_a_quiz_works_without_scripts(browser: Browser, site: str, page: str) -> None:
     with Visit(browser, site, page, java_script_enabled=False) as visit:
         quiz = visit.page.locator("fieldset.quiz").first
@@ -100,7 +102,7 @@ def test_the_theme_switches_and_is_remembered(browser: Browser, site: str) -> No
         assert visit.complaints == []
 
 
-@pytest.mark.parametrize("page", chapters())
+@some_chapters
 def test_search_finds_a_word_of_the_chapter(browser: Browser, site: str, page: str) -> None:
     with Visit(browser, site, page) as visit:
         heading = visit.page.locator("h1").first.inner_text()
@@ -143,7 +145,7 @@ def test_a_page_works_from_the_disk_with_the_network_cut(browser: Browser, page:
         assert visit.complaints == []
 
 
-@pytest.mark.parametrize("page", chapters())
+@some_chapters
 def test_the_notebook_can_be_downloaded(browser: Browser, site: str, page: str) -> None:
     notebook = page.replace(".html", ".ipynb")
     with Visit(browser, site, page) as visit:
@@ -154,7 +156,7 @@ def test_the_notebook_can_be_downloaded(browser: Browser, site: str, page: str) 
         assert answer.json() == json.loads((ROOT / notebook).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", chapters())
+@some_chapters
 def test_launch_buttons_lead_to_this_notebook(browser: Browser, site: str, page: str) -> None:
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     repository, branch = settings["repository"]["url"], settings["repository"]["branch"]
@@ -169,7 +171,7 @@ def test_launch_buttons_lead_to_this_notebook(browser: Browser, site: str, page:
         assert visit.page.locator(f'a[href="{repository}"]').count() > 0
 
 
-@pytest.mark.parametrize("page", chapters())
+@some_chapters
 def test_a_printed_page_is_the_text_alone(browser: Browser, site: str, page: str) -> None:
     with Visit(browser, site, page) as visit:
         visit.settle()
