@@ -126,9 +126,9 @@ def _backward_in(functions: Functions) -> Callable[..., Any]:
     real = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        mode = nullcontext() if functions in _get_current_function_mode_stack() else functions
-        with mode, functions.operations.home(any(isinstance(t, Tensor) and on_cuda(t) for t in outputs)):
-            return real(outputs, *args, **kwargs)
+        cuda = any(isinstance(t, Tensor) and on_cuda(t) for t in outputs)
+        with nullcontext() if functions in _get_current_function_mode_stack() else functions:
+            return functions.operations.at_home(cuda, real, outputs, *args, **kwargs)
 
     return run
 

@@ -32,8 +32,7 @@ class Functions(TorchFunctionMode):
         cuda = any(isinstance(a, Tensor) and on_cuda(a) for a in args)
         if kwargs.get("generator") is not None:
             _check_generator(kwargs["generator"], cuda)
-        with self.operations.home(cuda):  # what the function makes inside is beside its arguments
-            return func(*args, **kwargs)
+        return self.operations.at_home(cuda, func, *args, **kwargs)  # what it makes inside is beside its arguments
 
     # Factories and moves -----------------------------------------------------------------------------------------
 
@@ -42,8 +41,7 @@ class Functions(TorchFunctionMode):
         cuda = wants_cuda(kwargs["device"])
         if kwargs.get("generator") is not None:
             _check_generator(kwargs["generator"], cuda)
-        with self.operations.home(cuda):
-            out = func(*args, **{**kwargs, "device": CPU})
+        out = self.operations.at_home(cuda, func, *args, **{**kwargs, "device": CPU})
         return put(out, cuda) if isinstance(out, Tensor) else out
 
     def _move(

@@ -6,7 +6,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,15 +40,11 @@ class Operations(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else the first operation imports torch._dynamo, which takes a second
 
-    def home(self, cuda: bool) -> AbstractContextManager[None]:
-        """While open, what has no tensor among its arguments is made on the GPU (or on the CPU)."""
-        return nullcontext() if cuda == self._home else self._at_home(cuda)
-
-    @contextmanager
-    def _at_home(self, cuda: bool) -> Iterator[None]:
+    def at_home(self, cuda: bool, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """``func(*args, **kwargs)``; what has no tensor among its arguments is made on the GPU (or on the CPU)."""
         before, self._home = self._home, cuda
         try:
-            yield
+            return func(*args, **kwargs)
         finally:
             self._home = before
 
@@ -61,7 +58,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.partition("::")[2]
+        name, draws = _known(func)
         with torch._C.DisableTorchFunction():
             self.operations[name] += 1
             tensors = list(_tensors(args))
@@ -80,7 +77,7 @@ class Operations(TorchDispatchMode):
                     cuda = places[0]
             if rules.waits(name, args):
                 self.waited(name)
-            if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
+            if draws and kwargs.get("generator") is None:
                 with self._own_random():
                     out = func(*args, **kwargs)
             else:
@@ -102,6 +99,12 @@ class Operations(TorchDispatchMode):
         finally:
             self.random.set_state(host.get_state())
             host.set_state(before)
+
+
+@cache
+def _known(func: Any) -> tuple[str, bool]:
+    """Its name in ATen, and whether it draws random numbers."""
+    return func._schema.name.partition("::")[2], torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
