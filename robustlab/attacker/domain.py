@@ -35,13 +35,18 @@ class Domain(ABC):
     def inside(self, x: Any, last: bool = False) -> tuple[Any, Tensor]:
         """A copy of ``x`` that is surely in the domain, and whether ``x`` was not, a bool of no dimension.
 
-        An attack that leaves its domain has a bug, which must not reach the model.
+        An attack that leaves its domain has a bug, which must not reach the model. Where nothing can be clipped it is
+        told at once.
+
+        Args:
+            x: points of an attack.
+            last: whether images are wanted in channels-last layout.
         """
         try:
             self.check(x)
-        except ValueError:
-            return copied(x), torch.tensor(True, device=first(x).device)
-        return copied(x), torch.tensor(False, device=first(x).device)
+        except (ValueError, TypeError) as error:
+            raise RuntimeError(f"a query was outside the domain {self}: a bug of the attack") from error
+        return copied(x), torch.zeros((), dtype=torch.bool, device=first(x).device)
 
 
 class Box(Domain):
@@ -53,8 +58,12 @@ class Box(Domain):
 
     def __init__(self, low: Bound, high: Bound) -> None:
         self.low, self.high = checks.bound("bounds", low), checks.bound("bounds", high)
-        if not bool(torch.as_tensor(torch.as_tensor(self.low) < torch.as_tensor(self.high)).all()):
-            raise ValueError(f"bounds: want (low, high) with low < high, got ({low}, {high})")
+        try:
+            below = torch.as_tensor(torch.as_tensor(self.low) < torch.as_tensor(self.high))
+        except RuntimeError:
+            raise ValueError(f"bounds: want ends that broadcast with each other, got {self._text()}") from None
+        if not bool(below.all()):
+            raise ValueError(f"bounds: want (low, high) with low < high, got {self._text()}")
         self._ends: dict[tuple[torch.dtype, torch.device], tuple[Bound, Bound]] = {}
 
     def ends(self, like: Tensor) -> tuple[Bound, Bound]:
@@ -85,8 +94,13 @@ class Box(Domain):
         out = torch.clamp(x, low, high, out=out)  # type: ignore[call-overload]
         return out, (out != x).any()
 
+    def _text(self) -> str:
+        """Numbers; of tensors the shapes alone."""
+        ends = (f"tensor{tuple(e.shape)}" if isinstance(e, Tensor) else str(e) for e in (self.low, self.high))
+        return f"({', '.join(ends)})"
+
     def __repr__(self) -> str:
-        return f"Box({self.low}, {self.high})"
+        return f"Box{self._text()}"
 
 
 class Tokens(Domain):
@@ -99,7 +113,10 @@ class Tokens(Domain):
 
     def __init__(self, vocabulary: int, fixed: tuple[int, ...] = ()) -> None:
         checks.at_least("vocabulary", vocabulary, 1, integer=True)
-        self.vocabulary, self.fixed = int(vocabulary), fixed
+        wrong = [token for token in fixed if not 0 <= token < vocabulary]
+        if wrong:
+            raise ValueError(f"fixed: want tokens in 0 … {vocabulary - 1}, got {wrong}")
+        self.vocabulary, self.fixed = int(vocabulary), tuple(fixed)
 
     def check(self, x: Any, name: str = "x") -> None:
         """Integers in 0 … V − 1."""
@@ -114,9 +131,19 @@ class Tokens(Domain):
         """``tokens``: how many were changed."""
         return {"tokens": (x != x_adv).sum(dim=1)}
 
+    def inside(self, x: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
+        """Clipped to 0 … V − 1, without waiting for the device."""
+        clipped = x.clamp(0, self.vocabulary - 1)
+        return clipped, (clipped != x).any()
+
     def movable(self, x: Tensor) -> Tensor:
         """(N, T) bool: the tokens that may be changed."""
         return ~torch.isin(x, torch.tensor(self.fixed, device=x.device, dtype=x.dtype))
+
+    def choices(self, device: torch.device | None = None) -> Tensor:
+        """The tokens that a change may bring in, ascending."""
+        every = torch.arange(self.vocabulary, device=device)
+        return every[self.movable(every)]
 
     def __repr__(self) -> str:
         return f"Tokens({self.vocabulary})"
@@ -126,14 +153,14 @@ class Graphs(Domain):
     """Graphs: features (N, V, F) and an adjacency matrix (N, V, V) of 0 and 1, symmetric and without loops."""
 
     def check(self, x: Any, name: str = "x") -> None:
-        """Shapes that fit, and a matrix that is the adjacency of a graph."""
+        """Shapes that fit, features without NaN, and a matrix that is the adjacency of a graph."""
         if not (isinstance(x, tuple) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)):
             raise TypeError(f"{name}: want a pair (features, adjacency) of tensors, got {type(x).__name__}")
         features, adjacency = x
-        n, v = features.shape[:2]
-        if features.dim() != 3 or adjacency.shape != (n, v, v):
+        if features.dim() != 3 or adjacency.shape != (*features.shape[:2], features.shape[1]):
             shapes = tuple(features.shape), tuple(adjacency.shape)
             raise ValueError(f"{name}: want shapes (N, V, F) and (N, V, V), got {shapes[0]} and {shapes[1]}")
+        checks.finite(name, features)
         binary = ((adjacency == 0) | (adjacency == 1)).all()
         even = (adjacency == adjacency.mT).all() & (adjacency.diagonal(dim1=1, dim2=2) == 0).all()
         if not bool(binary & even):
@@ -158,6 +185,8 @@ class Several(Domain):
     """
 
     def __init__(self, **parts: Domain) -> None:
+        if not parts:
+            raise ValueError("parts: want at least one input, got none")
         for name, part in parts.items():
             if not isinstance(part, Domain):
                 raise TypeError(f"{name}: want a Domain, got {type(part).__name__}")
@@ -173,6 +202,11 @@ class Several(Domain):
         sizes = {part: size(value) for part, value in zip(self.parts, x, strict=True)}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"{name}: want as many samples in every part, got {sizes}")
+
+    def inside(self, x: tuple[Any, ...], last: bool = False) -> tuple[tuple[Any, ...], Tensor]:
+        """Each part inside its own domain."""
+        found = [domain.inside(part) for domain, part in zip(self.parts.values(), x, strict=True)]
+        return tuple(part for part, _ in found), torch.stack([strayed for _, strayed in found]).any()
 
     def distances(self, x: tuple[Any, ...], x_adv: tuple[Any, ...]) -> dict[str, Tensor]:
         """Those of every part, as ``part.name``."""

@@ -95,7 +95,8 @@ class Best:
         """``tolerance``: a value must be smaller by this fraction, so that of equal points the first is kept."""
         self._points = copied(session.start.x)
         like = first(self._points)
-        dtype = like.dtype if like.is_floating_point() else torch.float32
+        plain = isinstance(self._points, Tensor) and like.is_floating_point()
+        dtype = like.dtype if plain else torch.float64  # of what is no float the values may have any
         self._value = torch.full((size(self._points),), torch.inf, dtype=dtype, device=like.device)
         self._scale = 1.0 - tolerance
         self._live: Live | None = None  # whose samples' best points and values are in ``_now``

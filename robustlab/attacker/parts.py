@@ -1,8 +1,8 @@
-"""Batches that are a tensor (N, ...) or a tuple of such: their size, some of their rows, choices between two."""
+"""Batches that are a tensor (N, ...) or a tuple of such, which may be nested: their size, some rows, choices of two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ def first(x: Any) -> Tensor:
     return first(x[0]) if isinstance(x, tuple) else x
 
 
+def tensors(x: Any) -> list[Tensor]:
+    """All tensors of a batch, in order."""
+    return [found for part in x for found in tensors(part)] if isinstance(x, tuple) else [x]
+
+
 def size(x: Any) -> int:
     """How many samples a batch has."""
     return first(x).shape[0]
@@ -29,6 +34,17 @@ def size(x: Any) -> int:
 def copied(x: Any) -> Any:
     """A copy that shares neither memory nor graph."""
     return every(lambda part: part.detach().clone(), x)
+
+
+def detached(answer: Any) -> Any:
+    """What a model returned, without the graph of tensors in lists, tuples and mappings; other objects as they are."""
+    if isinstance(answer, Tensor):
+        return answer.detach()
+    if isinstance(answer, Mapping):
+        return {name: detached(part) for name, part in answer.items()}
+    if isinstance(answer, (list, tuple)):
+        return [detached(part) for part in answer]
+    return answer
 
 
 def take(x: Any, index: Tensor) -> Any:

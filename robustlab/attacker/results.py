@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustlab.attacker.parts import every, size
 from robustlab.geometry.norms import get_norm
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_moved(part, device) for part in value)
     if isinstance(value, dict):
         return {key: _moved(part, device) for key, part in value.items()}
     return value
@@ -31,9 +34,10 @@ class AttackResult(_Movable):
     """The outcome of an attack on a batch of N samples.
 
     Attributes:
-        x_adv: shape, dtype and device of x; inside the box and, for a budget attack, the budget.
+        x_adv: shape, dtype and device of x, a tuple where x is one; inside the domain and, for a budget attack, the
+            budget.
         success: bool; the goal is met by ``x_adv``, recomputed at the end on the caller's own model.
-        distances: ``"l0"``, ``"l1"``, ``"l2"``, ``"linf"`` → ‖x_adv − x‖.
+        distances: ``"l0"``, ``"l1"``, ``"l2"``, ``"linf"`` → ‖x_adv − x‖; of other inputs those of their domain.
         queries: forward rows spent on each sample, the clean and the final check included.
         gradients: input-gradient rows spent on each sample.
         first_success: queries spent when the goal was first met, −1 if it never was.
@@ -49,11 +53,18 @@ class AttackResult(_Movable):
     trace: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
-        return self.x_adv.shape[0]
+        return size(self.x_adv)
 
     def radius(self, norm: str) -> Tensor:
-        """The distance in ``norm`` where the attack succeeded, ∞ elsewhere: an upper bound of the robust radius."""
-        return torch.where(self.success, self.distances[get_norm(norm).name], torch.inf)
+        """The distance in ``norm`` where the attack succeeded, ∞ elsewhere: an upper bound of the robust radius.
+
+        Raises:
+            ValueError: if no distance is called so.
+        """
+        name = norm if norm in self.distances else get_norm(norm).name
+        if name not in self.distances:
+            raise ValueError(f"norm: want one of {', '.join(self.distances)}, got {norm!r}")
+        return torch.where(self.success, self.distances[name], torch.inf)
 
     def summary(self) -> str:
         """One line: how many succeeded, at which median distances, at what cost."""
@@ -73,7 +84,7 @@ class AttackResult(_Movable):
         if not parts:
             raise ValueError("parts: want at least one AttackResult, got none")
         joined = {
-            name: torch.cat([getattr(p, name) for p in parts])
+            name: every(lambda *of_parts: torch.cat(of_parts), *(getattr(p, name) for p in parts))
             for name in ("x_adv", "success", "queries", "gradients", "first_success")
         }
         distances = {k: torch.cat([p.distances[k] for p in parts]) for k in parts[0].distances}

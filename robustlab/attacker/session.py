@@ -16,12 +16,13 @@ from robustlab import checks
 from robustlab.attacker.domain import Box, Domain
 from robustlab.attacker.live import Live, filtered
 from robustlab.attacker.losses import LossFunction, goal_margin, spare
-from robustlab.attacker.parts import copied, every, first, put, size, take
+from robustlab.attacker.parts import copied, detached, every, first, put, size, take, tensors
 from robustlab.attacker.results import AttackResult
 from robustlab.geometry.keyed import Noise
 
 Access = Literal["white", "soft", "hard"]
 LEVEL = {"hard": 0, "soft": 1, "white": 2}
+AnswerKind = Literal["classes", "sequence", "boxes"]
 Goal = Callable[[Any, Tensor], Tensor]
 """``goal(answer, rows) -> bool (n,)``: whether each of the samples ``rows`` (n,) of the batch is where the attack wants
 it, by the model's answer for them."""
@@ -49,12 +50,13 @@ class Session:
     """One attack's conversation with a victim over a fixed batch of N samples.
 
     Attributes:
-        x, y, target, ids: the batch; ``target`` is None for an untargeted attack.
+        x, y, target, ids: the batch; ``target`` is None for an untargeted attack. Without labels ``y`` is what the
+            model says at x, (N,) or for a sequence (N, T); for boxes, of which no label is told, 0.
         low, high: the box in the dtype of x: numbers, or tensors that broadcast with a sample.
         width: the largest side of the box, a number.
         active: int64, the samples whose goal is not met at ``x``; the attack works on these only.
         start: these samples, as a Live.
-        clean: logits at ``x``, (N, K), or None for an empty batch or under hard access.
+        clean: the answer at ``x``, logits (N, K) where it is classes, or None for an empty batch or under hard access.
     """
 
     def __init__(
@@ -70,12 +72,13 @@ class Session:
         *,
         kappa: float = 0.0,
         min_classes: int = 2,
+        answer: AnswerKind = "classes",
         goal: Goal | None = None,
         convolves: bool = False,
     ) -> None:
         n, device = size(x), first(x).device
         self._model, self.domain, self.access, self.budget = model, domain, access, budget
-        self.x, self.target, self.ids, self.kappa, self._goal = x, target, ids, kappa, goal
+        self.x, self.target, self.ids, self.kappa, self.answer, self._goal = x, target, ids, kappa, answer, goal
         if isinstance(domain, Box):
             self.low, self.high = domain.ends(x)
             self.width = float(torch.as_tensor(self.high - self.low).max())
@@ -89,7 +92,7 @@ class Session:
         self._fast = images and convolves and device.type == "cpu"
         self._careful = False
         self.y = torch.zeros_like(self._queries) if y is None else y
-        self.clean: Tensor | None = None
+        self.clean: Any = None
         self.active = torch.arange(n, device=device)
         self.start = self.everyone()
         if n:
@@ -98,14 +101,14 @@ class Session:
     def _clean_question(self, y: Tensor | None, min_classes: int) -> None:
         """Ask about x itself, in the caller's own layout: who has met the goal is done."""
         answer = self._model(copied(self.x))
-        if self._goal is None:
+        if self.answer != "boxes":
             classes = self._check_logits(answer, min_classes)
             for name, label in (("y", y), ("target", self.target)):
                 if label is not None:
                     checks.in_classes(name, label, classes)
             if y is None:
-                self.y = answer.argmax(dim=1)
-            self.clean = None if self.access == "hard" else answer.to(self.x.dtype)
+                self.y = answer.argmax(dim=-1)
+        self.clean = None if self.access == "hard" else _in_dtype_of(self.x, answer)
         self.start = self.everyone()
         met = self._count(self.start, answer)
         self.settle(self.start)
@@ -120,14 +123,14 @@ class Session:
         return found
 
     def _check_logits(self, logits: Any, min_classes: int) -> int:
-        n = len(self.y)
-        if logits.dim() != 2 or logits.shape[0] != n or not logits.is_floating_point():
-            raise ValueError(f"model: want output of shape ({n}, K), got {tuple(logits.shape)} of {logits.dtype}")
+        n, dims, wish = (len(self.y), 2, "K") if self.answer == "classes" else (len(self.y), 3, "T, K")
+        if logits.dim() != dims or logits.shape[0] != n or not logits.is_floating_point():
+            raise ValueError(f"model: want output of shape ({n}, {wish}), got {tuple(logits.shape)} of {logits.dtype}")
         if bool(logits.isnan().any()):
             raise ValueError("model: want numbers at x, got NaN")
-        if logits.shape[1] < min_classes:
-            raise ValueError(f"model: this attack needs at least {min_classes} classes, got {logits.shape[1]}")
-        return logits.shape[1]
+        if logits.shape[-1] < min_classes:
+            raise ValueError(f"model: this attack needs at least {min_classes} classes, got {logits.shape[-1]}")
+        return logits.shape[-1]
 
     # The samples at work ---------------------------------------------------------------------------------------
 
@@ -166,31 +169,38 @@ class Session:
         value = empty if loss is None else loss(answer, live.y, live.target, self.kappa)
         return Answer(answer, self._count(live, answer), value, empty)
 
-    def ask_labels(self, points: Any, live: Live) -> tuple[Tensor, Tensor]:
-        """The top label of each point and whether the goal is met there; one query each. All that hard access shows."""
+    def ask_labels(self, points: Any, live: Live) -> tuple[Any, Tensor]:
+        """The top label of each point and whether the goal is met there; one query each. All that hard access shows.
+
+        The labels are (n,), or (n, T) of a sequence; of boxes there are none, so that the goal alone is told.
+        """
         live = self._as_live(live)
         if self.kappa:
             raise ValueError("kappa: want 0 under hard access, where no scores are seen")
         answer = self._answer(points)
-        return answer.argmax(dim=-1), self._count(live, answer)
+        return None if self.answer == "boxes" else answer.argmax(dim=-1), self._count(live, answer)
 
-    def ask_many(self, points: Tensor, live: Live) -> Answer:
-        """Scores of m points per sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in order."""
+    def ask_many(self, points: Any, live: Live) -> Answer:
+        """Scores of m points per sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in order.
+
+        Boxes are told as the model says them, of n·m points in one batch.
+        """
         live = self._as_live(live)
         self._need("soft")
-        n, m = points.shape[:2]
-        logits = self._answer(points.flatten(0, 1))
+        n, m = first(points).shape[:2]
+        answer = self._answer(every(lambda part: part.flatten(0, 1), points))
         y, target, rows = (v if v is None else v.repeat_interleave(m) for v in (live.y, live.target, live.rows))
-        met = self.met(logits, Live(self, rows, y=y, target=target)).reshape(n, m)
+        met = self.met(answer, Live(self, rows, y=y, target=target)).reshape(n, m)
         live._met.append(met)
         live._asked += m
-        empty = logits.new_empty(0)
-        return Answer(logits.reshape(n, m, -1), met, empty, empty)
+        empty = torch.empty(0)
+        return Answer(answer if self.answer == "boxes" else answer.unflatten(0, (n, m)), met, empty, empty)
 
     def gradient(self, points: Any, live: Live, loss: LossFunction) -> Answer:
         """Scores, loss and input gradient of the loss at ``points``; one query and one gradient each.
 
-        Of several inputs, those of floats have a gradient; in the place of the others stands None.
+        Of several inputs, those of floats have a gradient; in the place of the others stands None. A ``loss`` of boxes
+        is a function of the answer as it comes.
         """
         live = self._as_live(live)
         self._need("white")
@@ -203,8 +213,8 @@ class Session:
 
         answer, value, grad = self._differentiate(points, work)
         live._differentiated += 1
-        answer = every(Tensor.detach, answer)
-        return Answer(answer, self._count(live, answer), value.detach(), grad)
+        met = self._count(live, answer)
+        return Answer(detached(answer), met, value.detach(), grad)
 
     def jacobian(self, points: Tensor, live: Live, choose: Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:
         """How the logits of chosen classes move against that of the first of them.
@@ -376,9 +386,7 @@ class Session:
 
     def _read(self, points: Any, fast: bool) -> Any:
         """In the dtype that the attack computes in; the judge sees a more precise model's as they are."""
-        answer = self._model(points, fast=fast)
-        computes = isinstance(points, Tensor) and points.is_floating_point() and isinstance(answer, Tensor)
-        return answer.to(points.dtype) if computes else answer
+        return _in_dtype_of(points, self._model(points, fast=fast))
 
     def _leaf(self, points: Any) -> Any:
         """A copy inside the domain whose floats want a gradient."""
@@ -434,16 +442,28 @@ def part_of(value: Any, rows: Tensor, n: int) -> Any:
     return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
+def _in_dtype_of(points: Any, answer: Any) -> Any:
+    """Scores in the dtype of the points, where these are floats."""
+    computes = isinstance(points, Tensor) and points.is_floating_point() and isinstance(answer, Tensor)
+    return answer.to(points.dtype) if computes else answer
+
+
 def _input_gradient(value: Tensor, points: Any, retain: bool = False) -> Any:
     """d value / d points, with NaN and infinities (from a saturated loss) set to 0; None for what is no float."""
+    leaves = [part for part in tensors(points) if part.requires_grad]
+    if not leaves:
+        raise TypeError("victim: want inputs of floats for a gradient, got others")
     if not value.requires_grad:
         raise ValueError("model: want an output that is differentiable in its input, got one that is cut off from it")
-    leaves = [part for part in (points if isinstance(points, tuple) else (points,)) if part.requires_grad]
     grads = iter(torch.autograd.grad(value, leaves, retain_graph=retain, allow_unused=isinstance(points, tuple)))
 
     def finite(part: Tensor) -> Tensor | None:
-        grad = next(grads) if part.requires_grad else None
+        if not part.requires_grad:
+            return None
+        grad = next(grads)
+        if grad is None:  # the model passes it over
+            return torch.zeros_like(part)
         # Not in place: a gradient may be an expanded view. In the layout in which the attack computes.
-        return None if grad is None else grad.nan_to_num(0.0, 0.0, 0.0).contiguous()
+        return grad.nan_to_num(0.0, 0.0, 0.0).contiguous()
 
     return every(finite, points)

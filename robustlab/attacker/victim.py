@@ -10,10 +10,11 @@ An attack opens a :class:`~robustlab.attacker.session.Session` on a :class:`Vict
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,11 @@ from robustlab.attacker.domain import Bound, Box, Domain
 from robustlab.attacker.few_channels import FewChannels
 from robustlab.attacker.losses import AttackerLoss
 from robustlab.attacker.parts import every, first, size
-from robustlab.attacker.session import LEVEL, Access, Goal, Session
+from robustlab.attacker.session import LEVEL, Access, AnswerKind, Goal, Session
 from robustlab.graph.node import Graph
 from robustlab.models.modes import evaluating
 
-AnswerKind = Literal["classes", "sequence", "boxes"]
+UNIT = (0.0, 1.0)
 Model = nn.Module | Graph | str | Path | Callable[..., Any]
 """What can be attacked: a module, a graph or the path of an ONNX file; under soft or hard access any callable."""
 
@@ -41,12 +42,13 @@ class Victim:
 
     Args:
         model: a module from inputs to answers, a graph that :func:`robustlab.graph.read_onnx.read_onnx` or
-            :func:`robustlab.graph.trace.trace` read, or the path of an ONNX file; under soft or hard access any such
-            callable. It may return a tensor, a tuple whose first part is the tensor, a mapping with ``"logits"``, or an
-            object with ``.logits``.
+            :func:`robustlab.graph.trace.trace` read, or the path of an ONNX file, which is asked in the dtype and on
+            the device of x; under soft or hard access any such callable. It may return a tensor, a tuple whose first
+            part is the tensor, a mapping with ``"logits"``, or an object with ``.logits``.
         bounds: the box [low, high] of valid inputs, in the units of ``x``: numbers, or tensors that broadcast with a
             sample, (C, 1, 1) for one box per channel. Normalization is a layer of the model.
-        domain: what the inputs are, if they are no floats in a box (:mod:`robustlab.attacker.domain`).
+        domain: what the inputs are, if they are no floats in a box (:mod:`robustlab.attacker.domain`); in the place of
+            bounds.
         answer: what the model says: ``"classes"``, scores (N, K); ``"sequence"``, scores (N, T, K); or ``"boxes"``,
             which is taken as it comes. For the last two the attack brings its goal.
         access: ``"white"`` (gradients), ``"soft"`` (scores) or ``"hard"`` (the top label alone).
@@ -64,7 +66,7 @@ class Victim:
         self,
         model: Model,
         *,
-        bounds: tuple[Bound, Bound] = (0.0, 1.0),
+        bounds: tuple[Bound, Bound] = UNIT,
         domain: Domain | None = None,
         answer: AnswerKind = "classes",
         access: Access = "white",
@@ -80,24 +82,25 @@ class Victim:
         if isinstance(model, Victim):
             raise TypeError("model: want a model, got a Victim; use it as it is")
         if isinstance(model, (str, Path)):
-            from robustlab.graph.read_onnx import read_onnx
-
-            model = read_onnx(model, dtype=torch.float32)
+            model = _read_file(model)
         differentiable = isinstance(model, (nn.Module, Graph))
         if not callable(model) or (access == "white" and not differentiable):
             wish = "an nn.Module, a graph or the path of an ONNX file" if access == "white" else "a callable"
             raise TypeError(f"model: want {wish} under {access} access, got {type(model).__name__}")
         if domain is not None and not isinstance(domain, Domain):
             raise TypeError(f"domain: want a Domain, got {type(domain).__name__}")
+        if domain is not None and bounds is not UNIT:
+            raise ValueError(f"bounds: want none beside a domain, got both bounds and {domain}")
         if logits is not None and not callable(logits):
             raise TypeError(f"logits: want a function of what the model returns, got {type(logits).__name__}")
         if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-            raise ValueError(f"bounds: want (low, high) with low < high, got {bounds}")
+            raise ValueError(f"bounds: want (low, high) with low < high, got {bounds!r}")
         if budget is not None:
             checks.at_least("budget", budget, 2, integer=True)
         self.model, self.domain = model, Box(*bounds) if domain is None else domain
         self.answer, self.access, self.budget, self.output, self.mode = answer, access, budget, output, mode
         self.logits = logits
+        self._ask = _Following(model) if isinstance(model, Graph) else cast(Callable[..., Any], model)
 
     @property
     def bounds(self) -> tuple[Bound, Bound]:
@@ -134,7 +137,7 @@ class Victim:
 
         Args:
             x: a batch of the victim's domain; floats (N, ...) inside the box.
-            y: (N,) labels; None takes the model's own prediction.
+            y: (N,) labels, of a sequence also (N, T); None takes the model's own prediction.
             target: a label, or one per sample, for a targeted attack.
             ids: (N,) identities for the randomness; None means 0 … N − 1.
             kappa: confidence κ ≥ 0 that is part of the goal.
@@ -148,18 +151,13 @@ class Victim:
             raise ValueError(f"access: this attack needs {access!r} access, the victim grants {self.access!r}")
         if not isinstance(self.domain, domain):
             raise TypeError(f"victim: this attack wants inputs of {domain.__name__}, got {self.domain}")
-        if (self.answer == "classes") == (goal is not None):
-            wish = (
-                "None for answers of classes"
-                if goal is not None
-                else f"a function, since the answer is {self.answer!r}"
-            )
-            raise TypeError(f"goal: want {wish}, got {goal}")
+        self._check_goal(goal, kappa)
         self.domain.check(x)
-        checks.at_least("kappa", kappa, 0.0)
+        if isinstance(self.model, Graph) and x.shape[1:] != self.model.input_shape:
+            raise ValueError(f"x: want samples of shape {self.model.input_shape}, got {tuple(x.shape[1:])}")
         like = first(x)
-        y = None if y is None else checks.labels("y", y, like)
-        target = None if target is None else checks.labels("target", target, like)
+        y = None if y is None else self._labels("y", y, like)
+        target = None if target is None else self._labels("target", target, like)
         if target is not None and y is not None:
             checks.other_than_y("target", target, y)
         ids = torch.arange(size(x)) if ids is None else torch.as_tensor(ids)
@@ -171,14 +169,31 @@ class Victim:
             x, y, target, ids = (every(_ordinary, v) if v is not None else None for v in (x, y, target, ids))
             yield Session(
                 self._answers, self.domain, self.access, self.budget, x, y, target, ids.to(like.device),
-                kappa=float(kappa), min_classes=needed, goal=goal, convolves=self._convolves(),
+                kappa=float(kappa), min_classes=needed, answer=self.answer, goal=goal, convolves=self._convolves(),
             )  # fmt: skip
+
+    def _check_goal(self, goal: Goal | None, kappa: float) -> None:
+        checks.at_least("kappa", kappa, 0.0)
+        if self.answer == "classes" and goal is not None:
+            raise TypeError(f"goal: want None for answers of classes, got {goal}")
+        if self.answer != "classes" and not callable(goal):
+            raise TypeError(f"goal: want a function, since the answer is {self.answer!r}, got {goal}")
+        if goal is not None and kappa:
+            raise ValueError(f"kappa: want 0 beside a goal, which says itself how clearly it is met, got {kappa}")
+
+    def _labels(self, name: str, value: int | Tensor, like: Tensor) -> Tensor:
+        """Labels of samples; of a sequence there may be one for each of its elements."""
+        if self.answer == "sequence" and isinstance(value, Tensor) and value.dim() == 2:
+            checks.labels(name, value.flatten(), value.flatten())  # integers
+            if value.shape[0] == like.shape[0]:
+                return value.to(like.device, torch.int64)
+        return checks.labels(name, value, like)
 
     def _answers(self, points: Any, *, fast: bool = False) -> Any:
         """The model's answer; ``fast``: a gradient will be asked for, and may go by product and fold."""
         with FewChannels() if fast else nullcontext():
             try:
-                out = self.model(*points) if isinstance(points, tuple) else self.model(points)
+                out = self._ask(*points) if isinstance(points, tuple) else self._ask(points)
             except RuntimeError as error:
                 self._explain(first(points), error)
                 raise
@@ -195,16 +210,20 @@ class Victim:
                 return out
             raise ValueError(f"model: want a tensor of scores, got {type(out).__name__}; say logits=, a function of it")
         if out.is_floating_point():
-            if out.dtype != points.dtype:  # half precision, as autocast gives it, goes up
-                out = out.to(torch.promote_types(out.dtype, points.dtype))
+            least = points.dtype if points.is_floating_point() else torch.float32
+            if out.dtype != least:  # half precision, as autocast gives it, goes up
+                out = out.to(torch.promote_types(out.dtype, least))
             if self.output == "probs":
                 out = as_logits(out)
         return out
 
     def _explain(self, x: Tensor, error: RuntimeError) -> None:
-        """Raise a clearer error, if the model failed since its dtype or device is not that of x."""
+        """Raise a clearer error, if the model failed since its dtype or device is not that of x.
+
+        A model may well cast by itself and fail for another reason: PyTorch's own words tell.
+        """
         weight = next((p for p in self._tensors() if p.is_floating_point()), None)
-        if weight is None or not x.is_floating_point():
+        if weight is None or not x.is_floating_point() or not re.search(r"dtype|\btype|device", str(error)):
             return
         if weight.device != x.device:
             raise ValueError(f"x: want the model's device {weight.device}, got {x.device}") from error
@@ -226,11 +245,32 @@ class Victim:
 
     def held(self, device: torch.device) -> AbstractContextManager[None]:
         """Mode set and parameters frozen; on leaving, everything is as it was."""
-        return evaluating(self.model, mode=self.mode, device=device)
+        return evaluating(self.model, self.logits, mode=self.mode, device=device)
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
         return f"Victim({name}, {self.domain}, access={self.access!r}, budget={self.budget})"
+
+
+def _read_file(path: str | Path) -> Graph:
+    from robustlab.graph.read_onnx import read_onnx
+
+    if not Path(path).is_file():
+        raise ValueError(f"model: want a model or the path of an ONNX file, got {str(path)!r}, which is no file")
+    return read_onnx(path)
+
+
+class _Following:
+    """A graph in the dtype and on the device of its inputs."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._copies = graph, dict[tuple[torch.dtype, torch.device], Graph]()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        key = x.dtype, x.device
+        if key not in self._copies:
+            self._copies[key] = self._graph.to(x.device, x.dtype)
+        return self._copies[key](x)
 
 
 def as_logits(probs: Tensor) -> Tensor:

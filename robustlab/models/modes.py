@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 _LOCK = threading.Lock()
-_HELD: dict[tuple[str, int], list[Any]] = {}  # (what is held, whose id) → [number of holders, how it was]
+_HELD: dict[Any, list[Any]] = {}  # what is held of whom → [number of holders, how it was]
 
 
 @contextmanager
@@ -38,7 +38,9 @@ def evaluating(
         device: whose random state is kept beside the CPU's; None for the CPU's alone.
     """
     parts = {part: None for model in models if isinstance(model, nn.Module) for part in model.modules()}
-    held: list[tuple[str, Any]] = [("random state", device)]
+    held: list[tuple[str, Any]] = [("random state", None)]
+    if device is not None and device.type == "cuda":
+        held.append(("random state", device))
     if mode == "eval":
         held += [("mode", part) for part in parts]
     elif any(part.training for part in parts):
@@ -60,9 +62,14 @@ def _unique(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
+def _key(what: str, part: Any) -> tuple[str, Any]:
+    """A module or a tensor is known by its identity, a device by its value: each tensor makes an object of its own."""
+    return what, part if what == "random state" else id(part)
+
+
 def _take(what: str, part: Any) -> None:
     """Note how a part is, if nobody holds it yet, and hold it."""
-    entry = _HELD.setdefault((what, id(part)), [0, None])
+    entry = _HELD.setdefault(_key(what, part), [0, None])
     entry[0] += 1
     if entry[0] > 1:
         return
@@ -74,16 +81,16 @@ def _take(what: str, part: Any) -> None:
     elif what == "values":
         entry[1] = part.clone()
     else:
-        entry[1] = torch.get_rng_state(), torch.cuda.get_rng_state(part) if _on_cuda(part) else None
+        entry[1] = torch.get_rng_state() if part is None else torch.cuda.get_rng_state(part)
 
 
 def _release(what: str, part: Any) -> None:
     """Let go of a part; the last to do so puts it back."""
-    entry = _HELD[what, id(part)]
+    entry = _HELD[_key(what, part)]
     entry[0] -= 1
     if entry[0]:
         return
-    del _HELD[what, id(part)]
+    del _HELD[_key(what, part)]
     if what == "mode":
         part.training = entry[1]
     elif what == "gradient":
@@ -91,11 +98,7 @@ def _release(what: str, part: Any) -> None:
     elif what == "values":
         with torch.no_grad():
             part.copy_(entry[1])
+    elif part is None:
+        torch.set_rng_state(entry[1])
     else:
-        torch.set_rng_state(entry[1][0])
-        if _on_cuda(part):
-            torch.cuda.set_rng_state(entry[1][1], part)
-
-
-def _on_cuda(device: torch.device | None) -> bool:
-    return device is not None and device.type == "cuda"
+        torch.cuda.set_rng_state(entry[1], part)

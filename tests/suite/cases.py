@@ -86,6 +86,18 @@ class Case:
         """Some other label for each sample: (y + 1) mod K."""
         return (y + 1) % self.classes
 
+    def net(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+        """A small model of what the attack takes."""
+        return mlp(self.shape, self.classes, dtype, seed)
+
+    def points(self, n: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+        """Inputs of that model."""
+        return noise_box(n, self.shape, dtype, seed)
+
+    def inside(self, x: Tensor) -> bool:
+        """Whether all points are in the domain of these inputs."""
+        return bool(((x >= 0) & (x <= 1)).all())
+
     def length(self, delta: Tensor) -> Tensor:
         return get_norm(self.norm or "linf").length(delta)
 
@@ -128,7 +140,7 @@ def batch(
     case: Case, device: torch.device, n: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """A small net, points of its box and its own predictions there: no goal is met before the attack."""
-    model = mlp(case.shape, case.classes, dtype, seed).to(device)
-    x = noise_box(n, case.shape, dtype, seed).to(device)
+    model = case.net(dtype, seed).to(device)
+    x = case.points(n, dtype, seed).to(device)
     with torch.no_grad():
         return model, x, model(x).argmax(dim=1)

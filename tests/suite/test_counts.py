@@ -35,7 +35,7 @@ def check_budget_of_queries(case: Case, device: torch.device, budget: int = 4) -
     result = case.run(Victim(seen, budget=budget), x, y)
     assert int(result.queries.max()) <= budget, "the budget was overdrawn"
     assert int(result.queries.sum()) == seen.forwards and int(result.gradients.sum()) == seen.backwards
-    assert bool(((result.x_adv >= 0) & (result.x_adv <= 1)).all())
+    assert case.inside(result.x_adv)
     if case.has_budget and case.norm:
         assert bool((case.length(result.x_adv - x) <= EPS[case.norm] * (1 + 1e-9)).all())
     with torch.no_grad():

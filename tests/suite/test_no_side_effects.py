@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from tests.suite.cases import Case, batch, over
-from tests.suite.models import WritesIntoInput, convnet, mlp, seeded
+from tests.suite.models import WritesIntoInput, convnet, seeded
 
 
 def watched_model(case: Case, device: torch.device) -> nn.Module:
@@ -21,7 +21,7 @@ def watched_model(case: Case, device: torch.device) -> nn.Module:
     if len(case.shape) == 3:
         model = convnet(case.classes, case.shape[0])
     else:
-        net = mlp(case.shape, case.classes)
+        net = case.net()
         model = seeded(lambda: nn.Sequential(net, nn.BatchNorm1d(case.classes, affine=False), nn.Dropout(0.2)).double())
     model = model.to(device).train()
     modules = list(model.modules())
@@ -73,8 +73,9 @@ def inputs(case: Case, model: nn.Module, device: torch.device) -> tuple[Tensor, 
         y = model.eval()(x).argmax(dim=1)
         for module, flag in zip(model.modules(), training, strict=True):
             module.training = flag
-    x.requires_grad_(True)
-    x.grad = torch.full_like(x, 2.0)
+    if x.is_floating_point():
+        x.requires_grad_(True)
+        x.grad = torch.full_like(x, 2.0)
     extra = {"ids": torch.tensor([3, 1, 4, 1, 5], device=device)}
     if case.has_budget:
         extra["eps"] = torch.full((5,), 2.0 if case.norm == "l0" else 0.2, dtype=x.dtype, device=device)
