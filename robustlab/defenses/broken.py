@@ -158,7 +158,7 @@ def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
     """The eight defenses, each with the robust accuracy that its authors measure on (x, y).
 
     Args:
-        x: (N, 1, 28, 28) digits of ``mnist5k`` in [0, 1], float32.
+        x: (N, 1, 28, 28) digits of ``mnist5k`` in [0, 1], float32. The models are on its device.
         y: (N,) labels.
         eps: ℓ∞ radius of the claims, above 0; that of ``train_mode`` is half as large.
 
@@ -168,8 +168,8 @@ def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
     Raises:
         ValueError, TypeError: for a wrong ``eps``.
     """
-    net = zoo.load("mnist_cnn").requires_grad_(False)
-    residual = zoo.load("mnist_resnet").requires_grad_(False)
+    net = zoo.load("mnist_cnn", device=x.device).requires_grad_(False)
+    residual = zoo.load("mnist_resnet", device=x.device).requires_grad_(False)
     digits = load("mnist5k").x_train
     roughness = NoiseDetector(1.0)(digits) / 5 + 1
     detector = NoiseDetector(float(roughness.quantile(0.99)))

@@ -92,6 +92,7 @@ def pgd(
     alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
     if init is not None:
         checks.same_shape("init", init, x)
+        init = init.to(x.device)  # as eps and labels are
     with victim.session(x, y, target=target, ids=ids, loss=g) as session:
         best, box, losses = Best(session), (session.low, session.high), list[Tensor]()
         for restart in range(restarts):
