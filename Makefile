@@ -13,7 +13,7 @@ PYTEST    := $(PY) -m pytest $(PARALLEL)
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-full test-fast test-changed test-lowest test-newest smoke links lab chapters lint \
+.PHONY: help book serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters lint \
         types clean system system-and-browser
 
 help:  ## list these targets
@@ -25,9 +25,13 @@ book: $(STAMP)  ## build the web book from the committed chapters
 serve: book  ## build, then serve the book on http://localhost:8000
 	@$(PY) -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
-test: system-and-browser $(STAMP) lint  ## all tests: library, chapters, book, browser
-	@$(PY) -m book.build --fresh
+# The checks of style run beside the build of the book, which keeps one core busy for a minute.
+test: system-and-browser $(STAMP)  ## all tests: library, chapters, book, browser
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint fresh-book
 	@$(PYTEST) $(NOTEBOOKS) tests chapters
+
+fresh-book: $(STAMP)
+	@$(PY) -m book.build --fresh
 
 test-full: PYTEST += --full
 test-full: test  ## those that `make test` leaves out too: full products of cases

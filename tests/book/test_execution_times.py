@@ -6,7 +6,10 @@ import subprocess
 from datetime import date
 from pathlib import Path
 
-from book.generate_times import checkout_bytes, repository_blocks, times_page
+import yaml
+
+from book import generate_times
+from book.generate_times import checkout_bytes, projected_minutes, projection_blocks, repository_blocks, times_page
 
 MEASURED = {
     "machine": "an abacus",
@@ -31,6 +34,23 @@ def test_the_rest_is_stated_with_its_day_and_machine() -> None:
     cells = [[line.strip(" -") for line in row.splitlines()[:3]] for row in table.split("\n* - ")[2:]]
     assert [row[1:] for row in cells] == [["18.7 MB", "40 MB"], ["3 days", "–"], ["2 s", "9 s"]]
     assert "not counted" in repository_blocks(MEASURED, None)[2]
+
+
+def test_what_the_tests_will_take_is_the_sum_of_their_parts() -> None:
+    parts = [
+        {"part": "chapters", "today": 300, "number": 32, "of": "chapters", "each": 30},
+        {"part": "suites", "today": 60, "number": 100, "of": "methods", "each": 2.4},
+        {"part": "types", "today": 0, "number": 1, "each": 60},
+    ]
+    _, text, table = projection_blocks(parts)
+    assert projected_minutes(parts) == (960 + 240 + 60) / 120
+    assert "are 3 minutes today" in text and "be 10 minutes" in " ".join(text.split())
+    assert "100 methods, 2.4 s each" in table and "one sum" in table
+
+
+def test_the_projection_keeps_to_its_limit() -> None:
+    parts = yaml.safe_load(generate_times.MEASURED.read_text(encoding="utf-8"))["parts"]
+    assert 0 < projected_minutes(parts) <= generate_times.LIMIT_MINUTES
 
 
 def test_the_page_holds_this_table() -> None:
