@@ -13,7 +13,7 @@ from torch import nn
 from robustlab.graph.hinge import Clamp, Hinge
 from robustlab.graph.operator import Operator
 from robustlab.graph.pool import MaxPool
-from robustlab.graph.reader import Convert, Reader, Symbol, as_tuple
+from robustlab.graph.reader import Convert, Reader, Symbol, as_pair
 from robustlab.graph.smooth import Smooth
 
 
@@ -60,8 +60,8 @@ def _f_max_pool(
 ) -> Symbol:  # fmt: skip
     if ceil_mode or return_indices:
         raise ValueError(f"model: node {r.name!r}: want max-pooling without ceil_mode and return_indices")
-    kernel = as_tuple(kernel_size, 2)
-    return r.add(MaxPool(kernel, as_tuple(stride or kernel, 2), as_tuple(padding, 2), as_tuple(dilation, 2)), x)
+    kernel = as_pair(kernel_size)
+    return r.add(MaxPool(kernel, as_pair(stride or kernel), as_pair(padding), as_pair(dilation)), x)
 
 
 MODULES: dict[type, Convert] = {

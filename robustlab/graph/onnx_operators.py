@@ -22,6 +22,7 @@ from robustlab.graph.onnx_shapes import concat, flatten, reduce, reshape, transp
 from robustlab.graph.operator import Operator
 from robustlab.graph.pool import MaxPool
 from robustlab.graph.product import Product
+from robustlab.graph.reader import as_pair
 from robustlab.graph.smooth import Smooth
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _max_pool(
     if len(kernel) != 2:
         raise ValueError(f"model: want two-dimensional MaxPool, got kernel {kernel} at node {name_of(node)!r}")
     padding = _padding(node, 2, auto_pad, pads, ceil_mode)
-    return reader.add(node, MaxPool(kernel, tuple(strides), padding, tuple(dilations)), given[0])
+    return reader.add(node, MaxPool(kernel, as_pair(strides), as_pair(padding), as_pair(dilations)), given[0])
 
 
 def _average_pool(

@@ -84,6 +84,12 @@ def without_chance(run: Callable[[], Any], who: str) -> Any:
     return result
 
 
+def as_pair(value: Any) -> tuple[int, int]:
+    """Two numbers, or one for both dimensions of a map."""
+    first, second = as_tuple(value, 2)
+    return first, second
+
+
 def as_tuple(value: Any, rank: int) -> tuple[int, ...]:
     """A number for every dimension, or one a dimension."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank

@@ -163,11 +163,12 @@ _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 def _overwrites(model: nn.Module, node: fx.Node) -> bool:
     """Whether a call writes its result into its first argument."""
     if node.op == "call_module":
-        module = model.get_submodule(node.target)
+        module = model.get_submodule(str(node.target))
         return getattr(module, "inplace", False) and not isinstance(module, nn.modules.dropout._DropoutNd)
     if node.op == "call_function":
         return node.target in _IN_PLACE or bool(node.kwargs.get("inplace")) or any(a is True for a in node.args[1:])
-    return node.op == "call_method" and node.target.endswith("_") and not node.target.startswith("__")
+    name = str(node.target)
+    return node.op == "call_method" and name.endswith("_") and not name.startswith("__")
 
 
 def _no_stale_values(model: nn.Module, traced: fx.Graph) -> None:
@@ -190,7 +191,7 @@ def _no_stale_values(model: nn.Module, traced: fx.Graph) -> None:
 
 def _may_be_view(model: nn.Module, node: fx.Node) -> bool:
     """Whether the result may share memory with the first argument without overwriting it."""
-    thing = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
+    thing = type(model.get_submodule(str(node.target))) if node.op == "call_module" else node.target
     known = thing in convert_shape.MODULES or thing in convert_shape.FUNCTIONS or thing in convert_shape.METHODS
     return node.op.startswith("call") and known and thing not in (torch.cat, torch.concat, getattr, "size")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,18 @@ from robustlab.training.schedules import SCHEDULES, make_optimizer, precision_fo
 MAX_RESIDENT_BYTES = 2**31  # training data up to this size are moved to the device whole
 
 
-class Objective(Protocol):
+Trained = TypeVar("Trained", bound=nn.Module)
+Trained_contra = TypeVar("Trained_contra", bound=nn.Module, contravariant=True)
+
+
+class Objective(Protocol[Trained_contra]):
     """What :func:`fit` minimizes: a function of the model and a batch to a scalar.
 
     An objective that also has a method ``set_progress(fraction)`` is told before each step which part of the training
     is over (0 at the first step, below 1 at the last), for schedules such as a growing epsilon.
     """
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+    def __call__(self, model: Trained_contra, x: Tensor, y: Tensor, /, *, ids: Tensor, seed: int) -> Tensor:
         """The loss of a batch; `ids` are its samples' rows in the data, `seed` is this step's own seed."""
         ...
 
@@ -68,10 +72,10 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: 
 
 
 def fit(
-    model: nn.Module,
+    model: Trained,
     data: Dataset | tuple[Tensor, Tensor],
     *,
-    objective: Objective = cross_entropy,
+    objective: Objective[Trained] = cross_entropy,
     epochs: int,
     batch_size: int = 100,
     lr: float = 1e-3,
@@ -83,7 +87,7 @@ def fit(
     device: torch.device | str | None = None,
     amp: bool | str = "auto",
     progress: bool = False,
-    on_epoch: Callable[[int, nn.Module], Any] | None = None,
+    on_epoch: Callable[[int, Trained], Any] | None = None,
 ) -> History:
     """Minimize an objective over the training data by minibatch gradient descent; the model is changed in place.
 

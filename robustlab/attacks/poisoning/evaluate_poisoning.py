@@ -112,7 +112,7 @@ def evaluate_poisoning(
                 raise ValueError("train: want a fresh model every time, got the same one again")
             before = model
             success[i, s] = bool(predict(model, poisoned.x_target) == poisoned.target)
-            if x_test is not None:
+            if x_test is not None and y_test is not None:
                 reached[i, s] = accuracy(model, x_test, y_test)
     return PoisoningReport(success, reached)
 

@@ -103,7 +103,8 @@ def gradient_matching(
         goals = [attacker_gradient(net, job.x_target, target) for net in nets]
 
         def mismatch(x: Tensor) -> Tensor:
-            return sum(gradient_mismatch(net, x, labels, g) for net, g in zip(nets, goals, strict=True)) / len(nets)
+            found = (gradient_mismatch(net, x, labels, g) for net, g in zip(nets, goals, strict=True))
+            return sum(found, x.new_zeros(())) / len(nets)
 
         p = torch.maximum(torch.minimum(p, high), low).requires_grad_()
         adam = torch.optim.Adam([p], lr=step_size)

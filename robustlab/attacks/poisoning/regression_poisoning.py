@@ -86,12 +86,12 @@ def regression_poisoning(
     """
     p = check_table(x, y, rate, one_hot)
     x, y = x.detach(), y.detach()
-    for name, value, wanted in (
+    for name, given, wanted in (
         ("penalty", penalty, PENALTIES),
         ("init", init, INITS),
         ("optimize", optimize, ("xy", "x", "none")),
     ):
-        checks.one_of(name, value, wanted)
+        checks.one_of(name, given, wanted)
     checks.positive("lam", lam)
     checks.at_least("passes", passes, 1, integer=True)
     checks.at_least("tol", tol, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -151,6 +151,6 @@ def words(
     )
 
 
-def _rounded(box: Box, **look: object) -> FancyBboxPatch:
+def _rounded(box: Box, **look: Any) -> FancyBboxPatch:
     shape = "round,pad=0,rounding_size=1.2"
     return FancyBboxPatch((box.left, box.bottom), box.width, box.height, boxstyle=shape, **look)

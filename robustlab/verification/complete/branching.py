@@ -77,7 +77,9 @@ def costly_relu(
         cost = cost + 1e-9 * torch.minimum(-b.lower, b.upper)  # to choose among those that cost nothing
         unstable = (b.lower < 0) & (b.upper > 0) & (domains[f"sign:{before}"] == 0)
         best, place = torch.where(unstable, cost, -1.0).flatten(1).max(dim=1)
-        costs.append(best), places.append(place), nodes.append(before)
+        costs.append(best)
+        places.append(place)
+        nodes.append(before)
     cost, which = torch.stack(costs).max(dim=0)
     return torch.tensor(nodes, device=C.device)[which], torch.stack(places)[which, rows], cost
 

@@ -16,6 +16,7 @@ leave no trace, so that the exact solvers see the others only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -142,7 +143,7 @@ class _Encoder:
         _, channels, height, width = z.shape
         (ph, pw), places = op.padding, torch.arange(1.0, 1 + channels * height * width, dtype=torch.float64)
         padded = F.pad(places.reshape(1, channels, height, width), (pw, pw, ph, ph))
-        windows = F.unfold(padded, op.kernel, op.dilation, 0, op.stride).reshape(channels, np.prod(op.kernel), -1)
+        windows = F.unfold(padded, op.kernel, op.dilation, 0, op.stride).reshape(channels, math.prod(op.kernel), -1)
         windows = windows.long().movedim(1, 0).flatten(1)  # (elements, outputs), 0 where padding is
         out_shape = op.forward(z[:1]).shape[1:]
         windows = windows.sort(dim=0, descending=True).values  # padding last: the first element is real

@@ -125,7 +125,9 @@ def tighten(system: System, clock: Clock) -> System:
     from scipy.optimize import linprog
 
     lower, upper, high = system.lower.copy(), system.upper.copy(), system.high.copy()
-    n, rows, right = system.inputs, [], []
+    n = system.inputs
+    rows: list[Array] = []
+    right: list[float] = []
     for i in range(len(system.p)):
         if clock.over:
             break

@@ -169,8 +169,8 @@ def jacobian_bounds(graph: Graph, layers: Sequence[Bounds], C: Tensor) -> tuple[
             shape = graph.nodes[i].shape
             waiting[i] = part if before is None else (before[0].plus(part[0], shape), before[1].plus(part[1], shape))
     shape = (*C.shape[:2], *graph.input_shape)
-    center, radius = (part.full(graph.input_shape).coef.reshape(shape) for part in waiting[0])
-    return center, radius
+    center, radius = (part.full(graph.input_shape) for part in waiting[0])
+    return center.coef.reshape(shape), radius.coef.reshape(shape)
 
 
 def _absolute(op: Operator) -> Operator:
