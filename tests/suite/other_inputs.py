@@ -107,22 +107,24 @@ def net(build: type[nn.Module], seed: int = 0) -> nn.Module:
     return seeded(build, seed).double()
 
 
+MOST = 40  # samples; a smaller batch is a part of the whole one
+
+
 def sentences(n: int, seed: int = 0) -> Tensor:
     """(n, T) tokens; the last of every second sample is padding."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(1, VOCABULARY, (n, LENGTH), generator=generator)
+    tokens = torch.randint(1, VOCABULARY, (MOST, LENGTH), generator=torch.Generator().manual_seed(seed))
     tokens[::2, -1] = PADDING
-    return tokens
+    return tokens[:n]
 
 
 def graphs(n: int, nodes: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Features and adjacency of n random graphs."""
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(n, nodes, 3, generator=generator, dtype=torch.float64)
-    upper = torch.rand(n, nodes, nodes, generator=generator).lt(0.4).double().triu(1)
-    return features, upper + upper.mT
+    features = torch.randn(MOST, nodes, 3, generator=generator, dtype=torch.float64)
+    upper = torch.rand(MOST, nodes, nodes, generator=generator).lt(0.4).double().triu(1)
+    return features[:n], (upper + upper.mT)[:n]
 
 
 def images(n: int, seed: int = 0) -> Tensor:
     """(n, 2, 4, 4) in [0, 1], float64."""
-    return torch.rand(n, 2, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(MOST, 2, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[:n]
