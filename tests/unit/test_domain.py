@@ -516,3 +516,13 @@ def test_one_graph() -> None:
     said = net(Nodes)(*result.x_adv).argmax(dim=2)
     assert result.success.tolist() == [True] and int(said[0, 0]) != int(LABELS[0, 0])
     assert result.distances["edges"].tolist() == [2] and torch.equal(result.x_adv[0], x[0])
+
+
+def test_best_values_beside_tokens_keep_their_precision() -> None:
+    """Nothing tells the dtype of a loss beside tokens or graphs: the values are kept in double precision."""
+    x = sentences(3)
+    with Victim(net(Words), domain=Tokens(VOCABULARY)).session(x, domain=Tokens) as session:
+        best, live = Best(session), session.live(torch.tensor([True, False, True]))
+        value = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+        best.keep(live, live.x, value)
+        assert torch.equal(best.value[[0, 2]], value)
