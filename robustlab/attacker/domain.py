@@ -8,14 +8,14 @@ arguments in order.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.parts import copied, first, size
+from robustlab.attacker.parts import copied, size
 from robustlab.geometry.norms import measure
 
 Bound = float | Tensor
@@ -32,8 +32,8 @@ class Domain(ABC):
     def distances(self, x: Any, x_adv: Any) -> dict[str, Tensor]:
         """How far ``x_adv`` is from ``x``, (N,) for each name."""
 
-    def inside(self, x: Any, last: bool = False) -> tuple[Any, Tensor]:
-        """A copy of ``x`` that is surely in the domain, and whether ``x`` was not, a bool of no dimension.
+    def inside(self, x: Any, last: bool = False) -> tuple[Any, Any]:
+        """A copy of ``x`` that is surely in the domain, and from what :meth:`strayed` will tell whether ``x`` was.
 
         An attack that leaves its domain has a bug, which must not reach the model. Where nothing can be clipped it is
         told at once.
@@ -46,7 +46,12 @@ class Domain(ABC):
             self.check(x)
         except (ValueError, TypeError) as error:
             raise RuntimeError(f"a query was outside the domain {self}: a bug of the attack") from error
-        return copied(x), torch.zeros((), dtype=torch.bool, device=first(x).device)
+        return copied(x), None
+
+    def strayed(self, evidence: Sequence[Any]) -> bool:
+        """Whether any of the ``x`` that were handed to :meth:`inside` was outside, by what it returned of each."""
+        told = [outside for outside in evidence if outside is not None]
+        return bool(told) and bool(torch.stack(told).any())
 
 
 class Box(Domain):
@@ -64,6 +69,7 @@ class Box(Domain):
             raise ValueError(f"bounds: want ends that broadcast with each other, got {self._text()}") from None
         if not bool(below.all()):
             raise ValueError(f"bounds: want (low, high) with low < high, got {self._text()}")
+        self._is_plain = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
         self._ends: dict[tuple[torch.dtype, torch.device], tuple[Bound, Bound]] = {}
 
     def ends(self, like: Tensor) -> tuple[Bound, Bound]:
@@ -87,12 +93,20 @@ class Box(Domain):
         """ℓ0, ℓ1, ℓ2 and ℓ∞."""
         return measure(x_adv - x)
 
-    def inside(self, x: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
+    def inside(self, x: Tensor, last: bool = False) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Clipped to the box, without waiting for the device; ``last``: in channels-last layout."""
         low, high = self.ends(x)
         out = torch.empty_like(x, memory_format=torch.channels_last) if last else None
         out = torch.clamp(x, low, high, out=out)  # type: ignore[call-overload]
-        return out, (out != x).any()
+        return out, torch.aminmax(x if self._is_plain else x - out)  # comparing x with out is five times as slow
+
+    def strayed(self, evidence: Sequence[tuple[Tensor, Tensor]]) -> bool:
+        """Whether any extreme is out of the box, or NaN."""
+        if not evidence:
+            return False
+        least, most = (torch.stack(ends) for ends in zip(*evidence, strict=True))
+        low, high = self.ends(least) if self._is_plain else (0.0, 0.0)
+        return not bool(((least >= low) & (most <= high)).all())
 
     def _text(self) -> str:
         """Numbers; of tensors the shapes alone."""
@@ -203,10 +217,15 @@ class Several(Domain):
         if len(set(sizes.values())) > 1:
             raise ValueError(f"{name}: want as many samples in every part, got {sizes}")
 
-    def inside(self, x: tuple[Any, ...], last: bool = False) -> tuple[tuple[Any, ...], Tensor]:
+    def inside(self, x: tuple[Any, ...], last: bool = False) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Each part inside its own domain."""
         found = [domain.inside(part) for domain, part in zip(self.parts.values(), x, strict=True)]
-        return tuple(part for part, _ in found), torch.stack([strayed for _, strayed in found]).any()
+        return tuple(part for part, _ in found), tuple(evidence for _, evidence in found)
+
+    def strayed(self, evidence: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether any part was outside its own domain."""
+        columns = zip(*evidence, strict=True) if evidence else ()
+        return any(domain.strayed(column) for domain, column in zip(self.parts.values(), columns, strict=False))
 
     def distances(self, x: tuple[Any, ...], x_adv: tuple[Any, ...]) -> dict[str, Tensor]:
         """Those of every part, as ``part.name``."""

@@ -86,7 +86,7 @@ class Session:
         self._gradients = torch.zeros_like(self._queries)
         self._first_success = torch.full_like(self._queries, -1)
         self._lives: list[Live] = []
-        self._strayed: list[Tensor] = []  # for each question whether it was outside the domain
+        self._strayed: list[Any] = []  # of each question what tells whether it was outside the domain
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
         self._fast = images and convolves and device.type == "cpu"
@@ -368,7 +368,7 @@ class Session:
                 won = self._count(live, self._model(self._inside(points)))
                 success[live.rows] = won
                 final = put(final, live.rows[won], take(points, won))
-        if self._strayed and bool(torch.stack(self._strayed).any()):
+        if self.domain.strayed(self._strayed):
             raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
         return AttackResult(
             x_adv=final,
