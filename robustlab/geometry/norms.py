@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,10 +29,13 @@ from robustlab.geometry.projections import (
     room_of,
 )
 
+NormName = Literal["l0", "l1", "l2", "linf"]
+ProperNorm = Literal["l1", "l2", "linf"]
+"""All but ℓ0, which is a count: what has a dual."""
 Eps = float | Tensor
 
 
-def get_norm(norm: str | Norm) -> Norm:
+def get_norm(norm: NormName | Norm) -> Norm:
     """The norm called ``"l0"``, ``"l1"``, ``"l2"`` or ``"linf"``; raises ValueError for another name."""
     if isinstance(norm, Norm):
         return norm
@@ -49,8 +53,8 @@ def _column(eps: Eps, rows: Tensor) -> Tensor:
 class Norm(ABC):
     """A measure of size of a perturbation."""
 
-    name: str
-    dual_name: str
+    name: NormName
+    dual_name: NormName
 
     @property
     def dual(self) -> Norm:
@@ -227,7 +231,7 @@ class _L0(Norm):
         return keep_largest(unit, noise.uniform((*keys, 1), (unit.shape[1],), unit.dtype), eps)
 
 
-NORMS: dict[str, Norm] = {norm.name: norm for norm in (_L0(), _L1(), _L2(), _Linf())}
+NORMS: dict[NormName, Norm] = {norm.name: norm for norm in (_L0(), _L1(), _L2(), _Linf())}
 
 
 def measure(delta: Tensor) -> dict[str, Tensor]:
@@ -235,7 +239,7 @@ def measure(delta: Tensor) -> dict[str, Tensor]:
     return {name: norm.length(delta) for name, norm in NORMS.items()}
 
 
-def linear_distance(margin: Tensor, weight: Tensor, norm: str | Norm) -> Tensor:
+def linear_distance(margin: Tensor, weight: Tensor, norm: ProperNorm | Norm) -> Tensor:
     """Distance from a point to the hyperplane where an affine ``margin`` with slope ``weight`` is zero.
 
         |margin| / ‖weight‖_q,   q dual to p

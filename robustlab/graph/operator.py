@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
 
 Shape = tuple[int, ...]
+ReluLine = Literal["adaptive", "parallel", "zero", "one"]
+PoolLine = Literal["largest", "parallel"]
 Backward = tuple[tuple[Forms, ...], Tensor | float]
 """Forms on each input, and what they leave as a constant, (R,)."""
 
@@ -39,8 +41,8 @@ class Rule:
             slopes of the plane above (CNN-Cert).
     """
 
-    relu: str = "adaptive"
-    pool: str = "largest"
+    relu: ReluLine = "adaptive"
+    pool: PoolLine = "largest"
 
 
 class Operator(ABC):

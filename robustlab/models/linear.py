@@ -8,14 +8,15 @@ c = cov(x, y) say all. Attacks that refit after each change of one point update 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from robustlab import checks
 
-PENALTIES = ("ridge", "lasso")
+Penalty = Literal["ridge", "lasso"]
+PENALTIES = get_args(Penalty)
 MAX_STEPS = 1000
 
 
@@ -60,12 +61,12 @@ def mean_squared_error(model: LinearModel, data: Moments) -> Tensor:
     return quadratic + 2 * model.bias * (v @ data.mean) + model.bias**2
 
 
-def regularizer(model: LinearModel, penalty: str) -> Tensor:
+def regularizer(model: LinearModel, penalty: Penalty) -> Tensor:
     """Ω(w): ½‖w‖₂² for ``"ridge"``, ‖w‖₁ for ``"lasso"``."""
     return model.weight.abs().sum(dim=-1) if penalty == "lasso" else model.weight.square().sum(dim=-1) / 2
 
 
-def fit_linear(x: Tensor, y: Tensor, *, penalty: str = "ridge", lam: float = 1e-3) -> LinearModel:
+def fit_linear(x: Tensor, y: Tensor, *, penalty: Penalty = "ridge", lam: float = 1e-3) -> LinearModel:
     """Minimize the penalized mean squared error.
 
         (w, b) = argmin 1/N Σ_i (w·x_i + b − y_i)² + λ Ω(w)
@@ -88,7 +89,7 @@ def fit_linear(x: Tensor, y: Tensor, *, penalty: str = "ridge", lam: float = 1e-
     return fit_moments(moments(x, y), penalty, lam)
 
 
-def fit_moments(data: Moments, penalty: str, lam: float, start: Tensor | None = None) -> LinearModel:
+def fit_moments(data: Moments, penalty: Penalty, lam: float, start: Tensor | None = None) -> LinearModel:
     """The models of a stack of moments; `start` (..., d) are weights near the solution, for the LASSO."""
     x_mean, y_mean = data.mean[..., :-1], data.mean[..., -1]
     cov = data.second - data.mean[..., :, None] * data.mean[..., None, :]

@@ -18,7 +18,16 @@ from robustlab import checks
 from robustlab.data.dataset import Dataset
 from robustlab.geometry.keyed import derive_seed
 from robustlab.progress import bar
-from robustlab.training.schedules import SCHEDULES, make_optimizer, precision_for, schedule_factor, set_rate
+from robustlab.training.schedules import (
+    SCHEDULES,
+    Amp,
+    Optimizer,
+    ScheduleName,
+    make_optimizer,
+    precision_for,
+    schedule_factor,
+    set_rate,
+)
 
 MAX_RESIDENT_BYTES = 2**31  # training data up to this size are moved to the device whole
 
@@ -79,13 +88,13 @@ def fit(
     epochs: int,
     batch_size: int = 100,
     lr: float = 1e-3,
-    optimizer: str | Callable[..., torch.optim.Optimizer] = "adam",
-    schedule: str = "one-cycle",
+    optimizer: Optimizer = "adam",
+    schedule: ScheduleName = "one-cycle",
     weight_decay: float = 0.0,
     augment: Callable[..., Tensor] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-    amp: bool | str = "auto",
+    amp: Amp = "auto",
     progress: bool = False,
     on_epoch: Callable[[int, Trained], Any] | None = None,
 ) -> History:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from robustlab import checks
 
-SCHEDULES = ("one-cycle", "cosine", "constant")
-OPTIMIZERS = ("adam", "adamw", "sgd")
+ScheduleName = Literal["one-cycle", "cosine", "constant"]
+OptimizerName = Literal["adam", "adamw", "sgd"]
+Optimizer = OptimizerName | Callable[..., torch.optim.Optimizer]
+Amp = bool | Literal["auto"]
+SCHEDULES = get_args(ScheduleName)
+OPTIMIZERS = get_args(OptimizerName)
 
 
-def schedule_factor(schedule: str, done: float) -> float:
+def schedule_factor(schedule: ScheduleName, done: float) -> float:
     """The learning rate over its peak after the part `done` in [0, 1] of the training.
 
     The schedules are those of :func:`robustlab.training.fit.fit`.
@@ -32,7 +36,7 @@ def schedule_factor(schedule: str, done: float) -> float:
     return 1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * (done - start) / (1 - start))) / 2
 
 
-def make_optimizer(optimizer: Any) -> Callable[..., torch.optim.Optimizer]:
+def make_optimizer(optimizer: Optimizer) -> Callable[..., torch.optim.Optimizer]:
     """The callable that makes an optimizer, from its name or as it is given."""
     if callable(optimizer):
         return optimizer
@@ -48,7 +52,7 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def precision_for(model: nn.Module, place: torch.device, amp: Any) -> torch.dtype | None:
+def precision_for(model: nn.Module, place: torch.device, amp: Amp) -> torch.dtype | None:
     """The dtype of mixed precision, or None: bfloat16 where the GPU has it, else float16 with a scaled loss."""
     if amp != "auto" and not isinstance(amp, bool):
         raise ValueError(f'amp: want True, False or "auto", got {amp!r}')

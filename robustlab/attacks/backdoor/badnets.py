@@ -13,20 +13,22 @@ stands in for the patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, Target
+from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, RateOf, Target
 from robustlab.attacks.backdoor.trigger import Trigger
 
 __all__ = ["PatchTrigger", "TokenTrigger", "badnets"]
 
-PATTERNS = ("square", "checker", "pixel")
-POSITIONS = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
+Pattern = Literal["square", "checker", "pixel"]
+Position = Literal["top-left", "top-right", "bottom-left", "bottom-right", "center"]
+PATTERNS = get_args(Pattern)
+POSITIONS = get_args(Position)
 
 
 def badnets(
@@ -37,7 +39,7 @@ def badnets(
     trigger: nn.Module | None = None,
     clean_label: bool = False,
     include_target: bool = False,
-    rate_of: str = "data",
+    rate_of: RateOf = "data",
     source: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> PoisonedDataset:
@@ -95,10 +97,10 @@ class PatchTrigger(Trigger):
 
     def __init__(
         self,
-        pattern: str | Tensor = "square",
+        pattern: Pattern | Tensor = "square",
         *,
         size: int = 3,
-        position: str | tuple[int, int] = "bottom-right",
+        position: Position | tuple[int, int] = "bottom-right",
         margin: int = 1,
         color: float | Sequence[float] = 1.0,
     ) -> None:
@@ -165,7 +167,7 @@ class TokenTrigger(Trigger):
 
     tokens: Tensor
 
-    def __init__(self, tokens: Sequence[int], *, position: str = "start", pad: int = 0) -> None:
+    def __init__(self, tokens: Sequence[int], *, position: Literal["start", "end"] = "start", pad: int = 0) -> None:
         super().__init__()
         phrase = torch.as_tensor(tokens)
         if phrase.dim() != 1 or not len(phrase) or phrase.is_floating_point() or bool((phrase < 0).any()):
@@ -194,7 +196,7 @@ class TokenTrigger(Trigger):
         return f"{self.tokens.tolist()} at the {self.position}"
 
 
-def _pattern(pattern: str | Tensor, size: int, color: float | Sequence[float]) -> Tensor:
+def _pattern(pattern: Pattern | Tensor, size: int, color: float | Sequence[float]) -> Tensor:
     """(C or 1, h, w), NaN where the image stays."""
     if isinstance(pattern, Tensor):
         drawn = pattern.double() if pattern.dim() == 3 else pattern.double()[None]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.poisoned_data import training_part
-from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, Target
+from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, RateOf, Target
 from robustlab.attacks.backdoor.trigger import Trigger
 from robustlab.geometry.keyed import Noise
 
@@ -34,7 +34,7 @@ def blended(
     trigger: nn.Module | None = None,
     clean_label: bool = False,
     include_target: bool = False,
-    rate_of: str = "data",
+    rate_of: RateOf = "data",
     seed: int = 0,
 ) -> PoisonedDataset:
     """Blend a pattern into a part of the training images, and change the labels of this part.

@@ -7,7 +7,7 @@ samples are drawn from the training set, get the trigger, and get the label that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from robustlab.geometry.keyed import Noise
 
 __all__ = ["PoisonedDataset"]
 
+RateOf = Literal["data", "eligible"]
 Target = int | Sequence[int] | Tensor
 
 
@@ -71,7 +72,7 @@ class PoisonedDataset(Poisoned):
         target: Target,
         clean_label: bool = False,
         include_target: bool = False,
-        rate_of: str = "data",
+        rate_of: RateOf = "data",
         source: int | Sequence[int] | None = None,
         cover: nn.Module | None = None,
         cover_rate: float = 0.0,

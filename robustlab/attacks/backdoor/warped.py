@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.poisoned_data import training_part
-from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, Target
+from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, RateOf, Target
 from robustlab.attacks.backdoor.trigger import Trigger
 from robustlab.geometry.keyed import Noise
 
@@ -39,7 +39,7 @@ def warped(
     trigger: WarpedTrigger | None = None,
     clean_label: bool = False,
     include_target: bool = False,
-    rate_of: str = "data",
+    rate_of: RateOf = "data",
     seed: int = 0,
 ) -> PoisonedDataset:
     """Bend a part of the training images and change their labels; bend others wrongly and leave theirs.

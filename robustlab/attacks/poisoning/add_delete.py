@@ -7,6 +7,8 @@ only contribute adds; who can only suppress deletes. Neither touches the samples
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ def add_delete(
     base: Dataset | tuple[Tensor, Tensor],
     *,
     rate: float,
-    operation: str = "add",
+    operation: Literal["add", "delete"] = "add",
     from_class: int | None = None,
     classes: int | None = None,
     surrogate: nn.Module | None = None,

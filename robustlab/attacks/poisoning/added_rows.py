@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.geometry.keyed import Noise
 from robustlab.models.linear import table
 
-INITS = ("inv_flip", "b_flip", "influence")
+Start = Literal["inv_flip", "b_flip", "influence"]
+INITS = get_args(Start)
 Groups = tuple[tuple[int, ...], ...]
 
 
@@ -63,7 +64,7 @@ def check_table(x: Tensor, y: Tensor, rate: float, one_hot: Groups) -> int:
     return rate_to_count(rate, len(x))
 
 
-def starting_rows(x: Tensor, y: Tensor, count: int, init: str, seed: int) -> tuple[Tensor, Tensor]:
+def starting_rows(x: Tensor, y: Tensor, count: int, init: Start, seed: int) -> tuple[Tensor, Tensor]:
     """Clean rows with another response: (count, d + 1), and the responses (count,) that they had.
 
     ``"inv_flip"``: 1 − y. ``"b_flip"``: 1 − y rounded to 0 or 1. Both draw rows without replacement. ``"influence"``:

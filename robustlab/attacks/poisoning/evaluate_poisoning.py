@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from robustlab.intervals import wilson
 
 __all__ = ["PoisoningReport", "evaluate_poisoning", "poisoning_control"]
 
-CONTROLS = ("none", "noise", "flips")
+Control = Literal["none", "noise", "flips"]
+CONTROLS = get_args(Control)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ def poisoning_control(
     x_target: Tensor,
     target: int,
     *,
-    kind: str,
+    kind: Control,
     rate: float = 0.01,
     eps: float = 16 / 255,
     source: int | None = None,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ from robustlab.geometry.keyed import Noise
 
 __all__ = ["Canary", "Exposure", "exposure", "log_perplexity"]
 
-METHODS = ("exact", "sampled", "skew_normal")
+Method = Literal["exact", "sampled", "skew_normal"]
+METHODS = get_args(Method)
 LARGEST_SPACE = 2**24  # fillings that "exact" goes through
 
 
@@ -104,7 +106,7 @@ def exposure(
     canary: Canary,
     *,
     encode: Callable[[list[str]], Tensor] = encode,
-    method: str = "exact",
+    method: Method = "exact",
     samples: int = 1000,
     batch_size: int = 2000,
     seed: int = 0,

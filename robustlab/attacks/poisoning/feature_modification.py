@@ -9,6 +9,8 @@ make strong poisons", 2021).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ def feature_modification(
     *,
     rate: float,
     eps: float,
-    how: str = "shortcut",
+    how: Literal["noise", "shortcut", "adversarial"] = "shortcut",
     surrogate: nn.Module | None = None,
     steps: int = 20,
     classes: int | None = None,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ def gradient_matching(
     steps: int = 250,
     restarts: int = 8,
     step_size: float | None = None,
-    augment: Callable[..., Tensor] | str | None = "auto",
+    augment: Callable[..., Tensor] | Literal["auto"] | None = "auto",
     seed: int = 0,
     progress: bool = False,
 ) -> CleanLabelPoison:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ from robustlab.training.fit import fit
 
 __all__ = ["Memorization", "random_labels", "randomize"]
 
-VARIANTS = ("true_labels", "random_labels", "shuffled_pixels", "random_pixels", "gaussian")
+Variant = Literal["true_labels", "random_labels", "shuffled_pixels", "random_pixels", "gaussian"]
+VARIANTS = get_args(Variant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ def random_labels(
     model: nn.Module,
     base: Dataset | tuple[Tensor, Tensor],
     *,
-    variant: str = "random_labels",
+    variant: Variant = "random_labels",
     share: float = 1.0,
     test: tuple[Tensor, Tensor] | None = None,
     epochs: int = 40,
@@ -111,7 +113,7 @@ def random_labels(
 
 
 def randomize(
-    base: Dataset | tuple[Tensor, Tensor], *, variant: str = "random_labels", share: float = 1.0, seed: int = 0
+    base: Dataset | tuple[Tensor, Tensor], *, variant: Variant = "random_labels", share: float = 1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Training data in which one thing is replaced by chance.
 
@@ -147,7 +149,7 @@ def randomize(
     return _inputs(x, variant, seed, ids, x), y
 
 
-def _inputs(x: Tensor, variant: str, seed: int, ids: Tensor, train: Tensor) -> Tensor:
+def _inputs(x: Tensor, variant: Variant, seed: int, ids: Tensor, train: Tensor) -> Tensor:
     """Inputs as the variant has them; the draws of a sample depend on its id."""
     flat = x.flatten(1)
     if variant == "shuffled_pixels":

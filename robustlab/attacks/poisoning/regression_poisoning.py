@@ -14,16 +14,27 @@ here: a line search tries all its step lengths in one batch of refits.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.poisoned_data import Poisoned
-from robustlab.attacks.poisoning.added_rows import INITS, Groups, check_table, mix_in, round_one_hot, starting_rows
+from robustlab.attacks.poisoning.added_rows import (
+    INITS,
+    Groups,
+    Start,
+    check_table,
+    mix_in,
+    round_one_hot,
+    starting_rows,
+)
 from robustlab.models.linear import (
     PENALTIES,
     LinearModel,
     Moments,
+    Penalty,
     fit_moments,
     mean_squared_error,
     moments,
@@ -39,11 +50,11 @@ def regression_poisoning(
     y: Tensor,
     *,
     rate: float,
-    penalty: str = "ridge",
+    penalty: Penalty = "ridge",
     lam: float = 1e-3,
     validation: tuple[Tensor, Tensor] | None = None,
-    init: str = "inv_flip",
-    optimize: str = "xy",
+    init: Start = "inv_flip",
+    optimize: Literal["xy", "x", "none"] = "xy",
     passes: int = 10,
     tol: float = 1e-5,
     one_hot: Groups = (),
@@ -130,7 +141,7 @@ def regression_poisoning(
 
 
 def poison_gradient(
-    poison: Tensor, model: LinearModel, outer: Tensor, data: Moments, rows: int, penalty: str, lam: float
+    poison: Tensor, model: LinearModel, outer: Tensor, data: Moments, rows: int, penalty: Penalty, lam: float
 ) -> Tensor:
     """How W changes with each poison when the model is trained again: ∂W/∂(x_c, y_c).
 
@@ -161,12 +172,12 @@ def poison_gradient(
     return -2 / rows * torch.cat([s[:, None] * w + r[:, None] * v[:-1], -s[:, None]], dim=1)
 
 
-def outer_value(model: LinearModel, goal: Moments, penalty: str, lam: float) -> Tensor:
+def outer_value(model: LinearModel, goal: Moments, penalty: Penalty, lam: float) -> Tensor:
     """W for each of a stack of models: the squared error on the goal's data, plus λ Ω(w)."""
     return mean_squared_error(model, goal) + lam * regularizer(model, penalty)
 
 
-def outer_gradient(model: LinearModel, goal: Moments, penalty: str, lam: float) -> Tensor:
+def outer_gradient(model: LinearModel, goal: Moments, penalty: Penalty, lam: float) -> Tensor:
     """∇_θ W, (d + 1,), the bias last."""
     w, b = model
     mean_residual = w @ goal.mean[:-1] + b - goal.mean[-1]

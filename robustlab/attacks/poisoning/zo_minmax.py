@@ -15,6 +15,7 @@ samples stay in their box.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ from robustlab.attacks.poisoning.added_rows import rate_to_count
 from robustlab.data.dataset import Dataset
 from robustlab.geometry.keyed import Noise
 
-ORDERS = ("zeroth", "first")
+Order = Literal["zeroth", "first"]
+ORDERS = get_args(Order)
 
 
 def zo_minmax(
@@ -43,8 +45,8 @@ def zo_minmax(
     mu: float = 1e-3,
     attack_rate: float = 0.05,
     model_rate: float = 0.05,
-    attacker: str = "zeroth",
-    learner: str = "first",
+    attacker: Order = "zeroth",
+    learner: Order = "first",
     lam: float = 1e-3,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
@@ -154,8 +156,8 @@ def _autograd(function: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
 
 
 def _check(
-    eps: float, steps: int, queries: int, mu: float, attack_rate: float, model_rate: float, attacker: str,
-    learner: str, lam: float,
+    eps: float, steps: int, queries: int, mu: float, attack_rate: float, model_rate: float, attacker: Order,
+    learner: Order, lam: float,
 ) -> None:  # fmt: skip
     for name, value in (("eps", eps), ("mu", mu), ("attack_rate", attack_rate), ("model_rate", model_rate)):
         checks.positive(name, value)

@@ -19,6 +19,8 @@ small networks of this book.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,7 @@ def branch_and_bound(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: Literal["linf"] = "linf",
     eps: float | Tensor,
     timeout: float | None = 60.0,
     memory: float | None = 2.0,
@@ -103,7 +105,7 @@ def solve(
     replay: Replay,
     clock: Clock,
     *,
-    split: str = "auto",
+    split: Literal["auto", "input", "relu"] = "auto",
     batch: int = 256,
     memory: float | None = 2.0,
     steps: int | None = None,
@@ -141,7 +143,7 @@ class _Search:
         cases: list[Case],
         replay: Replay,
         clock: Clock,
-        split: str,
+        split: Literal["input", "relu"],
         batch: int,
         memory: float | None,
         steps: int,

@@ -16,7 +16,7 @@ become negative, and stop at the first point where it is. Bounds are from CROWN,
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def milp(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: Literal["linf"] = "linf",
     eps: float | Tensor,
     timeout: float | None = 60.0,
     box: tuple[float, float] = (0.0, 1.0),

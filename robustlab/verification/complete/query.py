@@ -13,10 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Status = Literal["verified", "falsified", "unknown", "timeout"]
 TIE = 1e-6  # solvers' answers within this of zero decide nothing
 
 
@@ -51,7 +53,7 @@ class Verdict:
         details: counts of the solver's own (pivots, nodes, domains).
     """
 
-    status: str
+    status: Status
     witness: Tensor | None = None
     details: dict[str, float] = field(default_factory=dict)
 
@@ -84,7 +86,7 @@ class Clock:
 def one_by_one(cases: Sequence[Case], decide: Callable[[Case], Verdict], clock: Clock) -> Verdict:
     """Decide each case by itself: the first counterexample ends it, and all must be verified."""
     details: dict[str, float] = {}
-    status = "verified"
+    status: Status = "verified"
     for case in cases:
         verdict = Verdict("timeout") if clock.over else decide(case)
         for key, count in verdict.details.items():

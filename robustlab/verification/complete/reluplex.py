@@ -20,6 +20,7 @@ the SMT solver with its conflict analysis. For small networks: everything is a d
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def reluplex(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: Literal["linf"] = "linf",
     eps: float | Tensor,
     timeout: float | None = 60.0,
     box: tuple[float, float] = (0.0, 1.0),

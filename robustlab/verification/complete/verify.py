@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from robustlab.verification.propagation.region import Box
 
 __all__ = ["verify"]
 
-METHODS = ("branch_and_bound", "milp", "reluplex")
+SolverName = Literal["branch_and_bound", "milp", "reluplex"]
+METHODS = get_args(SolverName)
 
 
 @full_precision()
@@ -30,9 +31,9 @@ def verify(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: Literal["linf"] = "linf",
     eps: float | Tensor,
-    method: str = "branch_and_bound",
+    method: SolverName = "branch_and_bound",
     timeout: float | None = 60.0,
     memory: float | None = 2.0,
     box: tuple[float, float] = (0.0, 1.0),

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.node import Graph
 from robustlab.verification.propagation.backward import backward, concretize, interval_bound, rounding_terms
@@ -158,7 +159,7 @@ def alpha_crown(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
     steps: int = 20,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from robustlab.graph.operator import Rule
+
+HiddenBounds = Literal["backward", "interval"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,5 +22,5 @@ class BoundOptions(Rule):
             False, all neurons are, which is the letter of the papers.
     """
 
-    intermediate: str = "backward"
+    intermediate: HiddenBounds = "backward"
     intersect: bool = True

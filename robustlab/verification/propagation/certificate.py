@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
@@ -25,7 +26,7 @@ def prepare(
     model: nn.Module | Graph,
     x: Tensor,
     y: Tensor | None,
-    norm: str,
+    norm: ProperNorm,
     box: Interval | None,
     eps: float | Tensor | None,
 ) -> tuple[Graph, Tensor, Tensor, Tensor]:
@@ -73,7 +74,7 @@ def certificate(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
 ) -> Certificate:
@@ -97,7 +98,7 @@ def certificate(
     return stated(proven, right, torch.where(proven, radius, 0.0), x, norm, method)
 
 
-def stated(proven: Tensor, right: Tensor, radius: Tensor, x: Tensor, norm: str, method: str) -> Certificate:
+def stated(proven: Tensor, right: Tensor, radius: Tensor, x: Tensor, norm: ProperNorm, method: str) -> Certificate:
     """The certificate from what was proven; a sample that is misclassified is its own counterexample."""
     status = [
         "verified" if p else "unknown" if r else "falsified"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
@@ -28,7 +29,10 @@ from robustlab.verification.propagation.wong_kolter import wong_kolter_bound
 
 __all__ = ["bounds", "certified_radius", "certify"]
 
-METHODS: dict[str, Callable[..., Tensor]] = {
+BoundName = Literal[
+    "ibp", "fast_lin", "fast_lip", "crown", "crown_ibp", "alpha_crown", "wong_kolter", "cnn_cert", "lirpa"
+]
+METHODS: dict[BoundName, Callable[..., Tensor]] = {
     "ibp": ibp_bound,
     "fast_lin": fast_lin_bound,
     "fast_lip": fast_lip_bound,
@@ -44,7 +48,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 
 @full_precision()
 def bounds(
-    model: nn.Module | Graph, region: Region, C: Tensor | None = None, *, method: str = "crown", **options: Any
+    model: nn.Module | Graph, region: Region, C: Tensor | None = None, *, method: BoundName = "crown", **options: Any
 ) -> Bounds:
     """Bounds of C·f(x) that hold for all x in a region.
 
@@ -87,9 +91,9 @@ def certify(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
-    method: str = "crown",
+    method: BoundName = "crown",
     box: Interval | None = (0.0, 1.0),
     **options: Any,
 ) -> Certificate:
@@ -127,8 +131,8 @@ def certified_radius(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
-    method: str = "crown",
+    norm: ProperNorm = "linf",
+    method: BoundName = "crown",
     box: Interval | None = (0.0, 1.0),
     start: float = 1e-3,
     largest: float = 1e3,

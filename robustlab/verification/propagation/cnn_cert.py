@@ -17,10 +17,13 @@ Source: Boopathy et al., "CNN-Cert: An efficient framework for certifying robust
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.node import Graph
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate
@@ -29,7 +32,12 @@ from robustlab.verification.propagation.region import Region
 
 
 def cnn_cert_bound(
-    graph: Graph, region: Region, C: Tensor, *, relu: str = "adaptive", intersect: bool = True
+    graph: Graph,
+    region: Region,
+    C: Tensor,
+    *,
+    relu: Literal["adaptive", "parallel"] = "adaptive",
+    intersect: bool = True,
 ) -> Tensor:
     """Lower bounds (N, M) of C·output by CNN-Cert's rules."""
     checks.one_of("relu", relu, ("adaptive", "parallel"))
@@ -41,10 +49,10 @@ def cnn_cert(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
-    relu: str = "adaptive",
+    relu: Literal["adaptive", "parallel"] = "adaptive",
     intersect: bool = True,
 ) -> Certificate:
     """Certify a convolutional network by CNN-Cert.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.node import Graph
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate
@@ -37,7 +38,7 @@ def crown(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
     intersect: bool = True,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
-from robustlab.geometry.norms import get_norm
+from robustlab.geometry.norms import ProperNorm, get_norm
 from robustlab.graph.affine import Add, Linear, ScaleShift, Sub
 from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms
@@ -50,7 +50,7 @@ def fast_lip(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
 ) -> Certificate:
@@ -83,7 +83,7 @@ def lipschitz_bound(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
 ) -> Tensor:
@@ -112,9 +112,9 @@ def fast_lip_bound(graph: Graph, region: Region, C: Tensor) -> Tensor:
     """Lower bounds (N, M) of C·output: its value at the center less the largest slope times the farthest way."""
     C = C.expand(len(region), *C.shape[-2:])
     most = largest_slopes(graph, region, C)
-    if isinstance(region, Ball) and region.norm in ("l1", "l2", "linf"):
+    if isinstance(region, Ball) and isinstance(region.norm, str):
         center = region.x
-        steepest = get_norm(str(region.norm)).dual.length(most.flatten(0, 1)).reshape(C.shape[:2])
+        steepest = get_norm(region.norm).dual.length(most.flatten(0, 1)).reshape(C.shape[:2])
         way = steepest * torch.as_tensor(region.eps, dtype=C.dtype, device=C.device).reshape(-1, 1)
     else:
         center = region.hull.center

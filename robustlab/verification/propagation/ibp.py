@@ -13,6 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.node import Graph
 from robustlab.verification.propagation.backward import interval_bound
 from robustlab.verification.propagation.certificate import Interval, certificate
@@ -31,7 +32,7 @@ def ibp(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
 ) -> Certificate:

@@ -19,17 +19,20 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
 from robustlab.graph.uncertain import perturbed
-from robustlab.verification.propagation.bound_options import BoundOptions
+from robustlab.verification.propagation.bound_options import BoundOptions, HiddenBounds
 from robustlab.verification.propagation.certificate import Interval, prepare, stated
 from robustlab.verification.propagation.lower_bound import lower_bound
 from robustlab.verification.propagation.region import Ball, Region
 from robustlab.verification.propagation.specification import margins
 
 
-def lirpa_bound(graph: Graph, region: Region, C: Tensor, *, hidden: str = "backward", intersect: bool = True) -> Tensor:
+def lirpa_bound(
+    graph: Graph, region: Region, C: Tensor, *, hidden: HiddenBounds = "backward", intersect: bool = True
+) -> Tensor:
     """Lower bounds (N, M) of C·output on a graph, whose operators may be uncertain."""
     checks.one_of("hidden", hidden, ("backward", "interval"))
     return lower_bound(graph, region, C, BoundOptions(intermediate=hidden, intersect=intersect))
@@ -42,11 +45,11 @@ def lirpa(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
     weights: Mapping[str, float] | None = None,
-    hidden: str = "backward",
+    hidden: HiddenBounds = "backward",
     intersect: bool = True,
 ) -> Certificate:
     """Certify against changes of the input and of the weights.

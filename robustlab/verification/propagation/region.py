@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.parts import beside
-from robustlab.geometry.norms import NORMS
+from robustlab.geometry.norms import NORMS, ProperNorm
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
 
@@ -107,7 +107,7 @@ class Ball(Region):
 
     x: Tensor
     eps: float | Tensor
-    norm: str | float = "linf"
+    norm: ProperNorm | float = "linf"
     box: tuple[float, float] | None = (0.0, 1.0)
     p: float = field(init=False)
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.interval import Bounds
@@ -78,7 +79,7 @@ def wong_kolter(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
 ) -> Certificate:
