@@ -26,7 +26,18 @@ KEEP = re.compile(
     r"|(?<![\w*])(?P<star>\*{1,2})(?=\S)[^*\n]+?(?<=\S)(?P=star)(?![\w*])"  # emphasis
 )
 # Names of unions that a signature should show, rather than what they stand for.
-ALIASES = ("Access", "Attack", "Builder", "Draw", "Eps", "LossFunction", "Model", "Numbers", "Trained", "Trained_contra")
+ALIASES = (
+    "Access",
+    "Attack",
+    "Builder",
+    "Draw",
+    "Eps",
+    "LossFunction",
+    "Model",
+    "Numbers",
+    "Trained",
+    "Trained_contra",
+)
 
 
 def to_restructured_text(lines: list[str]) -> list[str]:
