@@ -123,7 +123,7 @@ def images(x: object, bounds: tuple[float | Tensor, float | Tensor], name: str =
 
 def _end(end: float | Tensor, x: Tensor) -> Tensor:
     """An end of the box in the dtype of ``x``."""
-    tensor = torch.as_tensor(end).to(x)
+    tensor = torch.as_tensor(end, dtype=x.dtype, device=x.device)
     try:
         tensor.expand(x.shape[1:])
     except RuntimeError:

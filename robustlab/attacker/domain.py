@@ -70,6 +70,11 @@ class Box(Domain):
         if not bool(below.all()):
             raise ValueError(f"bounds: want (low, high) with low < high, got {self._text()}")
         self._is_plain = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
+        if not self._is_plain:  # a number beside a tensor becomes one
+            self.low, self.high = (
+                end if isinstance(end, Tensor) else torch.full(below.shape, end, dtype=torch.float64)
+                for end in (self.low, self.high)
+            )
         self._ends: dict[tuple[torch.dtype, torch.device], tuple[Bound, Bound]] = {}
 
     def ends(self, like: Tensor) -> tuple[Bound, Bound]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import tests.suite.test_bad_input as bad_input
 import tests.suite.test_batch as in_batch
 import tests.suite.test_box_and_budget as box
+import tests.suite.test_channel_bounds as channels
 import tests.suite.test_counts as counts
 import tests.suite.test_edges as edges
 import tests.suite.test_invariance as invariance
@@ -115,6 +116,26 @@ def test_box_and_budget(bug: Callable[[Attack], Attack], problem: box.Problem) -
     box.check_box_and_budget(case("pgd-linf"), problem, CPU)
     with caught():
         box.check_box_and_budget(planted("pgd-linf", bug), problem, CPU)
+
+
+def test_box_of_each_channel() -> None:
+    def numbers(victim: Any, **_: Any) -> dict[str, Any]:
+        """One box around the boxes of all channels."""
+        low, high = Victim.of(victim).bounds
+        around = float(torch.as_tensor(low).min()), float(torch.as_tensor(high).max())
+        return {"victim": Victim(Victim.of(victim).model, bounds=around)}
+
+    def wider(victim: Any, eps: Any, **_: Any) -> dict[str, Any]:
+        return {"eps": eps * 1.1 if isinstance(Victim.of(victim).bounds[0], Tensor) else eps}
+
+    cifar = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+    channels.check_normalized(case("pgd-l2"), CPU, *cifar)
+    for name in ("pgd-linf", "pgd-l2", "ddn-l2"):
+        with caught():
+            channels.check_normalized(planted(name, before(numbers)), CPU, *cifar)
+    for check in (channels.check_equal_ends, channels.check_translated):
+        with caught():
+            check(planted("pgd-l2", before(wider)), CPU)
 
 
 def test_failure_that_does_not_return_x() -> None:

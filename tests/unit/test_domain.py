@@ -461,6 +461,26 @@ def test_distances() -> None:
     torch.testing.assert_close(found["image.l2"], torch.tensor([0, 0.25], dtype=torch.float64))
 
 
+def test_a_number_beside_a_tensor_is_an_end_too() -> None:
+    low, x = torch.tensor([0.0, 0.5]), torch.tensor([[0.1, 0.9], [0.9, 0.6]], dtype=torch.float64)
+    model = nn.Linear(2, 3).double()
+    one, both = (
+        pgd(Victim(model, bounds=(low, high)), x, eps=0.3, steps=3) for high in (0.95, torch.tensor([0.95, 0.95]))
+    )
+    torch.testing.assert_close(one.x_adv, both.x_adv)
+    assert bool((one.x_adv[:, 1] >= 0.5).all() and (one.x_adv <= 0.95).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ends_are_what_the_dtype_of_x_can_hold(dtype: torch.dtype) -> None:
+    """0.1 and 0.9 are ends of a box in which 0.1 and 0.9 are."""
+    x = torch.tensor([[0.1, 0.9]], dtype=dtype)
+    Box(0.1, 0.9).check(x)
+    Box(torch.tensor([0.1, 0.1], dtype=dtype), 0.9).check(x)
+    with pytest.raises(ValueError, match="x: want values in"):
+        Box(0.1, 0.9).check(x + torch.finfo(dtype).eps)
+
+
 def test_tokens_that_are_fixed() -> None:
     domain = Tokens(5, fixed=(0, 3))
     assert domain.choices().tolist() == [1, 2, 4]
@@ -503,7 +523,7 @@ def test_a_matrix_that_is_no_graph_reaches_no_model() -> None:
 
 def test_names() -> None:
     assert repr(SETTINGS["several"].domain) == "Several(image=Box(0.0, 1.0), words=Tokens(12))"
-    assert repr(Box(torch.zeros(3, 1, 1), 1)) == "Box(tensor(3, 1, 1), 1.0)"
+    assert repr(Box(torch.zeros(3, 1, 1), 1)) == "Box(tensor(3, 1, 1), tensor(3, 1, 1))"
     assert (
         repr(Victim(net(Words), domain=Tokens(12), budget=7)) == "Victim(Words, Tokens(12), access='white', budget=7)"
     )
