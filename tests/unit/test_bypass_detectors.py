@@ -142,5 +142,5 @@ def test_wrong_detectors_are_named() -> None:
     wide = Victim(net, bounds=(-50, 50))
     with pytest.raises(TypeError, match=r"^detector: want a callable, got int"):
         bypass_detectors(wide, x, y, detector=1, eps=1.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^detector: want one score a sample"):
+    with pytest.raises(ValueError, match=r"^detector: want one score per sample"):
         bypass_detectors(wide, x, y, detector=lambda t: t, eps=1.0)

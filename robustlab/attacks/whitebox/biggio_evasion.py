@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Best
 from robustlab.attacker.losses import goal_margin
-from robustlab.attacker.parts import beside
+from robustlab.attacker.parts import beside, where
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import get_norm
+from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
 Density = Callable[[Tensor], Tensor]
@@ -62,9 +63,9 @@ def biggio_evasion(
         x: (N, ...), in the box.
         y: (N,) labels; None takes the model's prediction.
         norm: ``"l2"``, ``"l1"`` or ``"linf"``, the distance that is capped.
-        eps: the cap d_max > 0 in units of x; a number or (N,).
+        eps: the cap d_max ≥ 0 in units of x; a number or (N,).
         density: p, for example a :class:`KernelDensity` of the data that the attacker wants to be taken for; None
-            leaves the term out.
+            leaves the term out. A module is held in evaluation mode, with frozen parameters.
         lam: weight λ ≥ 0 of the density, in logits per unit of p.
         steps: number of steps.
         step_size: ℓ2 length of a step > 0, a number or (N,); None means 2.5·ε/steps. A step of ℓ2 length s is up to
@@ -87,37 +88,34 @@ def biggio_evasion(
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
     checks.at_least("lam", lam, 0.0)
     checks.at_least("steps", steps, 1, integer=True)
-    ball, victim = get_norm(norm), Victim.of(victim)
+    ball, l2, victim = get_norm(norm), get_norm("l2"), Victim.of(victim)
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
     step = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
-    with victim.session(x, y, target=target, ids=ids) as session:
-        best, lowest = session.x.clone(), session.x.new_full(session.x.shape[:1], torch.inf)
-        won = torch.zeros_like(session.y, dtype=torch.bool)
-        rows, points = session.active, session.x[session.active]
-        history: list[tuple[Tensor, Tensor]] = []
+    with victim.session(x, y, target=target, ids=ids) as session, evaluating(density):
+        fooled, lowest, live = Best(session), Best(session), session.live(eps=eps, step=step)
+        live.points, history = live.x, list[Tensor]()
         for k in bar(range(steps + 1), show=progress, label="biggio_evasion"):
-            paying = session.can_pay(rows)
-            rows, points = rows[paying], points[paying]
-            if not rows.numel():
+            live.keep(session.can_pay(live))
+            if not len(live):
                 break
-            value, p, met, slope = _objective(session, points, rows, density, lam, slope=k < steps)
-            total = value - lam * p
-            better = (met & ~won[rows]) | ((met == won[rows]) & (total < lowest[rows]))
-            chosen = rows[better]
-            best[chosen], lowest[chosen], won[chosen] = points[better], total[better], met[better]
+            ask = session.gradient if k < steps else session.ask
+            answer = ask(live.points, live, _margin)
+            p, rise = _density(density, live.points)
+            total = (answer.loss - lam * p).nan_to_num(torch.finfo(p.dtype).max)
+            fooled.keep(live, live.points, total, answer.met)
+            lowest.keep(live, live.points, total)
             if trace:
-                history.append((_filled(session, rows, value), _filled(session, rows, p)))
+                both = eps.new_full((2, len(eps)), torch.nan)
+                history.append(both.index_copy_(1, live.rows, torch.stack([answer.loss, p]).to(eps)))
             if k < steps:
-                clean = session.x[rows]
-                size = beside(step[rows], clean)
-                delta = points - clean - size * get_norm("l2").steepest(slope)
-                delta = ball.project_box(delta, eps[rows], session.low - clean, session.high - clean)
-                points = (clean + delta).clamp(session.low, session.high)
-        kept = None
-        if history:
-            kept = {"margin": torch.stack([h[0] for h in history]), "density": torch.stack([h[1] for h in history])}
-        return session.result(best, asked=True, trace=kept)
+                slope = answer.grad - lam * rise
+                delta = live.points - live.x - l2.steepest(slope).mul_(beside(live.step, live.x))
+                delta = ball.project_box(delta, live.eps, session.low - live.x, session.high - live.x)
+                live.points = torch.add(live.x, delta).clamp_(session.low, session.high)
+        kept = dict(zip(("margin", "density"), torch.stack(history, dim=1), strict=True)) if history else None
+        points = where(session.unmet(), lowest.points, fooled.points)
+        return session.result(points, asked=True, trace=kept)
 
 
 class KernelDensity:
@@ -160,29 +158,17 @@ class KernelDensity:
         return torch.exp(-square / (2 * self.bandwidth**2))
 
 
-def _objective(
-    session: Session, points: Tensor, rows: Tensor, density: Density | None, lam: float, slope: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """g, p and whether the goal is met at ``points``; and the gradient of g − λ·p, if asked for."""
-    if not slope:
-        answer = session.ask(points, rows)
-        value = -session.goal_margin(answer.logits, rows)
-        return value, value.new_zeros(value.shape) if density is None else density(points), answer.met, points
-    answer = session.gradient(points, rows, _margin)
+def _density(density: Density | None, points: Tensor) -> tuple[Tensor, Tensor]:
+    """p at ``points``, (n,), and its gradient; 0 without a density."""
     if density is None:
-        return answer.loss, torch.zeros_like(answer.loss), answer.met, answer.grad
+        return points.new_zeros(len(points)), torch.zeros_like(points)
     with torch.enable_grad():
         points = points.detach().requires_grad_(True)
         p = density(points)
         (grad,) = torch.autograd.grad(p.sum(), points)
-    return answer.loss, p.detach(), answer.met, answer.grad - lam * grad
+    return p.detach(), grad
 
 
 def _margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
     """The discriminant function: how far the goal is from being met."""
     return -goal_margin(logits, y, target)
-
-
-def _filled(session: Session, rows: Tensor, values: Tensor) -> Tensor:
-    """(N,) with NaN for the samples that are not among ``rows``."""
-    return session.x.new_full(session.x.shape[:1], torch.nan).index_copy(0, rows, values.to(session.x))

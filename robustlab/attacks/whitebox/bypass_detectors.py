@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import part_of
+from robustlab.attacker.session import Session, part_of
 from robustlab.attacker.victim import Victim, as_logits
 from robustlab.attacks.whitebox.pgd import pgd
 from robustlab.geometry.norms import measure
+from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
 Detector = Callable[[Tensor], Tensor]
@@ -51,7 +52,7 @@ class Joint(nn.Module):
         """(N, 1), above 0 where the detector fires."""
         score = self.detector(x)
         if score.numel() != x.shape[0]:
-            raise ValueError(f"detector: want one score a sample, ({x.shape[0]},), got shape {tuple(score.shape)}")
+            raise ValueError(f"detector: want one score per sample, ({x.shape[0]},), got shape {tuple(score.shape)}")
         return score.reshape(-1, 1) - self.threshold
 
     def fires(self, x: Tensor) -> Tensor:
@@ -85,10 +86,10 @@ def bypass_detectors(
         x: (N, ...), in the box.
         y: (N,) labels; None takes the classifier's prediction.
         detector: differentiable score of a batch, (N,) or (N, 1); wrap one that is not with
-            :func:`robustlab.evaluation.bpda`.
+            :func:`robustlab.evaluation.bpda`. A module is held in evaluation mode, with frozen parameters.
         threshold: the detector fires above it; default 0.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        eps: radius ε > 0 in units of x; a number or (N,).
+        eps: radius ε ≥ 0 in units of x; a number or (N,).
         attack: any attack of ours that takes ``eps`` and ``target``. For a minimum-norm attack such as ``cw``, give it
             :class:`~robustlab.attacks.whitebox.bypass_detectors.Joint` as its victim, and a target.
         target: a label, or (N,), for a targeted attack; None tries several.
@@ -117,39 +118,45 @@ def bypass_detectors(
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
     joint = Victim(Joint(_logits_of(victim), detector, float(threshold)), bounds=victim.bounds, mode=victim.mode)
-    with victim.session(x, y, target=target, ids=ids) as session, joint.held(x.device):
+    with victim.session(x, y, target=target, ids=ids) as session, evaluating(detector), joint.held(x.device):
         if session.clean is None:  # an empty batch
-            return session.result(session.x.clone())
-        x, y, ids, queries = session.x, session.y, session.ids, session.queries
-        order = session.clean.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
-        success = joint.model.fires(x).logical_not_()  # type: ignore[operator]
+            return session.result()
+        live = session.everyone()
+        live.eps, live.ids, live.goals = eps, session.ids, _goals(session, session.clean, targets)
+        tries = live.goals.shape[1]
+        if victim.budget is not None:
+            tries = max(1, min(tries, (victim.budget - 1) // 2))
+            joint.budget = (victim.budget - 1) // tries
+        if victim.budget == 2:
+            tries = 0  # the query that ranked the classes was all that could be paid
+        success = joint.model.fires(live.x).logical_not_()  # type: ignore[operator]
         success[session.active] = False
-    tries = min(targets, order.shape[1] - 1) if session.target is None else 1
-    if victim.budget is not None:
-        tries = max(1, min(tries, (victim.budget - 1) // 2))
-        joint.budget = (victim.budget - 1) // tries
-    goals = order[:, :tries] if session.target is None else session.target[:, None]
-
-    rows = (~success).nonzero().flatten()
-    if victim.budget == 2:
-        rows = rows[:0]  # the query that ranked the classes was all that could be paid
-
-    with torch.inference_mode(False), torch.no_grad():
-        x_adv, gradients, first_success = x.clone(), torch.zeros_like(queries), success.long() * 2 - 1
+        x_adv, queries, gradients = session.x.clone(), session.queries.clone(), torch.zeros_like(session.y)
+        first_success = success.long() * 2 - 1
+        live.keep(~success)
         for place in bar(range(tries), show=progress, label="targets"):
-            if not rows.numel():
+            if not len(live):
                 break
+            rows = live.rows
             given = {name: part_of(value, rows, len(x)) for name, value in arguments.items()}
-            given |= {"norm": norm, "eps": eps[rows], "target": goals[rows, place], "seed": seed, "ids": ids[rows]}
-            result = attack(joint, x[rows], y[rows], **given)
+            given |= {"norm": norm, "eps": live.eps, "target": live.goals[:, place], "seed": seed, "ids": live.ids}
+            result = attack(joint, live.x, live.y, **given)
             won = result.success
             kept = won if place else torch.ones_like(won)  # of the failures, the point of the likeliest class stays
             x_adv[rows[kept]], success[rows] = result.x_adv[kept], won
             first_success[rows[won]] = queries[rows[won]] + result.first_success[won]
             queries[rows] += result.queries
             gradients[rows] += result.gradients
-            rows = rows[~won]
-        return AttackResult(x_adv, success, measure(x_adv - x), queries, gradients, first_success)
+            live.keep(~won)
+        return AttackResult(x_adv, success, measure(x_adv - session.x), queries, gradients, first_success)
+
+
+def _goals(session: Session, clean: Tensor, targets: int) -> Tensor:
+    """The classes at which to aim, (N, tries): the target, or so many of the wrong ones, the likeliest first."""
+    if session.target is not None:
+        return session.target[:, None]
+    others = clean.scatter(1, session.y[:, None], -torch.inf).argsort(dim=1, descending=True)
+    return others[:, : min(targets, clean.shape[1] - 1)]
 
 
 def _logits_of(victim: Victim) -> nn.Module:

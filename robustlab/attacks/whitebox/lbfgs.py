@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
+from robustlab.attacks.whitebox.minimum_norm import closest
 from robustlab.progress import bar
 
 _MEMORY = 8  # pairs (s, y) kept
@@ -60,7 +62,7 @@ def lbfgs(
         progress: show a bar in a terminal.
 
     Returns:
-        AttackResult; where it fails, x. Cost: one query and one gradient an evaluation.
+        AttackResult; where it fails, x. Cost: one query and one gradient per evaluation.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -74,20 +76,16 @@ def lbfgs(
     checks.positive("c", c)
     victim = Victim.of(victim)
     with victim.session(x, y, target=target, ids=ids) as session:
-        search = _Nearest(session)
-        value = session.x.new_full(session.x.shape[:1], c)
-        works, fails = torch.zeros_like(value), torch.full_like(value, torch.inf)
+        best, live = closest(session), session.live()
+        live.c = live.x.new_full((len(live),), c)
+        live.works, live.fails = torch.zeros_like(live.c), torch.full_like(live.c, torch.inf)
         for _ in bar(range(search_steps), show=progress, label="lbfgs"):
-            rows = session.active[session.can_pay(session.active)]
-            if not rows.numel():
-                break
-            succeeded = torch.zeros_like(value, dtype=torch.bool)
-            _minimize(search, rows, value, steps, succeeded)
-            works = torch.where(succeeded, torch.maximum(works, value), works)
-            fails = torch.where(succeeded, fails, torch.minimum(fails, value))
-            middle = (works * fails).sqrt()
-            value = torch.where(fails.isinf(), value * 10, torch.where(works == 0, value / 10, middle))
-        return session.result(search.best, asked=True, revert=True)
+            won = _minimize(session, best, live.c, steps)
+            live.works = torch.where(won, torch.maximum(live.works, live.c), live.works)
+            live.fails = torch.where(won, live.fails, torch.minimum(live.fails, live.c))
+            middle = torch.where(live.works == 0, live.c / 10, (live.works * live.fails).sqrt())
+            live.c = torch.where(live.fails.isinf(), live.c * 10, middle)
+        return session.result(best.points, asked=True, revert=True)
 
 
 def other_than(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
@@ -97,80 +95,68 @@ def other_than(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -
     return logits.logsumexp(dim=1) - logits.scatter(1, y[:, None], -torch.inf).logsumexp(dim=1)
 
 
-class _Nearest:
-    """The objective, and the nearest success that it has met."""
+def _minimize(session: Session, best: Best, c: Tensor, steps: int) -> Tensor:
+    """Projected L-BFGS from x for all active samples with their ``c`` (n,); keeps the nearest successes in ``best``.
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.best = session.x.clone()
-        self.distance = session.x.new_full(session.x.shape[:1], torch.inf)
-
-    def __call__(self, points: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value (n,), gradient (n, d) and success of flat ``points`` (n, d)."""
-        shaped = points.reshape(-1, *self.session.x.shape[1:])
-        answer = self.session.gradient(shaped, rows, other_than)
-        delta = points - self.session.x[rows].flatten(1)
-        square = delta.square().sum(dim=1)
-        won = self.session.secure(answer.logits, rows)
-        nearer = won & (square < self.distance[rows])
-        self.best[rows[nearer]], self.distance[rows[nearer]] = shaped[nearer], square[nearer]
-        return c * square + answer.loss, 2 * c[:, None] * delta + answer.grad.flatten(1), won
-
-
-def _minimize(search: _Nearest, rows: Tensor, c: Tensor, steps: int, succeeded: Tensor) -> None:
-    """Projected L-BFGS from x, all ``rows`` at once; ``succeeded`` (N,) notes whether the minimizer meets the goal."""
-    session = search.session
-    low, high = session.low, session.high
-    at = session.x[rows].flatten(1)
-    value, grad, succeeded[rows] = search(at, rows, c[rows])
-    past_s = at.new_zeros(_MEMORY, *at.shape)
-    past_y = torch.zeros_like(past_s)
-    move = _direction(at, grad, past_s, past_y, low, high)
-    length = torch.ones_like(value)
-    for _ in range(steps - 1):
-        # A sample leaves when its projected gradient or its step has died out, or its budget is spent.
-        stationary = ((at - grad).clamp(low, high) - at).abs().amax(dim=1) < 1e-7
-        going = session.can_pay(rows) & ~stationary & (length > 1e-8)
-        if not bool(going.all()):
-            rows, at, value, grad, move, length = (t[going] for t in (rows, at, value, grad, move, length))
-            past_s, past_y = past_s[:, going], past_y[:, going]
-        if not rows.numel():
+    Returns whether the minimizer meets the goal, (n,).
+    """
+    live, won = session.live(), torch.zeros_like(session.y, dtype=torch.bool)
+    shape = live.x.shape[1:]
+    low, high = (torch.as_tensor(end).to(live.x).expand(shape).flatten() for end in (session.low, session.high))
+    live.c, live.at, live.value = c, live.x.flatten(1), torch.full_like(c, torch.inf)
+    live.grad, live.move, live.length = torch.zeros_like(live.at), torch.zeros_like(live.at), torch.ones_like(c)
+    live.past_s = live.past_y = live.at.new_zeros(len(live), _MEMORY, live.at.shape[1])
+    for _ in range(steps):
+        live.keep(session.can_pay(live))
+        if not len(live):
             break
-        trial = (at + length[:, None] * move).clamp(low, high)
-        new_value, new_grad, won = search(trial, rows, c[rows])
-        step = trial - at
-        accepted = new_value <= value + 1e-4 * (grad * step).sum(dim=1)
-        succeeded[rows] = torch.where(accepted, won, succeeded[rows])
+        trial = torch.clamp(live.at + live.length[:, None] * live.move, low, high)
+        points, delta = trial.reshape(live.x.shape), trial - live.x.flatten(1)
+        answer, square = session.gradient(points, live, other_than), delta.square().sum(dim=1)
+        met = session.secure(answer.logits, live)
+        best.keep(live, points, square, met)
+        value = live.c * square + answer.loss
+        grad = 2 * live.c[:, None] * delta + answer.grad.flatten(1)
+        step = trial - live.at
+        accepted = value <= live.value + 1e-4 * (live.grad * step).sum(dim=1)
+        won[live.rows] = torch.where(accepted, met, won[live.rows])
         take = accepted[:, None]
-        past_s = torch.where(take, torch.cat([past_s[1:], step[None]]), past_s)
-        past_y = torch.where(take, torch.cat([past_y[1:], (new_grad - grad)[None]]), past_y)
-        at, grad = torch.where(take, trial, at), torch.where(take, new_grad, grad)
-        value = torch.where(accepted, new_value, value)
-        length = torch.where(accepted, torch.ones_like(length), length / 2)
-        move = torch.where(take, _direction(at, grad, past_s, past_y, low, high), move)
+        live.past_s = _pushed(live.past_s, step, accepted)
+        live.past_y = _pushed(live.past_y, grad - live.grad, accepted)
+        live.at, live.grad = torch.where(take, trial, live.at), torch.where(take, grad, live.grad)
+        live.value = torch.where(accepted, value, live.value)
+        live.length = torch.where(accepted, 1.0, live.length / 2)
+        live.move = torch.where(take, _direction(live, low, high), live.move)
+        # A sample leaves when its projected gradient or its step has died out.
+        projected = torch.clamp(live.at - live.grad, low, high) - live.at
+        live.keep((projected.abs().amax(dim=1) >= 1e-7) & (live.length > 1e-8))
+    return won[session.active]
 
 
-def _direction(at: Tensor, grad: Tensor, past_s: Tensor, past_y: Tensor, low: float, high: float) -> Tensor:
-    """−H·grad by the two-loop recursion, on the elements that the box leaves free."""
-    free = ~(((at <= low) & (grad > 0)) | ((at >= high) & (grad < 0)))
-    q = grad * free
-    steepest = q
-    s, y = past_s * free, past_y * free
-    curvature = (s * y).sum(dim=2)
-    usable = curvature > 1e-10 * y.square().sum(dim=2)
-    rho = torch.where(usable, 1 / curvature.where(usable, torch.ones_like(curvature)), 0.0)
+def _pushed(past: Tensor, last: Tensor, accepted: Tensor) -> Tensor:
+    """``past`` (n, memory, d) with ``last`` (n, d) at its end and without its first, where ``accepted``."""
+    return torch.where(accepted[:, None, None], torch.cat([past[:, 1:], last[:, None]], dim=1), past)
+
+
+def _direction(live: Live, low: Tensor, high: Tensor) -> Tensor:
+    """−H·grad by the two-loop recursion, on the elements that the box leaves free, (n, d)."""
+    free = ~(((live.at <= low) & (live.grad > 0)) | ((live.at >= high) & (live.grad < 0)))
+    q = steepest = live.grad * free
+    s, y = live.past_s * free[:, None], live.past_y * free[:, None]
+    curvature, bend = (s * y).sum(dim=2), y.square().sum(dim=2)
+    usable = curvature > 1e-10 * bend
+    rho = torch.where(usable, 1 / curvature.where(usable, 1.0), 0.0)
     weights = []
     for i in reversed(range(_MEMORY)):
-        a = rho[i] * (s[i] * q).sum(dim=1)
-        q = q - a[:, None] * y[i]
-        weights.append(a)
-    scale = torch.ones_like(rho[0]) / grad.abs().sum(dim=1).clamp_min(1.0)  # before the first pair: a short step
+        weights.append(rho[:, i] * (s[:, i] * q).sum(dim=1))
+        q = q - weights[-1][:, None] * y[:, i]
+    scale = 1 / live.grad.abs().sum(dim=1).clamp_min(1.0)  # before the first pair: a short step
     for i in range(_MEMORY):
-        scale = torch.where(usable[i], 1 / (rho[i] * y[i].square().sum(dim=1)).clamp_min(1e-30), scale)
+        scale = torch.where(usable[:, i], 1 / (rho[:, i] * bend[:, i]).clamp_min(1e-30), scale)
     q = q * scale[:, None]
-    for i, a in zip(range(_MEMORY), reversed(weights), strict=True):
-        b = rho[i] * (y[i] * q).sum(dim=1)
-        q = q + (a - b)[:, None] * s[i]
+    for i, weight in zip(range(_MEMORY), reversed(weights), strict=True):
+        b = rho[:, i] * (y[:, i] * q).sum(dim=1)
+        q = q + (weight - b)[:, None] * s[:, i]
     q = q * free
-    descent = (q * grad).sum(dim=1, keepdim=True) > 0
+    descent = (q * live.grad).sum(dim=1, keepdim=True) > 0
     return -torch.where(descent, q, steepest)
