@@ -25,16 +25,19 @@ KEEP = re.compile(
     r"|:[\w:]+:`[^`]+`"  # roles
     r"|(?<![\w*])(?P<star>\*{1,2})(?=\S)[^*\n]+?(?<=\S)(?P=star)(?![\w*])"  # emphasis
 )
-# Names of unions that a signature should show, rather than what they stand for.
+# Names that a signature should show, rather than what they stand for; the last two are type variables.
 ALIASES = (
     "Access",
     "Attack",
+    "Bare",
+    "Batch",
     "Builder",
     "Draw",
     "Eps",
     "LossFunction",
     "Model",
     "Numbers",
+    "Reply",
     "Trained",
     "Trained_contra",
 )

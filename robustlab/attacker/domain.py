@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.parts import copied, size
+from robustlab.attacker.parts import Batch, copied, size
 from robustlab.geometry.norms import measure
 
 Bound = float | Tensor
@@ -25,14 +25,14 @@ class Domain(ABC):
     """A set of inputs."""
 
     @abstractmethod
-    def check(self, x: Any, name: str = "x") -> None:
+    def check(self, x: object, name: str = "x") -> None:
         """Raises ValueError or TypeError unless ``x`` is a batch of this domain."""
 
     @abstractmethod
-    def distances(self, x: Any, x_adv: Any) -> dict[str, Tensor]:
+    def distances(self, x: Batch, x_adv: Batch) -> dict[str, Tensor]:
         """How far ``x_adv`` is from ``x``, (N,) for each name."""
 
-    def inside(self, x: Any, last: bool = False) -> tuple[Any, Any]:
+    def inside(self, x: Batch, last: bool = False) -> tuple[Batch, object]:
         """A copy of ``x`` that is surely in the domain, and from what :meth:`strayed` will tell whether ``x`` was.
 
         An attack that leaves its domain has a bug, which must not reach the model. Where nothing can be clipped it is
@@ -90,7 +90,7 @@ class Box(Domain):
             return end.to(like)
         return float(torch.tensor(end, dtype=like.dtype)) if like.is_floating_point() else end
 
-    def check(self, x: Any, name: str = "x") -> None:
+    def check(self, x: object, name: str = "x") -> None:
         """Floats inside the box, without NaN."""
         checks.images(x, (self.low, self.high), name)
 
@@ -102,7 +102,7 @@ class Box(Domain):
         """Clipped to the box, without waiting for the device; ``last``: in channels-last layout."""
         low, high = self.ends(x)
         out = torch.empty_like(x, memory_format=torch.channels_last) if last else None
-        out = torch.clamp(x, low, high, out=out)  # type: ignore[call-overload]
+        out = torch.clamp(x, low, high, out=out)  # type: ignore[arg-type]  # numbers or tensors
         return out, torch.aminmax(x if self._is_plain else x - out)  # comparing x with out is five times as slow
 
     def strayed(self, evidence: Sequence[tuple[Tensor, Tensor]]) -> bool:
@@ -137,7 +137,7 @@ class Tokens(Domain):
             raise ValueError(f"fixed: want tokens in 0 … {vocabulary - 1}, got {wrong}")
         self.vocabulary, self.fixed = int(vocabulary), tuple(fixed)
 
-    def check(self, x: Any, name: str = "x") -> None:
+    def check(self, x: object, name: str = "x") -> None:
         """Integers in 0 … V − 1."""
         if not isinstance(x, Tensor) or x.dtype != torch.int64 or x.dim() != 2:
             got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -171,7 +171,7 @@ class Tokens(Domain):
 class Graphs(Domain):
     """Graphs: features (N, V, F) and an adjacency matrix (N, V, V) of 0 and 1, symmetric and without loops."""
 
-    def check(self, x: Any, name: str = "x") -> None:
+    def check(self, x: object, name: str = "x") -> None:
         """Shapes that fit, features without NaN, and a matrix that is the adjacency of a graph."""
         if not (isinstance(x, tuple) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)):
             raise TypeError(f"{name}: want a pair (features, adjacency) of tensors, got {type(x).__name__}")
@@ -211,7 +211,7 @@ class Several(Domain):
                 raise TypeError(f"{name}: want a Domain, got {type(part).__name__}")
         self.parts: Mapping[str, Domain] = parts
 
-    def check(self, x: Any, name: str = "x") -> None:
+    def check(self, x: object, name: str = "x") -> None:
         """One batch for each part, of as many samples."""
         if not isinstance(x, tuple) or len(x) != len(self.parts):
             got = f"{len(x)} of them" if isinstance(x, tuple) else type(x).__name__
@@ -222,7 +222,7 @@ class Several(Domain):
         if len(set(sizes.values())) > 1:
             raise ValueError(f"{name}: want as many samples in every part, got {sizes}")
 
-    def inside(self, x: tuple[Any, ...], last: bool = False) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def inside(self, x: tuple[Batch, ...], last: bool = False) -> tuple[tuple[Batch, ...], tuple[object, ...]]:
         """Each part inside its own domain."""
         found = [domain.inside(part) for domain, part in zip(self.parts.values(), x, strict=True)]
         return tuple(part for part, _ in found), tuple(evidence for _, evidence in found)
@@ -232,7 +232,7 @@ class Several(Domain):
         columns = zip(*evidence, strict=True) if evidence else ()
         return any(domain.strayed(column) for domain, column in zip(self.parts.values(), columns, strict=False))
 
-    def distances(self, x: tuple[Any, ...], x_adv: tuple[Any, ...]) -> dict[str, Tensor]:
+    def distances(self, x: tuple[Batch, ...], x_adv: tuple[Batch, ...]) -> dict[str, Tensor]:
         """Those of every part, as ``part.name``."""
         pairs = zip(self.parts.items(), x, x_adv, strict=True)
         return {f"{part}.{k}": v for (part, domain), a, b in pairs for k, v in domain.distances(a, b).items()}

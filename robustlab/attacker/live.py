@@ -12,12 +12,12 @@ An attack's loop keeps its state as attributes of one :class:`Live`, which filte
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from robustlab.attacker.parts import copied, first, put, size, take, where
+from robustlab.attacker.parts import Batch, copied, first, put, size, take, where
 from robustlab.geometry.keyed import Noise
 
 
@@ -43,13 +43,13 @@ class Live:
         place: (n,) int64, their places among ``session.active``; None as long as all of these are at work.
     """
 
-    x: Any
+    x: Batch
     y: Tensor
     target: Tensor | None
     rows: Tensor
     place: Tensor | None
 
-    def __init__(self, session: Books, rows: Tensor, place: Tensor | None = None, **fields: Any) -> None:
+    def __init__(self, session: Books, rows: Tensor, place: Tensor | None = None, **fields: Batch | Noise) -> None:
         vars(self).update(fields, rows=rows, place=place, _session=session)
         # Since the session's counts were last brought up to date: questions, gradients, and where the goal was met.
         self._asked = self._differentiated = 0
@@ -58,6 +58,10 @@ class Live:
 
     def __len__(self) -> int:
         return self.rows.shape[0]
+
+    if TYPE_CHECKING:  # what an attack keeps here is its own business
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"no tensor called {name!r} goes with these samples")
@@ -100,10 +104,10 @@ class Best:
         self._value = torch.full((size(self._points),), torch.inf, dtype=dtype, device=like.device)
         self._scale = 1.0 - tolerance
         self._live: Live | None = None  # whose samples' best points and values are in ``_now``
-        self._now: tuple[Any, Tensor] = (self._points, self._value)
+        self._now: tuple[Batch, Tensor] = (self._points, self._value)
 
     @property
-    def points(self) -> Any:
+    def points(self) -> Batch:
         """(n, ...) beside ``session.active``; x where nothing was found."""
         self.settle()
         return self._points
@@ -114,7 +118,7 @@ class Best:
         self.settle()
         return self._value
 
-    def keep(self, live: Live, points: Any, value: Tensor, allowed: Tensor | None = None) -> None:
+    def keep(self, live: Live, points: Batch, value: Tensor, allowed: Tensor | None = None) -> None:
         """Take the ``points`` whose ``value`` is smaller than any before, where that is ``allowed``."""
         best, old = self._of(live)
         better = value < (old if self._scale == 1.0 else self._scale * old)
@@ -126,7 +130,7 @@ class Best:
         """The best value of each live sample, (n,)."""
         return self._of(live)[1]
 
-    def _of(self, live: Live) -> tuple[Any, Tensor]:
+    def _of(self, live: Live) -> tuple[Batch, Tensor]:
         if self._live is not live:
             self.settle()
             at = live.place

@@ -19,17 +19,20 @@ evaluation of adversarial robustness", equations (6) and (7), for DLR.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LossName = Literal["ce", "margin", "logprob", "prob", "dlr"]
 LossFunction = Callable[..., Tensor]
 """``loss(logits, y, target=None, kappa=0.0) -> (N,)``, to be minimized by the attacker."""
 
 
-class AttackerLoss(NamedTuple):
+@dataclass(frozen=True)
+class AttackerLoss:
     """A loss, its name and the number of classes that it needs without and with a target."""
 
     name: str
@@ -104,19 +107,16 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 
     return numerator / scale.clamp_min(torch.finfo(logits.dtype).eps)
 
 
-ATTACKER_LOSSES: dict[str, AttackerLoss] = {
-    loss.name: loss
-    for loss in (
-        AttackerLoss("ce", ce),
-        AttackerLoss("margin", truncated_margin),
-        AttackerLoss("logprob", log_probability_margin),
-        AttackerLoss("prob", probability_margin),
-        AttackerLoss("dlr", dlr, min_classes=3, min_classes_targeted=4),
-    )
+ATTACKER_LOSSES: dict[LossName, AttackerLoss] = {
+    "ce": AttackerLoss("ce", ce),
+    "margin": AttackerLoss("margin", truncated_margin),
+    "logprob": AttackerLoss("logprob", log_probability_margin),
+    "prob": AttackerLoss("prob", probability_margin),
+    "dlr": AttackerLoss("dlr", dlr, min_classes=3, min_classes_targeted=4),
 }
 
 
-def attacker_loss(loss: str | LossFunction) -> AttackerLoss:
+def attacker_loss(loss: LossName | LossFunction) -> AttackerLoss:
     """The loss of that name, or a function of your own with the same arguments."""
     if isinstance(loss, AttackerLoss):
         return loss

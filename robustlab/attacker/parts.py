@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+Batch: TypeAlias = Any
+"""A tensor (N, ...), or a tuple of batches of as many samples. Which of them, the domain says: its check is made when
+an attack starts, and a static one could not be."""
+Reply: TypeAlias = Any
+"""What a model says of a batch: scores, or for boxes whatever it returns."""
 
-def every(function: Callable[..., Any], *batches: Any) -> Any:
+
+def every(function: Callable[..., Any], *batches: Batch) -> Any:
     """``function`` on a tensor, or on each part of a tuple (with the like parts of the further ``batches``)."""
     if isinstance(batches[0], tuple):
         return tuple(every(function, *parts) for parts in zip(*batches, strict=True))
     return function(*batches)
 
 
-def first(x: Any) -> Tensor:
+def first(x: Batch) -> Tensor:
     """The first tensor of a batch."""
     return first(x[0]) if isinstance(x, tuple) else x
 
 
-def tensors(x: Any) -> list[Tensor]:
+def tensors(x: Batch) -> list[Tensor]:
     """All tensors of a batch, in order."""
     return [found for part in x for found in tensors(part)] if isinstance(x, tuple) else [x]
 
 
-def size(x: Any) -> int:
+def size(x: Batch) -> int:
     """How many samples a batch has."""
     return first(x).shape[0]
 
 
-def copied(x: Any) -> Any:
+def copied(x: Batch) -> Batch:
     """A copy that shares neither memory nor graph."""
     return every(lambda part: part.detach().clone(), x)
 
 
-def detached(answer: Any) -> Any:
+def detached(answer: Reply) -> Reply:
     """What a model returned, without the graph of tensors in lists, tuples and mappings; other objects as they are."""
     if isinstance(answer, Tensor):
         return answer.detach()
@@ -47,12 +53,12 @@ def detached(answer: Any) -> Any:
     return answer
 
 
-def take(x: Any, index: Tensor) -> Any:
+def take(x: Batch, index: Tensor) -> Batch:
     """The rows that an index (int64, or a mask) names."""
     return every(lambda part: part[index], x)
 
 
-def put(x: Any, index: Tensor, values: Any) -> Any:
+def put(x: Batch, index: Tensor, values: Batch) -> Batch:
     """``x`` with the rows of an index replaced, in place."""
 
     def write(part: Tensor, value: Tensor) -> Tensor:
@@ -62,7 +68,7 @@ def put(x: Any, index: Tensor, values: Any) -> Any:
     return every(write, x, values)
 
 
-def where(mask: Tensor, x: Any, other: Any) -> Any:
+def where(mask: Tensor, x: Batch, other: Batch) -> Batch:
     """The rows of ``x`` where a mask (N,) holds, those of ``other`` elsewhere."""
     return every(lambda a, b: torch.where(beside(mask, a), a, b), x, other)
 

@@ -16,14 +16,14 @@ from robustlab import checks
 from robustlab.attacker.domain import Box, Domain
 from robustlab.attacker.live import Live, filtered
 from robustlab.attacker.losses import LossFunction, goal_margin, spare
-from robustlab.attacker.parts import copied, detached, every, first, put, size, take, tensors
+from robustlab.attacker.parts import Batch, Reply, copied, detached, every, first, put, size, take, tensors
 from robustlab.attacker.results import AttackResult
 from robustlab.geometry.keyed import Noise
 
 Access = Literal["white", "soft", "hard"]
 LEVEL = {"hard": 0, "soft": 1, "white": 2}
 AnswerKind = Literal["classes", "sequence", "boxes"]
-Goal = Callable[[Any, Tensor], Tensor]
+Goal = Callable[[Reply, Tensor], Tensor]
 """``goal(answer, rows) -> bool (n,)``: whether each of the samples ``rows`` (n,) of the batch is where the attack wants
 it, by the model's answer for them."""
 Found = TypeVar("Found")
@@ -32,7 +32,7 @@ Found = TypeVar("Found")
 class Model(Protocol):
     """What a session asks: a victim's model, whose raw answers are read as logits or as what the victim declares."""
 
-    def __call__(self, points: Any, *, fast: bool = False) -> Any:
+    def __call__(self, points: Batch, *, fast: bool = False) -> Reply:
         """The answer for a batch; ``fast`` for a gradient in channels-last layout."""
         ...
 
@@ -40,10 +40,10 @@ class Model(Protocol):
 class Answer(NamedTuple):
     """What the victim said of some samples; ``loss`` and ``grad`` only where they were asked for."""
 
-    logits: Any
+    logits: Reply
     met: Tensor
     loss: Tensor
-    grad: Any
+    grad: Batch
 
 
 class Session:
@@ -65,7 +65,7 @@ class Session:
         domain: Domain,
         access: Access,
         budget: int | None,
-        x: Any,
+        x: Batch,
         y: Tensor | None,
         target: Tensor | None,
         ids: Tensor,
@@ -92,7 +92,7 @@ class Session:
         self._fast = images and convolves and device.type == "cpu"
         self._careful = False
         self.y = torch.zeros_like(self._queries) if y is None else y
-        self.clean: Any = None
+        self.clean: Reply = None
         self.active = torch.arange(n, device=device)
         self.start = self.everyone()
         if n:
@@ -122,7 +122,7 @@ class Session:
         self._lives.append(found)
         return found
 
-    def _check_logits(self, logits: Any, min_classes: int) -> int:
+    def _check_logits(self, logits: Reply, min_classes: int) -> int:
         n, dims, wish = (len(self.y), 2, "K") if self.answer == "classes" else (len(self.y), 3, "T, K")
         if logits.dim() != dims or logits.shape[0] != n or not logits.is_floating_point():
             raise ValueError(f"model: want output of shape ({n}, {wish}), got {tuple(logits.shape)} of {logits.dtype}")
@@ -134,7 +134,7 @@ class Session:
 
     # The samples at work ---------------------------------------------------------------------------------------
 
-    def live(self, among: Tensor | None = None, **rows: Any) -> Live:
+    def live(self, among: Tensor | None = None, **rows: Batch | Noise) -> Live:
         """The active samples, or those of a mask over them, with what belongs to them.
 
         Args:
@@ -143,11 +143,11 @@ class Session:
         """
         self._lives = [live for live in self._settled()._lives if live is self.start or len(live)]
         place = None if among is None else among.nonzero().flatten()
-        start = {name: getattr(self.start, name) for name in ("rows", "x", "y", "target")}
+        start: dict[str, Any] = {name: getattr(self.start, name) for name in ("rows", "x", "y", "target")}
         if place is not None:
             start = {name: value if value is None else take(value, place) for name, value in start.items()}
         whole = len(start["rows"]) == len(self._queries)
-        fields = {
+        fields: dict[str, Any] = {
             name: value if whole or value is None else filtered(value, start["rows"]) for name, value in rows.items()
         }
         found = Live(self, place=place, **start, **fields)
@@ -160,7 +160,7 @@ class Session:
 
     # Questions -------------------------------------------------------------------------------------------------
 
-    def ask(self, points: Any, live: Live, loss: LossFunction | None = None) -> Answer:
+    def ask(self, points: Batch, live: Live, loss: LossFunction | None = None) -> Answer:
         """Scores of ``points``, which belong to the samples ``live``, and their loss; one query each."""
         live = self._as_live(live)
         self._need("soft")
@@ -169,7 +169,7 @@ class Session:
         value = empty if loss is None else loss(answer, live.y, live.target, self.kappa)
         return Answer(answer, self._count(live, answer), value, empty)
 
-    def ask_labels(self, points: Any, live: Live) -> tuple[Any, Tensor]:
+    def ask_labels(self, points: Batch, live: Live) -> tuple[Reply, Tensor]:
         """The top label of each point and whether the goal is met there; one query each. All that hard access shows.
 
         The labels are (n,), or (n, T) of a sequence; of boxes there are none, so that the goal alone is told.
@@ -180,7 +180,7 @@ class Session:
         answer = self._answer(points)
         return None if self.answer == "boxes" else answer.argmax(dim=-1), self._count(live, answer)
 
-    def ask_many(self, points: Any, live: Live) -> Answer:
+    def ask_many(self, points: Batch, live: Live) -> Answer:
         """Scores of m points per sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in order.
 
         Boxes are told as the model says them, of n·m points in one batch.
@@ -189,14 +189,15 @@ class Session:
         self._need("soft")
         n, m = first(points).shape[:2]
         answer = self._answer(every(lambda part: part.flatten(0, 1), points))
-        y, target, rows = (v if v is None else v.repeat_interleave(m) for v in (live.y, live.target, live.rows))
+        y, rows = live.y.repeat_interleave(m), live.rows.repeat_interleave(m)
+        target = None if live.target is None else live.target.repeat_interleave(m)
         met = self.met(answer, Live(self, rows, y=y, target=target)).reshape(n, m)
         live._met.append(met)
         live._asked += m
         empty = torch.empty(0)
         return Answer(answer if self.answer == "boxes" else answer.unflatten(0, (n, m)), met, empty, empty)
 
-    def gradient(self, points: Any, live: Live, loss: LossFunction) -> Answer:
+    def gradient(self, points: Batch, live: Live, loss: LossFunction) -> Answer:
         """Scores, loss and input gradient of the loss at ``points``; one query and one gradient each.
 
         Of several inputs, those of floats have a gradient; in the place of the others stands None. A ``loss`` of boxes
@@ -206,7 +207,7 @@ class Session:
         self._need("white")
         points = self._leaf(points)
 
-        def work(asked: Any, fast: bool) -> tuple[Any, Tensor, Any]:
+        def work(asked: Batch, fast: bool) -> tuple[Reply, Tensor, Batch]:
             answer = self._read(asked, fast)
             value = loss(answer, live.y, live.target, self.kappa)
             return answer, value, _input_gradient(value.sum(), points)
@@ -247,7 +248,7 @@ class Session:
         live = self._as_live(live)
         return goal_margin(logits, live.y, live.target)
 
-    def met(self, answer: Any, live: Live) -> Tensor:
+    def met(self, answer: Reply, live: Live) -> Tensor:
         """Goal met: argmax ≠ y or argmax = target, and, where κ > 0, with a margin of at least κ. NaN never wins."""
         live = self._as_live(live)
         if self._goal is not None:
@@ -259,7 +260,7 @@ class Session:
         return won & (top == top)
 
     @staticmethod
-    def _checked_goal(met: Any, n: int) -> Tensor:
+    def _checked_goal(met: object, n: int) -> Tensor:
         if not isinstance(met, Tensor) or met.dtype != torch.bool or met.shape != (n,):
             got = f"{met.dtype} of shape {tuple(met.shape)}" if isinstance(met, Tensor) else type(met).__name__
             raise TypeError(f"goal: want a function that returns bools of shape ({n},), got {got}")
@@ -329,7 +330,7 @@ class Session:
             self.settle(live)
         return self
 
-    def _count(self, live: Live, answer: Any) -> Tensor:
+    def _count(self, live: Live, answer: Reply) -> Tensor:
         """Book one query for each live sample; note first successes; return whether the goal is met."""
         met = self.met(answer, live)
         live._met.append(met.unsqueeze(1))
@@ -343,7 +344,7 @@ class Session:
         return Noise(seed, self.ids)
 
     def result(
-        self, x_adv: Any = None, *, asked: bool = False, revert: bool = False, trace: dict[str, Tensor] | None = None
+        self, x_adv: Batch = None, *, asked: bool = False, revert: bool = False, trace: dict[str, Tensor] | None = None
     ) -> AttackResult:
         """Check the points of the active samples once more and wrap up.
 
@@ -380,20 +381,20 @@ class Session:
             trace=trace,
         )
 
-    def _answer(self, points: Any) -> Any:
+    def _answer(self, points: Batch) -> Reply:
         """The answer at points, without a gradient."""
         return self._read(self._inside(points), False)
 
-    def _read(self, points: Any, fast: bool) -> Any:
+    def _read(self, points: Batch, fast: bool) -> Reply:
         """In the dtype that the attack computes in; the judge sees a more precise model's as they are."""
         return _in_dtype_of(points, self._model(points, fast=fast))
 
-    def _leaf(self, points: Any) -> Any:
+    def _leaf(self, points: Batch) -> Batch:
         """A copy inside the domain whose floats want a gradient."""
         copy = self._inside(points, last=self._fast and not self._careful)
         return every(lambda part: part.requires_grad_(part.is_floating_point()), copy)
 
-    def _differentiate(self, points: Any, work: Callable[[Any, bool], Found]) -> Found:
+    def _differentiate(self, points: Batch, work: Callable[[Batch, bool], Found]) -> Found:
         """``work`` on points that want a gradient, as they are: in channels-last, where that may be faster.
 
         A model that cannot bear that is asked with a copy in the caller's layout from then on: its first layer works in
@@ -412,7 +413,7 @@ class Session:
 
     # While attacks move to Live -----
 
-    def _fitted(self, x_adv: Any) -> Any:
+    def _fitted(self, x_adv: Batch) -> Batch:
         n = size(x_adv)
         return x_adv if n == len(self.active) else take(x_adv, self.active)
 
@@ -430,7 +431,7 @@ class Session:
         if LEVEL[self.access] < LEVEL[access]:
             raise ValueError(f"access: this question needs {access!r} access, the victim grants {self.access!r}")
 
-    def _inside(self, points: Any, last: bool = False) -> Any:
+    def _inside(self, points: Batch, last: bool = False) -> Batch:
         """A copy for the model, in which nothing is outside the domain; whether anything was is told at the end."""
         copy, strayed = self.domain.inside(points, last)
         self._strayed.append(strayed)
@@ -442,13 +443,13 @@ def part_of(value: Any, rows: Tensor, n: int) -> Any:
     return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
-def _in_dtype_of(points: Any, answer: Any) -> Any:
+def _in_dtype_of(points: Batch, answer: Reply) -> Reply:
     """Scores in the dtype of the points, where these are floats."""
     computes = isinstance(points, Tensor) and points.is_floating_point() and isinstance(answer, Tensor)
     return answer.to(points.dtype) if computes else answer
 
 
-def _input_gradient(value: Tensor, points: Any, retain: bool = False) -> Any:
+def _input_gradient(value: Tensor, points: Batch, retain: bool = False) -> Batch:
     """d value / d points, with NaN and infinities (from a saturated loss) set to 0; None for what is no float."""
     leaves = [part for part in tensors(points) if part.requires_grad]
     if not leaves:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,17 @@ from robustlab import checks
 from robustlab.attacker.domain import Bound, Box, Domain
 from robustlab.attacker.few_channels import FewChannels
 from robustlab.attacker.losses import AttackerLoss
-from robustlab.attacker.parts import every, first, size
+from robustlab.attacker.parts import Batch, Reply, every, first, size
 from robustlab.attacker.session import LEVEL, Access, AnswerKind, Goal, Session
 from robustlab.graph.node import Graph
-from robustlab.models.modes import evaluating
+from robustlab.models.modes import Mode, evaluating
 
 UNIT = (0.0, 1.0)
-Model = nn.Module | Graph | str | Path | Callable[..., Any]
-"""What can be attacked: a module, a graph or the path of an ONNX file; under soft or hard access any callable."""
+Output = Literal["logits", "probs"]
+Bare = nn.Module | Graph | str | Path | Callable[..., Any]
+"""A module, a graph or the path of an ONNX file; under soft or hard access any callable."""
+Model: TypeAlias = "Victim | Bare"
+"""What can be attacked: a victim, or a bare model, of which a victim with all defaults is made."""
 
 
 class Victim:
@@ -64,15 +67,15 @@ class Victim:
 
     def __init__(
         self,
-        model: Model,
+        model: Bare,
         *,
         bounds: tuple[Bound, Bound] = UNIT,
         domain: Domain | None = None,
         answer: AnswerKind = "classes",
         access: Access = "white",
         budget: int | None = None,
-        output: Literal["logits", "probs"] = "logits",
-        mode: Literal["eval", "asis"] = "eval",
+        output: Output = "logits",
+        mode: Mode = "eval",
         logits: Callable[[Any], Tensor] | None = None,
     ) -> None:
         checks.one_of("access", access, LEVEL)
@@ -114,14 +117,14 @@ class Victim:
         return self.domain.low, self.domain.high
 
     @classmethod
-    def of(cls, model: Victim | Callable[[Tensor], Tensor]) -> Victim:
+    def of(cls, model: Model) -> Victim:
         """A Victim as it is; a bare model wrapped with the defaults."""
         return model if isinstance(model, Victim) else cls(model)
 
     @contextmanager
     def session(
         self,
-        x: Any,
+        x: Batch,
         y: Tensor | None = None,
         *,
         target: int | Tensor | None = None,
@@ -166,9 +169,9 @@ class Victim:
         needed = max(min_classes, (loss.min_classes if target is None else loss.min_classes_targeted) if loss else 2)
         with torch.inference_mode(False), torch.no_grad(), self.held(like.device):
             # Tensors made in inference mode cannot take part in autograd; their clones can.
-            x, y, target, ids = (every(_ordinary, v) if v is not None else None for v in (x, y, target, ids))
+            x, y, target = (every(_ordinary, v) if v is not None else None for v in (x, y, target))
             yield Session(
-                self._answers, self.domain, self.access, self.budget, x, y, target, ids.to(like.device),
+                self._answers, self.domain, self.access, self.budget, x, y, target, _ordinary(ids).to(like.device),
                 kappa=float(kappa), min_classes=needed, answer=self.answer, goal=goal, convolves=self._convolves(),
             )  # fmt: skip
 
@@ -189,7 +192,7 @@ class Victim:
                 return value.to(like.device, torch.int64)
         return checks.labels(name, value, like)
 
-    def _answers(self, points: Any, *, fast: bool = False) -> Any:
+    def _answers(self, points: Batch, *, fast: bool = False) -> Reply:
         """The model's answer; ``fast``: a gradient will be asked for, and may go by product and fold."""
         with FewChannels() if fast else nullcontext():
             try:
@@ -199,7 +202,7 @@ class Victim:
                 raise
         return self._read(out, first(points))
 
-    def _read(self, out: Any, points: Tensor) -> Any:
+    def _read(self, out: Any, points: Tensor) -> Reply:
         """What the model returned, as logits where it speaks of classes."""
         if self.logits is not None:
             out = self.logits(out)

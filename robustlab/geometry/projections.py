@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 
+def clip(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """``x`` between two ends, each a number or a tensor that broadcasts."""
+    return torch.clamp(x, low, high)  # type: ignore[arg-type]  # the stubs know two numbers or two tensors
+
+
 def l2_length(rows: Tensor) -> Tensor:
     """‖·‖₂ of each row, (N,), also where squares overflow or underflow."""
     length = torch.linalg.vector_norm(rows, dim=1)

@@ -17,13 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+Mode = Literal["eval", "asis"]
 _LOCK = threading.Lock()
 _HELD: dict[Any, list[Any]] = {}  # what is held of whom → [number of holders, how it was]
 
 
 @contextmanager
 def evaluating(
-    *models: object, freeze: bool = True, mode: Literal["eval", "asis"] = "eval", device: torch.device | None = None
+    *models: object, freeze: bool = True, mode: Mode = "eval", device: torch.device | None = None
 ) -> Iterator[None]:
     """Hold models in evaluation mode with frozen parameters; on leaving, everything is as it was.
 
