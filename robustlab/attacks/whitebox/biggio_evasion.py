@@ -29,7 +29,8 @@ from robustlab.attacker.losses import goal_margin
 from robustlab.attacker.parts import beside, where
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
-from robustlab.geometry.norms import get_norm
+from robustlab.geometry.norms import ProperNorm, get_norm
+from robustlab.geometry.projections import clip
 from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
@@ -42,7 +43,7 @@ def biggio_evasion(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "l2",
+    norm: ProperNorm = "l2",
     eps: float | Tensor,
     density: Density | None = None,
     lam: float = 1.0,
@@ -112,7 +113,7 @@ def biggio_evasion(
                 slope = answer.grad - lam * rise
                 delta = live.points - live.x - l2.steepest(slope).mul_(beside(live.step, live.x))
                 delta = ball.project_box(delta, live.eps, session.low - live.x, session.high - live.x)
-                live.points = torch.add(live.x, delta).clamp_(session.low, session.high)
+                live.points = clip(live.x + delta, session.low, session.high)
         kept = dict(zip(("margin", "density"), torch.stack(history, dim=1), strict=True)) if history else None
         points = where(session.unmet(), lowest.points, fooled.points)
         return session.result(points, asked=True, trace=kept)

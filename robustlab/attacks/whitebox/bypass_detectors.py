@@ -27,7 +27,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session, part_of
 from robustlab.attacker.victim import Victim, as_logits
 from robustlab.attacks.whitebox.pgd import pgd
-from robustlab.geometry.norms import measure
+from robustlab.geometry.norms import ProperNorm, measure
 from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
@@ -67,7 +67,7 @@ def bypass_detectors(
     *,
     detector: Detector,
     threshold: float = 0.0,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     attack: Callable[..., AttackResult] = pgd,
     target: int | Tensor | None = None,
@@ -117,7 +117,8 @@ def bypass_detectors(
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
-    joint = Victim(Joint(_logits_of(victim), detector, float(threshold)), bounds=victim.bounds, mode=victim.mode)
+    both = Joint(_logits_of(victim), detector, float(threshold))
+    joint = Victim(both, bounds=victim.bounds, mode=victim.mode)
     with victim.session(x, y, target=target, ids=ids) as session, evaluating(detector), joint.held(x.device):
         if session.clean is None:  # an empty batch
             return session.result()
@@ -129,7 +130,7 @@ def bypass_detectors(
             joint.budget = (victim.budget - 1) // tries
         if victim.budget == 2:
             tries = 0  # the query that ranked the classes was all that could be paid
-        success = joint.model.fires(live.x).logical_not_()  # type: ignore[operator]
+        success = both.fires(live.x).logical_not_()
         success[session.active] = False
         x_adv, queries, gradients = session.x.clone(), session.queries.clone(), torch.zeros_like(session.y)
         first_success = success.long() * 2 - 1

@@ -21,6 +21,8 @@ shrinks by no more than 1 − γ a step, so that 100 steps do not bring it below
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest, cosine
 from robustlab.geometry.norms import get_norm
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -44,7 +47,7 @@ def ddn(
     gamma: float = 0.05,
     init_eps: float = 1.0,
     levels: int | None = None,
-    norm: str = "l2",
+    norm: Literal["l2"] = "l2",
     target: int | Tensor | None = None,
     seed: int = 0,
     ids: Tensor | None = None,
@@ -105,7 +108,7 @@ def ddn(
             live.delta = torch.addcmul(live.delta, grad, beside(turn, grad))
             live.eps = torch.minimum(live.eps * torch.where(won, 1 - gamma, 1 + gamma), live.farthest)
             scale = (live.eps / ball.length(live.delta)).nan_to_num_(0.0, 0.0)
-            points = torch.addcmul(live.x, live.delta, beside(scale, grad)).clamp_(session.low, session.high)
+            points = clip(torch.addcmul(live.x, live.delta, beside(scale, grad)), session.low, session.high)
             live.points = points if levels is None else _rounded(points, levels, session)
             live.delta = live.points - live.x
             live.length = ball.length(live.delta)
@@ -115,4 +118,4 @@ def ddn(
 def _rounded(points: Tensor, levels: int, session: Session) -> Tensor:
     """The nearest of so many levels between the ends of the box."""
     side = (session.high - session.low) / (levels - 1)
-    return ((points - session.low).div_(side).round_().mul_(side).add_(session.low)).clamp_(session.low, session.high)
+    return clip((points - session.low).div_(side).round_().mul_(side).add_(session.low), session.low, session.high)

@@ -15,6 +15,8 @@ on its own.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,7 @@ def lbfgs(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "l2",
+    norm: Literal["l2"] = "l2",
     target: int | Tensor | None = None,
     steps: int = 60,
     search_steps: int = 12,

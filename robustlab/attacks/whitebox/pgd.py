@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Best
-from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.keyed import Noise
-from robustlab.geometry.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, ProperNorm, get_norm
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -39,11 +40,11 @@ def pgd(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     steps: int = 40,
     step_size: float | Tensor | None = None,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     target: int | Tensor | None = None,
     restarts: int = 1,
     init: Tensor | None = None,
@@ -119,10 +120,10 @@ def pgd(
 def begin(ball: Norm, at: Any, delta: Tensor, box: tuple[Bound, Bound]) -> Tensor:
     """x + P(δ) for samples ``at.x`` of radius ``at.eps``; notes as ``at.low`` and ``at.high`` what bounds each step."""
     at.low, at.high = box[0] - at.x, box[1] - at.x
-    points = torch.clamp(at.x + ball.project_box(delta, at.eps, at.low, at.high), *box)
+    points = clip(at.x + ball.project_box(delta, at.eps, at.low, at.high), *box)
     if ball.name == "linf":  # ball ∩ box is a box, the same at every step
         radius = beside(at.eps, at.x)
-        at.low, at.high = torch.clamp(at.x - radius, *box), torch.clamp(at.x + radius, *box)
+        at.low, at.high = clip(at.x - radius, *box), clip(at.x + radius, *box)
     return points
 
 
@@ -139,7 +140,7 @@ def step(ball: Norm, at: Any, grad: Tensor, box: tuple[Bound, Bound], *, sparse:
     else:
         delta -= ball.steepest(grad).mul_(alpha)
     delta = ball.project_box(delta, at.eps, at.low, at.high)
-    return torch.clamp(delta.add_(at.x), *box)
+    return clip(delta.add_(at.x), *box)
 
 
 def pgd_maximize(
@@ -147,11 +148,11 @@ def pgd_maximize(
     x: Tensor,
     y: Tensor,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     steps: int = 10,
     step_size: float | Tensor | None = None,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     seed: int = 0,
     ids: Tensor | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
