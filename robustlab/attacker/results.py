@@ -1,16 +1,19 @@
-"""What methods return. All are frozen; every field that has one value a sample is a tensor of shape (N,)."""
+"""What methods return. All are frozen; every field that has one value per sample is a tensor of shape (N,)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustlab.attacker.parts import every, size
 from robustlab.geometry.norms import get_norm
+
+Details = TypeVar("Details")
+Status = Literal["verified", "falsified", "unknown"]
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -20,17 +23,43 @@ def _moved(value: Any, device: torch.device | str) -> Any:
         return tuple(_moved(part, device) for part in value)
     if isinstance(value, dict):
         return {key: _moved(part, device) for key, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
     return value
 
 
-class _Movable:
-    def to(self, device: torch.device | str) -> Any:
-        """The same result with every tensor on ``device``."""
+def _shown(value: Any) -> str:
+    """A value in a few words; of a tensor only its shape, dtype and device, but a number as it is."""
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        place = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{value.item():.4g}" if value.dim() == 0 else f"{kind} {tuple(value.shape)}{place}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, tuple | list):
+        inside = ", ".join(_shown(part) for part in value[:4])
+        return f"({inside}{', …' if len(value) > 4 else ''})"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+class Result:
+    """What all results have: ``to(device)``, and a ``repr`` of a line per field that never prints an array whole."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same result with every tensor on ``device``; modules stay where they are."""
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})  # type: ignore[type-var]
 
+    def __repr__(self) -> str:
+        known = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        lines = [f"  {name}: {_shown(value)}" for name, value in known if value is not None]
+        return "\n".join([f"{type(self).__name__}:", *lines])
 
-@dataclass(frozen=True, eq=False)
-class AttackResult(_Movable):
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttackResult(Result):
     """The outcome of an attack on a batch of N samples.
 
     Attributes:
@@ -102,8 +131,8 @@ def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(filled, dim=1)
 
 
-@dataclass(frozen=True, eq=False)
-class UniversalResult(_Movable):
+@dataclass(frozen=True, eq=False, repr=False)
+class UniversalResult(Result):
     """One perturbation for many samples.
 
     Attributes:
@@ -111,6 +140,7 @@ class UniversalResult(_Movable):
         success: bool, per sample: ``x + delta`` (clipped to the box) meets the goal.
         distances: lengths of ``delta``, one number each.
         queries, gradients: per sample.
+        trace: optional, per-step tensors.
     """
 
     delta: Tensor
@@ -121,29 +151,83 @@ class UniversalResult(_Movable):
     trace: dict[str, Tensor] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Certificate(_Movable):
+@dataclass(frozen=True, eq=False, repr=False)
+class PhysicalResult(Result):
+    """Something to print and put into the world.
+
+    Attributes:
+        texture: (C, H, W) in [0, 1], colors that can be printed.
+        mask: (1, H, W) bool, where the texture is; outside it the world stays as it is.
+        success: bool (N, T): the goal is met by each of N held-out images under each of T held-out transforms.
+        queries, gradients: per sample of those that the texture was made on.
+        trace: optional, per-step tensors.
+    """
+
+    texture: Tensor
+    mask: Tensor
+    success: Tensor
+    queries: Tensor
+    gradients: Tensor
+    trace: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Result):
     """A guarantee, per sample.
 
     Attributes:
-        status: a list of ``"verified"``, ``"falsified"`` or ``"unknown"``.
+        verified: bool; the label provably holds within ``radius``.
+        falsified: bool; it provably does not. Where neither holds nothing is known; both never hold.
         radius: certified radius, 0 where the sample is misclassified or the method abstains.
         norm: in which the radius is measured.
         method: the catalogue key.
         confidence: 1 if deterministic, else 1 − α.
-        counterexample: where falsified, a replayed input; None if there is none.
+        counterexample: (N, ...), where falsified a replayed input, else NaN; None if there is none at all.
+
+    Raises:
+        ValueError, TypeError: if verified and falsified are not bool (N,), or both hold somewhere.
     """
 
-    status: list[str]
+    verified: Tensor
+    falsified: Tensor
     radius: Tensor
     norm: str
     method: str
     confidence: float = 1.0
     counterexample: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name, mask in (("verified", self.verified), ("falsified", self.falsified)):
+            if mask.dtype != torch.bool:
+                raise TypeError(f"{name}: want torch.bool, got {mask.dtype}")
+            if mask.shape != self.radius.shape:
+                raise ValueError(f"{name}: want shape {tuple(self.radius.shape)}, got {tuple(mask.shape)}")
+        if bool((self.verified & self.falsified).any()):
+            rows = (self.verified & self.falsified).nonzero().flatten().tolist()
+            raise ValueError(f"verified, falsified: want at most one per sample, got both in rows {rows[:10]}")
 
-@dataclass(frozen=True, eq=False)
-class Estimate(_Movable):
+    def __len__(self) -> int:
+        return len(self.verified)
+
+    @property
+    def unknown(self) -> Tensor:
+        """(N,) bool: neither verified nor falsified."""
+        return ~(self.verified | self.falsified)
+
+    @property
+    def status(self) -> list[Status]:
+        """The verdicts in words, ``"verified"``, ``"falsified"`` or ``"unknown"``: for print, not for decisions."""
+        pairs = zip(self.verified.tolist(), self.falsified.tolist(), strict=True)
+        return ["verified" if v else "falsified" if f else "unknown" for v, f in pairs]
+
+    def summary(self) -> str:
+        """One line: how many of each."""
+        counts = ", ".join(f"{int(getattr(self, name).sum())} {name}" for name in ("verified", "falsified", "unknown"))
+        return f"{self.method} in {self.norm}, {len(self)} samples: {counts}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Result):
     """A number per sample that is NOT a guarantee (CLEVER, for example)."""
 
     value: Tensor
@@ -152,22 +236,39 @@ class Estimate(_Movable):
     details: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class Detection(_Movable):
+@dataclass(frozen=True, eq=False, repr=False)
+class Repair(Result, Generic[Details]):
+    """A repaired model.
+
+    Attributes:
+        model: a copy of what was given, repaired.
+        details: what the method says of its work.
+    """
+
+    model: nn.Module
+    details: Details
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Detection(Result, Generic[Details]):
     """What a detector says.
 
     Attributes:
         scores: (N,), higher is more suspicious.
         flagged: bool, (N,).
         threshold: above which a score is flagged.
-        details: whatever else the method found; ``"false_alarm_rate"`` is what it states of clean samples or models
-            (None where its threshold is none of theory's), as a share of what ``"level"`` names.
+        details: whatever else the method found.
+        false_alarm_rate: what the method states of clean data or models, as a share of what ``level`` names; None where
+            its threshold is none of theory's.
+        level: ``"sample"`` or ``"class"``.
     """
 
     scores: Tensor
     flagged: Tensor
     threshold: float
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Details = field(default_factory=dict)  # type: ignore[assignment]
+    false_alarm_rate: float | None = None
+    level: Literal["sample", "class"] | None = None
 
     def score(self, is_poison: Tensor) -> dict[str, float]:
         """Compare with the truth, which enters here and nowhere else.

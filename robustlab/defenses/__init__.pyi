@@ -1,8 +1,8 @@
 # Written by `python -m book.generate` from the catalogue and the modules' `__all__`.
 
 from robustlab.defenses.detection.activation_clustering import activation_clustering as activation_clustering
+from robustlab.defenses.detection.neural_cleanse import Patches as Patches
 from robustlab.defenses.detection.neural_cleanse import neural_cleanse as neural_cleanse
-from robustlab.defenses.detection.neural_cleanse import unlearn as unlearn
 from robustlab.defenses.detection.spectral_signatures import spectral_signatures as spectral_signatures
 from robustlab.defenses.detection.strip import strip as strip
 from robustlab.defenses.detection.tnd_data_free import tnd_data_free as tnd_data_free
@@ -10,5 +10,6 @@ from robustlab.defenses.detection.tnd_data_limited import tnd_data_limited as tn
 from robustlab.defenses.purification.fine_pruning import fine_pruning as fine_pruning
 from robustlab.defenses.purification.fine_tuning import fine_tuning as fine_tuning
 from robustlab.defenses.purification.mode_connectivity import mode_connectivity as mode_connectivity
+from robustlab.defenses.purification.unlearn import unlearn as unlearn
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
 from robustlab.defenses.training.trim import trim as trim

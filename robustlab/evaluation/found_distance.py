@@ -12,7 +12,12 @@ _ROUNDING = 1e-5  # x + δ − x may pass ε by this part of it
 
 
 def found_distance(
-    result: AttackResult, x: Tensor, ball: Norm, name: str, bound: float | None, box: tuple[float, float]
+    result: AttackResult,
+    x: Tensor,
+    ball: Norm,
+    name: str,
+    bound: float | None,
+    box: tuple[float | Tensor, float | Tensor],
 ) -> Tensor:
     """(n,) on the CPU: the distance at which each sample was fooled, ∞ where it was not."""
     if not isinstance(result, AttackResult):
@@ -21,7 +26,8 @@ def found_distance(
     if bound is None:
         return distance
     # x + δ is rounded to a pixel value, which moves each element by up to half a unit in the last place.
-    slack = float(ball.length(torch.ones_like(x[:1]))) * torch.finfo(x.dtype).eps * max(map(abs, box))
+    largest = max(float(torch.as_tensor(end).abs().amax()) for end in box)
+    slack = float(ball.length(torch.ones_like(x[:1]))) * torch.finfo(x.dtype).eps * largest
     passed = distance.isfinite() & (distance > bound * (1 + _ROUNDING) + slack)
     if bool(passed.any()):
         raise RuntimeError(f"attack: {name} claims a success at distance {distance[passed].max():g} for eps {bound:g}")

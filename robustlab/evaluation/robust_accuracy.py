@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.results import AttackResult
+from robustlab.attacker.results import AttackResult, Result
 from robustlab.attacker.session import part_of
 from robustlab.attacker.victim import Victim
 from robustlab.data.pairs import Pairs, beside, count, labeled_portions, streamed
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 Attack = Callable[..., AttackResult]
 
 
-@dataclass(frozen=True, eq=False)
-class RobustAccuracy:
+@dataclass(frozen=True, eq=False, repr=False)
+class RobustAccuracy(Result):
     """A curve of robust accuracy. Everything is on the CPU; E counts the radii, the clean point at ε = 0 included.
 
     Attributes:

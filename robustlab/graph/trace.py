@@ -9,8 +9,7 @@ The operators hold the model's own parameters, so bounds can be differentiated i
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.convert import FUNCTIONS, METHODS, MODULES
 from robustlab.graph.node import Builder, Graph
 from robustlab.graph.reader import Reader, Symbol, without_chance
+from robustlab.models.modes import evaluating
 
 
 class _Proxy(fx.Proxy):
@@ -72,7 +72,7 @@ def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
         raise TypeError(f"inputs: want the model's dtype {weight.dtype}, got {dtype}")
     wrapped = nn.Sequential(model) if type(model) in MODULES else model
     try:
-        with _evaluation(wrapped):
+        with evaluating(wrapped, freeze=False):
             traced = without_chance(lambda: _Tracer().trace(wrapped), "model: its forward")
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise ValueError(
@@ -112,24 +112,11 @@ def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
     raise ValueError("model: want a forward that returns something")
 
 
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """All modules in evaluation mode, for a while."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _compare(model: nn.Module, graph: Graph, x: Tensor) -> None:
     """Ask both at x: what a table of operators does not know about a model shows in its answers."""
     if not len(x) or not bool(x.isfinite().all()):
         return
-    with torch.no_grad(), full_precision(), _evaluation(model):
+    with torch.no_grad(), full_precision(), evaluating(model, freeze=False):
         wanted, found = model(x), graph(x)
     if not isinstance(wanted, Tensor) or wanted.shape != found.shape:
         raise ValueError(f"model: want one tensor of shape {tuple(found.shape)} as output, got {_form(wanted)}")

@@ -1,4 +1,4 @@
-"""Models held still: in evaluation mode, with frozen parameters, and everything put back at the end.
+"""Models held in a mode, with frozen parameters, and everything put back at the end.
 
     with evaluating(model, manifold):
         ...
@@ -47,7 +47,32 @@ def evaluating(
     elif any(part.training for part in parts):
         held += [("values", buffer) for buffer in _unique(b for part in parts for b in part.buffers(recurse=False))]
     if freeze:
-        held += [("gradient", p) for p in _unique(p for part in parts for p in part.parameters(recurse=False))]
+        held += _parameters(parts)
+    with _holding(held):
+        yield
+
+
+@contextmanager
+def frozen(*models: nn.Module) -> Iterator[None]:
+    """Hold the parameters of models alone: none requires a gradient; modes, buffers and random state may move."""
+    with _holding(_parameters(part for model in models for part in model.modules())):
+        yield
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """The model in training mode, as its own ``train()`` sets it; on leaving, each module's mode is as it was."""
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        model.train()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def _holding(held: list[tuple[str, Any]]) -> Iterator[None]:
     with _LOCK:
         for what, part in held:
             _take(what, part)
@@ -57,6 +82,10 @@ def evaluating(
         with _LOCK:
             for what, part in held:
                 _release(what, part)
+
+
+def _parameters(parts: Iterable[nn.Module]) -> list[tuple[str, Any]]:
+    return [("gradient", p) for p in _unique(p for part in parts for p in part.parameters(recurse=False))]
 
 
 def _unique(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,12 +1,16 @@
-"""Looking into a model without changing it: its hidden features, in evaluation mode, with everything put back."""
+"""Looking into a model without changing it: hidden features and the number of classes, in evaluation mode."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from robustlab.models.modes import evaluating
 
 
 class Probe:
@@ -38,21 +42,14 @@ class Probe:
         self._seen: list[Tensor] = []
 
     def __enter__(self) -> Probe:
-        self._modes = [(module, module.training) for module in self.model.modules()]
-        self._thawed = [p for p in self.model.parameters() if p.requires_grad]
-        self._hooks = [module.register_forward_pre_hook(self._see) for module in self.linear]
-        self.model.eval()
-        for p in self._thawed:
-            p.requires_grad_(False)
+        self._undo = ExitStack()
+        self._undo.enter_context(evaluating(self.model))
+        for module in self.linear:
+            self._undo.callback(module.register_forward_pre_hook(self._see).remove)
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for module, training in self._modes:
-            module.training = training
-        for p in self._thawed:
-            p.requires_grad_(True)
+        self._undo.close()
         self._seen.clear()
 
     def _see(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -83,3 +80,18 @@ def penultimate(model: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
         raise ValueError(f"x: want at least one input, got shape {tuple(x.shape)}")
     with torch.inference_mode(False), torch.no_grad(), Probe(model) as probe:
         return torch.cat([probe(part)[1] for part in x.split(batch_size)])
+
+
+def count_outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """K, by showing the model one sample of x (N, ...), on the model's device.
+
+    Raises:
+        ValueError: if it does not give logits (N, K).
+    """
+    weight = next(model.parameters(), x) if isinstance(model, nn.Module) else x
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model, device=weight.device):
+        logits = model(x[:1].to(weight.device))
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shown = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model: want logits (N, K), got {shown} for one sample")
+    return logits.shape[1]

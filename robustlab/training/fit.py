@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.data.dataset import Dataset
+from robustlab.data.pairs import Pairs, read_pair
 from robustlab.geometry.keyed import derive_seed
+from robustlab.models.modes import evaluating, training_mode
+from robustlab.models.probing import count_outputs
 from robustlab.progress import bar
 from robustlab.training.schedules import (
     SCHEDULES,
@@ -82,7 +84,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: 
 
 def fit(
     model: Trained,
-    data: Dataset | tuple[Tensor, Tensor],
+    data: Pairs,
     *,
     objective: Objective[Trained] = cross_entropy,
     epochs: int,
@@ -107,7 +109,8 @@ def fit(
 
     Args:
         model: trained in train mode. Afterwards each module's ``training`` flag is what it was before.
-        data: a Dataset, whose training part is used, or a pair (x, y) of tensors of equal length N.
+        data: a Dataset, whose training part is used, a pair (x, y) of tensors of equal length N, or a torch DataLoader
+            of such pairs, whose batches are collected first.
         objective: see :class:`Objective`; by default the mean cross-entropy.
         epochs: passes over the data, at least 1. Each visits every sample once, in a new order.
         batch_size: samples a step, default 100. A remainder of one sample joins the batch before it, since batch norm
@@ -137,10 +140,9 @@ def fit(
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("fit: want a call outside torch.inference_mode(), which forbids gradients, got one inside")
-    x, y = (part.detach() for part in _training_tensors(data))
+    x, y = read_pair(data)
     place = _check(model, x, y, objective, epochs, batch_size, lr, schedule, weight_decay, device)
     precision = precision_for(model, place, amp)
-    modes = [(module, module.training) for module in model.modules()]
     model.to(place)
     if x.element_size() * x.numel() <= MAX_RESIDENT_BYTES:
         x, y = x.to(place), y.to(place)
@@ -152,52 +154,38 @@ def fit(
     rates: list[float] = []
     monitor: list[Any] = []
     start = time.perf_counter()
-    try:
-        with _local_rng(derive_seed(seed, -1), place), torch.enable_grad():
-            stepper = make([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
-            scaler = torch.amp.GradScaler(place.type, enabled=precision is torch.float16)
-            for epoch in bar(range(epochs), show=progress, label="fit"):
-                model.train()
-                order = torch.randperm(len(x), generator=order_generator).to(x.device)
-                sums = torch.zeros((), device=place, dtype=torch.float64)
-                for step, (first, last) in enumerate(splits):
-                    done = (epoch * len(splits) + step) / total
-                    set_rate(stepper, lr * schedule_factor(schedule, done))
-                    if hasattr(objective, "set_progress"):
-                        objective.set_progress(done)
-                    ids, key = order[first:last], derive_seed(seed, epoch, step)
-                    batch, labels = x[ids].to(place), y[ids].to(place)
-                    if augment is not None:
-                        batch = augment(batch, ids=ids.to(place), seed=derive_seed(key, 1))
-                    with torch.autocast(place.type, precision) if precision else nullcontext():
-                        loss = objective(model, batch, labels, ids=ids.to(place), seed=key)
-                    _check_loss(loss)
-                    stepper.zero_grad(set_to_none=True)
-                    scaler.scale(loss).backward()
-                    scaler.step(stepper)
-                    scaler.update()
-                    sums += loss.detach() * (last - first)
-                losses.append(float(sums) / len(x))
-                rates.append(stepper.param_groups[0]["lr"])
-                if not math.isfinite(losses[-1]):
-                    raise FloatingPointError(f"the loss was {losses[-1]} in epoch {epoch}: try a smaller lr than {lr}")
-                if on_epoch is not None:
-                    model.eval()
-                    with torch.no_grad():
-                        monitor.append(on_epoch(epoch, model))
-            stepper.zero_grad(set_to_none=True)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with training_mode(model), _local_rng(derive_seed(seed, -1), place), torch.enable_grad():
+        stepper = make([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
+        scaler = torch.amp.GradScaler(place.type, enabled=precision is torch.float16)
+        for epoch in bar(range(epochs), show=progress, label="fit"):
+            order = torch.randperm(len(x), generator=order_generator).to(x.device)
+            sums = torch.zeros((), device=place, dtype=torch.float64)
+            for step, (first, last) in enumerate(splits):
+                done = (epoch * len(splits) + step) / total
+                set_rate(stepper, lr * schedule_factor(schedule, done))
+                if hasattr(objective, "set_progress"):
+                    objective.set_progress(done)
+                ids, key = order[first:last], derive_seed(seed, epoch, step)
+                batch, labels = x[ids].to(place), y[ids].to(place)
+                if augment is not None:
+                    batch = augment(batch, ids=ids.to(place), seed=derive_seed(key, 1))
+                with torch.autocast(place.type, precision) if precision else nullcontext():
+                    loss = objective(model, batch, labels, ids=ids.to(place), seed=key)
+                _check_loss(loss)
+                stepper.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.step(stepper)
+                scaler.update()
+                sums += loss.detach() * (last - first)
+            losses.append(float(sums) / len(x))
+            rates.append(stepper.param_groups[0]["lr"])
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"the loss was {losses[-1]} in epoch {epoch}: try a smaller lr than {lr}")
+            if on_epoch is not None:
+                with evaluating(model, freeze=False, device=place), torch.no_grad():
+                    monitor.append(on_epoch(epoch, model))
+        stepper.zero_grad(set_to_none=True)
     return History(tuple(losses), tuple(rates), tuple(monitor), time.perf_counter() - start, total)
-
-
-def _training_tensors(data: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(data, Dataset):
-        return data.x_train, data.y_train
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return data
-    raise TypeError(f"data: want a Dataset or a pair (x, y) of tensors, got {type(data).__name__}")
 
 
 def _check(
@@ -212,13 +200,8 @@ def _check(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model: want parameters that require gradients, got none")
-    if not len(x) or len(x) != len(y):
-        raise ValueError(f"data: want as many inputs as labels, at least one, got {len(x)} and {len(y)}")
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        raise ValueError("data: want finite inputs, got NaN or infinity")
-    if x.is_floating_point() and x.dtype != parameters[0].dtype:
-        wish = f"want inputs of the model's dtype {parameters[0].dtype}"
-        raise TypeError(f"data: {wish}, got {x.dtype}: say model.double() or x.float()")
+    checks.finite("data", x)
+    checks.at_home(model, x, "data", device=False)  # batches are moved to the model
     checks.at_least("epochs", epochs, 1, integer=True)
     checks.at_least("batch_size", batch_size, 1, integer=True)
     checks.at_least("weight_decay", weight_decay, 0.0)
@@ -233,21 +216,10 @@ def _check(
 
 
 def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """One forward of one sample in eval mode tells the number of classes, and changes nothing."""
+    """One forward of one sample in evaluation mode tells the number of classes, and changes nothing."""
     if y.dtype != torch.int64 or y.dim() != 1:
         raise TypeError(f"data: want int64 labels (N,) for cross-entropy, got {y.dtype} {tuple(y.shape)}")
-    modes = [(module, module.training) for module in model.modules()]
-    first = next(model.parameters())
-    try:
-        model.eval()
-        with torch.no_grad():
-            shape = tuple(model(x[:1].to(first.device)).shape)
-    finally:
-        for module, training in modes:
-            module.training = training
-    if len(shape) != 2:
-        raise ValueError(f"model: want logits (N, K), got an output of shape {shape} for one sample")
-    checks.in_classes("data", y, shape[1])
+    checks.in_classes("data", y, count_outputs(model, x))
 
 
 def _check_loss(loss: Any) -> None:

@@ -96,7 +96,7 @@ def train_with_trigger(
     if made_by.backdoor is not None:
         attack, told = resolve(made_by.backdoor.attack), {"target": made_by.backdoor.target, **made_by.backdoor.kwargs}
         if made_by.backdoor.trains:
-            done = attack(model, clean, trigger=key, **told, **how)
+            done = attack(clean, model=model, trigger=key, **told, **how)
             return done.model.eval(), done.trigger.eval()
         train_on = attack(clean, trigger=key, seed=made_by.seed, **told).data
     fit(model, train_on, objective=make(**made_by.objective_kwargs) if make else cross_entropy, **how)

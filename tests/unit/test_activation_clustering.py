@@ -70,7 +70,7 @@ def planted() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 def test_planted_poisons_are_flagged_and_nothing_else() -> None:
     model, x, y, is_poison = planted()
-    found = activation_clustering(model, x, y, components=2)
+    found = activation_clustering(model, (x, y), components=2)
     assert torch.equal(found.flagged, is_poison)
     assert float(found.details["share"][1]) == pytest.approx(0.2)
     assert float(found.details["silhouette"][1]) > float(found.details["silhouette"][0])
@@ -78,17 +78,17 @@ def test_planted_poisons_are_flagged_and_nothing_else() -> None:
 
 def test_a_large_cluster_is_no_suspect() -> None:
     model, x, y, _ = planted()
-    assert not activation_clustering(model, x, y, components=2, largest=0.15).flagged.any()
+    assert not activation_clustering(model, (x, y), components=2, largest=0.15).flagged.any()
 
 
 def test_no_more_of_clean_data_is_flagged_than_stated() -> None:
     """Where every class is suspected it loses its smaller cluster, and none loses more than `largest`."""
     for largest in (0.1, 0.35, 0.5):
         found = activation_clustering(
-            nn.Sequential(nn.Flatten(), nn.Linear(DIM, 8)).double(), cloud(240, 5), torch.arange(240) % 8,
+            nn.Sequential(nn.Flatten(), nn.Linear(DIM, 8)).double(), (cloud(240, 5), torch.arange(240) % 8),
             components=3, largest=largest, silhouette=-1.0,
         )  # fmt: skip
-        assert found.details["false_alarm_rate"] == largest
+        assert found.false_alarm_rate == largest
         for k in range(8):
             assert float(found.flagged[torch.arange(240) % 8 == k].double().mean()) <= largest
     assert found.flagged.any()
@@ -99,9 +99,9 @@ def test_a_class_without_spread_is_not_split(dtype: torch.dtype) -> None:
     """Equal inputs, whose features differ by rounding at most; and the other class is split as it would be alone."""
     model, x, y, _ = planted()
     model, x = model.to(dtype), x.to(dtype)
-    alone = activation_clustering(model, x, y, components=2)
+    alone = activation_clustering(model, (x, y), components=2)
     x = torch.where((y == 0).view(-1, *[1] * (x.dim() - 1)), x[:1], x)
-    found = activation_clustering(model, x, y, components=2, batch_size=7)
+    found = activation_clustering(model, (x, y), components=2, batch_size=7)
     assert not found.flagged[y == 0].any() and (found.scores[y == 0] == -1).all()
     assert found.details["share"][0].isnan() and found.details["silhouette"][0].isnan()
     assert torch.equal(found.flagged[y != 0], alone.flagged[y != 0])
@@ -111,4 +111,4 @@ def test_a_class_without_spread_is_not_split(dtype: torch.dtype) -> None:
 def test_bad_arguments(change: dict[str, float]) -> None:
     model, x, y, _ = planted()
     with pytest.raises(ValueError, match=next(iter(change))):
-        activation_clustering(model, x, y, **change)  # type: ignore[arg-type]
+        activation_clustering(model, (x, y), **change)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def net(classes: int = 4, seed: int = 0) -> nn.Module:
 @pytest.mark.parametrize("chosen", [False, True])
 def test_flips_are_exact_in_number_and_always_wrong(rate: float, chosen: bool) -> None:
     x, y = data()
-    poisoned = label_flipping((x, y), rate=rate, surrogate=net() if chosen else None)
+    poisoned = label_flipping((x, y), rate=rate, model=net() if chosen else None)
     count = round(rate * 50)
     assert int((poisoned.y != y).sum()) == count == int(poisoned.is_poison.sum())
     assert torch.equal(poisoned.is_poison, poisoned.y != y) and torch.equal(poisoned.x, x)
@@ -57,7 +57,7 @@ def test_chosen_flips_are_the_most_harmful_of_all() -> None:
         for labels in product(range(3), repeat=3):
             if all(k != y[i] for i, k in zip(rows, labels, strict=True)):
                 best = max(best, sum(float(loss[i, k] - loss[i, y[i]]) for i, k in zip(rows, labels, strict=True)))
-    poisoned = label_flipping((x, y), rate=3 / 8, surrogate=model)
+    poisoned = label_flipping((x, y), rate=3 / 8, model=model)
     gain = loss.gather(1, poisoned.y[:, None]).sum() - loss.gather(1, y[:, None]).sum()
     assert float(gain) == pytest.approx(best, rel=1e-5)
 
@@ -91,7 +91,7 @@ def test_deleting(from_class: int | None) -> None:
 def test_modified_features(how: str) -> None:
     x, y = data()
     model = net() if how == "adversarial" else None
-    poisoned = feature_modification((x, y), rate=0.3, eps=0.1, how=how, surrogate=model)
+    poisoned = feature_modification((x, y), rate=0.3, eps=0.1, how=how, model=model)
     bad = poisoned.is_poison
     moved = (poisoned.x - x).flatten(1)
     assert int(bad.sum()) == 15 and torch.equal(poisoned.y, y)
@@ -128,7 +128,7 @@ def test_seeds_and_the_caller() -> None:
         lambda s: label_flipping((x, y), rate=0.2, seed=s),
         lambda s: add_delete((x, y), rate=0.2, seed=s),
         lambda s: feature_modification((x, y), rate=0.2, eps=0.1, seed=s),
-        lambda s: feature_modification((x, y), rate=0.2, eps=0.1, how="adversarial", surrogate=model, seed=s),
+        lambda s: feature_modification((x, y), rate=0.2, eps=0.1, how="adversarial", model=model, seed=s),
     ):
         a, b, c = call(0), call(0), call(1)
         assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
@@ -145,14 +145,19 @@ def test_bad_input() -> None:
                 call((x, y), rate=rate)
     for call, match in (
         (lambda: label_flipping((x, y), rate=0.1, classes=3), "classes"),
-        (lambda: label_flipping((x, y), rate=0.1, surrogate=net(3)), "surrogate"),
+        (lambda: label_flipping((x, y), rate=0.1, model=net(3)), "y: want labels in 0 … 2"),
+        (lambda: label_flipping((x, y), rate=0.1, classes=6, model=net()), "model: want logits of shape"),
         (lambda: add_delete((x, y), rate=0.1, operation="move"), "operation"),
         (lambda: add_delete((x, y), rate=0.1, from_class=9), "from_class"),
         (lambda: add_delete((x, y), rate=0.9, from_class=0), "rate"),
         (lambda: add_delete((x, y), rate=1.0, operation="delete"), "rate"),
         (lambda: feature_modification((x, y), rate=0.1, eps=-1.0), "eps"),
         (lambda: feature_modification((x, y), rate=0.1, eps=0.1, how="magic"), "how"),
-        (lambda: feature_modification((x, y), rate=0.1, eps=0.1, how="adversarial"), "surrogate"),
+        (lambda: feature_modification((x, y), rate=0.1, eps=0.1, how="adversarial"), "model"),
+        (
+            lambda: feature_modification((x, y), rate=0.1, eps=0.1, how="adversarial", classes=6, model=net()),
+            "model: want 6 classes, got 4",
+        ),
         (lambda: feature_modification((x + 1, y), rate=0.1, eps=0.1), "x: want values"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -235,7 +235,9 @@ def test_input_aware_attack_trains_what_it_should() -> None:
     x, y = images(120)
     model, key = net(), InputAwareTrigger(1, width=4)
     stages: list[set[str]] = []
-    result = input_aware_backdoor(model, (x, y), target=0, trigger=key, epochs=2, mask_epochs=2, batch_size=30, lr=1e-2)
+    result = input_aware_backdoor(
+        (x, y), model=model, target=0, trigger=key, epochs=2, mask_epochs=2, batch_size=30, lr=1e-2
+    )
     for name in ("mask", "pattern"):
         changed = [
             not torch.equal(a, b)
@@ -245,7 +247,7 @@ def test_input_aware_attack_trains_what_it_should() -> None:
     assert stages == [{"mask"}, {"pattern"}]
     assert all(p.requires_grad for p in [*result.model.parameters(), *result.trigger.parameters()])
     only_masks = input_aware_backdoor(
-        model, (x, y), target=0, trigger=key, epochs=1, mask_epochs=2, batch_size=30, lr=1e-2
+        (x, y), model=model, target=0, trigger=key, epochs=1, mask_epochs=2, batch_size=30, lr=1e-2
     )
     assert all(
         torch.equal(a, b)
@@ -253,7 +255,7 @@ def test_input_aware_attack_trains_what_it_should() -> None:
     )
     for wrong in ({"rate": 0.6, "cross_rate": 0.6}, {"target": 3}, {"density": -1.0}):
         with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
-            input_aware_backdoor(model, (x, y), **{"target": 0, **wrong})
+            input_aware_backdoor((x, y), model=model, **{"target": 0, **wrong})
 
 
 class _Recorder(nn.Module):

@@ -75,8 +75,8 @@ def test_the_target_ends_in_the_hull_of_every_surrogate(dropout: float) -> None:
     x, y, x_target = data()
     models = nets(3)
     kwargs = {"rate": 0.2, "eps": 0.4, "dropout": dropout, "inner_steps": 15}
-    found = convex_polytope((x, y), models, x_target, 1, steps=100, **kwargs)
-    early = convex_polytope((x, y), models, x_target, 1, steps=1, **kwargs)
+    found = convex_polytope((x, y), x_target, 1, model=models, steps=100, **kwargs)
+    early = convex_polytope((x, y), x_target, 1, model=models, steps=1, **kwargs)
     c, residual = found.details["coefficients"], found.details["residual"]
     assert c.shape == (3, 8) and simplex(c)
     assert bool((residual < 0.05).all()) and bool((residual < early.details["residual"]).all())
@@ -90,8 +90,8 @@ def test_a_hull_asks_for_less_than_collisions() -> None:
     x, y, x_target = data()
     models = nets(1)
     ball = {"rate": 0.1, "eps": 0.1}
-    hull = convex_polytope((x, y), models, x_target, 1, steps=100, dropout=0.0, **ball)
-    collided = feature_collision((x, y), models[0], x_target, 1, beta=1e-6, steps=200, **ball)
+    hull = convex_polytope((x, y), x_target, 1, model=models, steps=100, dropout=0.0, **ball)
+    collided = feature_collision((x, y), x_target, 1, model=models[0], beta=1e-6, steps=200, **ball)
     goal = models[0][:-1](x_target)[0].detach().norm()
     assert float(hull.details["residual"]) < float(collided.details["feature_distance"].min() / goal)
 
@@ -103,9 +103,9 @@ def test_budget_box_labels_and_callers_things(dtype: torch.dtype) -> None:
     before, models = x.clone(), nets(2, dtype)
     models[0].train()
     models[1].eval()
-    first = convex_polytope((x, y), models, x_target, 1, rate=0.15, eps=0.1, steps=20)
-    again = convex_polytope((x, y), models, x_target, 1, rate=0.15, eps=0.1, steps=20)
-    other = convex_polytope((x, y), models, x_target, 1, rate=0.15, eps=0.1, steps=20, seed=1)
+    first = convex_polytope((x, y), x_target, 1, model=models, rate=0.15, eps=0.1, steps=20)
+    again = convex_polytope((x, y), x_target, 1, model=models, rate=0.15, eps=0.1, steps=20)
+    other = convex_polytope((x, y), x_target, 1, model=models, rate=0.15, eps=0.1, steps=20, seed=1)
     assert torch.equal(first.x, again.x) and not torch.equal(first.details["rows"], other.details["rows"])
     moved = (first.x - x).abs()
     assert first.x.dtype == dtype and 0.09 < float(moved.max()) <= 0.1 * (1 + 1e-6)
@@ -116,8 +116,8 @@ def test_budget_box_labels_and_callers_things(dtype: torch.dtype) -> None:
     assert all(p.requires_grad and p.grad is None for model in models for p in model.parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"eps": 0.0}, {"dropout": 1.0}, {"inner_steps": 0}, {"tol": -1.0}, {"models": []}])
+@pytest.mark.parametrize("wrong", [{"eps": 0.0}, {"dropout": 1.0}, {"inner_steps": 0}, {"tol": -1.0}, {"model": []}])
 def test_bad_arguments(wrong: dict) -> None:
     x, y, x_target = data()
     with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
-        convex_polytope((x, y), **{"models": nets(1), "x_target": x_target, "target": 1, "rate": 0.1, **wrong})
+        convex_polytope((x, y), **{"model": nets(1), "x_target": x_target, "target": 1, "rate": 0.1, **wrong})

@@ -84,8 +84,8 @@ def test_controls_spend_the_budget_of_the_attacks() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-    attack = feature_collision((x, y), net, x_target, 1, rate=0.1, steps=2, seed=3)
-    other = convex_polytope((x, y), net, x_target, 1, rate=0.1, steps=2, seed=3)
+    attack = feature_collision((x, y), x_target, 1, model=net, rate=0.1, steps=2, seed=3)
+    other = convex_polytope((x, y), x_target, 1, model=net, rate=0.1, steps=2, seed=3)
     noise = poisoning_control((x, y), x_target, 1, kind="noise", rate=0.1, eps=0.05, seed=3)
     flips = poisoning_control((x, y), x_target, 1, kind="flips", rate=0.1, source=0, seed=3)
     none = poisoning_control((x, y), x_target, 1, kind="none", rate=0.1, seed=3)

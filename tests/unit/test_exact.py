@@ -102,13 +102,13 @@ def test_certificates_agree_and_pgd_breaks_none(eps: float) -> None:
     y = net(x).argmax(dim=1)
     answers = [method(net, x, y, norm="linf", eps=eps) for method in (reluplex, milp, branch_and_bound)]
     assert answers[0].status == answers[1].status == answers[2].status
-    assert "unknown" not in answers[0].status
+    assert not answers[0].unknown.any()
     broken = pgd(net, x, y, norm="linf", eps=eps, steps=20, restarts=3).success
     for answer in answers:
-        sure = torch.tensor([s == "verified" for s in answer.status])
+        sure = answer.verified
         assert not bool((sure & broken).any())
         if answer.counterexample is not None:
-            rows = torch.tensor([s == "falsified" for s in answer.status])
+            rows = answer.falsified
             found = answer.counterexample[rows]
             assert bool((net(found).argmax(dim=1) != y[rows]).all())
             assert float((found - x[rows]).abs().max()) <= eps + 1e-12
@@ -141,7 +141,7 @@ def test_any_piecewise_linear_graph(seed: int) -> None:
     y = net(x).argmax(dim=1)
     for eps in (0.02, 0.15):
         exact = milp(net, x, y, norm="linf", eps=eps)
-        assert "unknown" not in exact.status
+        assert not exact.unknown.any()
         assert reluplex(net, x, y, norm="linf", eps=eps, timeout=20).status == exact.status
         split = branch_and_bound(net, x, y, norm="linf", eps=eps, timeout=2)
         assert all(a == b or b == "unknown" for a, b in zip(exact.status, split.status, strict=True))
@@ -198,7 +198,7 @@ def test_float32_models_are_replayed_in_float32() -> None:
     y = net(x).argmax(dim=1)
     for method in ("reluplex", "milp", "branch_and_bound"):
         answer = verify(net, x, y, eps=0.3, method=method)
-        rows = torch.tensor([s == "falsified" for s in answer.status])
+        rows = answer.falsified
         assert bool(rows.any()) and answer.counterexample is not None
         found = answer.counterexample[rows]
         assert found.dtype == torch.float32 and bool((net(found).argmax(dim=1) != y[rows]).all())

@@ -51,7 +51,7 @@ def test_on_linear_features_it_ends_at_the_closed_form() -> None:
     """(AᵀA + βI)·x = AᵀA·x_t + β·b, where no pixel meets the box."""
     x, y, x_target = data()
     model, beta = linear_features(), 0.05
-    found = feature_collision((x, y), model, x_target, 1, rate=0.1, beta=beta, steps=1000, step_size=1.0)
+    found = feature_collision((x, y), x_target, 1, model=model, rate=0.1, beta=beta, steps=1000, step_size=1.0)
     rows = found.details["rows"]
     square = model[0].weight.detach().T @ model[0].weight.detach()
     right = x_target @ square + beta * x[rows]
@@ -69,7 +69,7 @@ def small_net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
 def test_for_a_small_step_the_features_come_closer_at_every_step() -> None:
     x, y, x_target = data()
     kwargs = {"rate": 0.1, "beta": 1e-9, "step_size": 0.02}
-    runs = [feature_collision((x, y), small_net(), x_target, 1, steps=s, **kwargs) for s in (1, 2, 4, 8, 16)]
+    runs = [feature_collision((x, y), x_target, 1, model=small_net(), steps=s, **kwargs) for s in (1, 2, 4, 8, 16)]
     distance = torch.stack([runs[0].details["feature_distance_before"], *(r.details["feature_distance"] for r in runs)])
     assert bool((distance.diff(dim=0) < 0).all())
     # no step was taken back: the objective of a longer run begins with that of a shorter one and always falls
@@ -78,7 +78,7 @@ def test_for_a_small_step_the_features_come_closer_at_every_step() -> None:
 
 def test_the_objective_never_rises_however_long_the_step() -> None:
     x, y, x_target = data()
-    found = feature_collision((x, y), small_net(), x_target, 1, rate=0.2, beta=0.01, steps=40, step_size=50.0)
+    found = feature_collision((x, y), x_target, 1, model=small_net(), rate=0.2, beta=0.01, steps=40, step_size=50.0)
     objective = found.details["objective"]
     assert bool((objective.diff(dim=0) <= 0).all()) and bool((objective[-1] < objective[0]).all())
 
@@ -86,8 +86,8 @@ def test_the_objective_never_rises_however_long_the_step() -> None:
 def test_poisons_do_not_depend_on_each_other() -> None:
     """A poison is the same whether others are made beside it or not."""
     x, y, x_target = data()
-    many = feature_collision((x, y), small_net(), x_target, 1, rate=0.5, steps=30)
-    few = feature_collision((x, y), small_net(), x_target, 1, rate=0.05, steps=30)
+    many = feature_collision((x, y), x_target, 1, model=small_net(), rate=0.5, steps=30)
+    few = feature_collision((x, y), x_target, 1, model=small_net(), rate=0.05, steps=30)
     for row in few.details["rows"].tolist():
         torch.testing.assert_close(few.x[row], many.x[row], atol=1e-10, rtol=0)
 
@@ -96,21 +96,23 @@ def test_poisons_do_not_depend_on_each_other() -> None:
 def test_watermark_box_and_ball(dtype: torch.dtype) -> None:
     x, y, _ = data(dtype)
     x_target = torch.ones(1, 6, dtype=dtype)
-    plain = feature_collision((x, y), small_net(dtype), x_target, 1, rate=0.2, beta=1e6, steps=5)
-    marked = feature_collision((x, y), small_net(dtype), x_target, 1, rate=0.2, beta=1e6, steps=5, watermark=0.3)
+    plain = feature_collision((x, y), x_target, 1, model=small_net(dtype), rate=0.2, beta=1e6, steps=5)
+    marked = feature_collision((x, y), x_target, 1, model=small_net(dtype), rate=0.2, beta=1e6, steps=5, watermark=0.3)
     rows = plain.details["rows"]
     # so heavy a β allows nothing but the base images, and with a mark nothing but the blend
     torch.testing.assert_close(plain.x[rows], x[rows], atol=1e-4, rtol=0)
     torch.testing.assert_close(marked.x[rows], 0.7 * x[rows] + 0.3, atol=1e-4, rtol=0)
-    bounded = feature_collision((x, y), small_net(dtype), x_target, 1, rate=0.2, steps=50, watermark=0.3, eps=0.01)
+    bounded = feature_collision(
+        (x, y), x_target, 1, model=small_net(dtype), rate=0.2, steps=50, watermark=0.3, eps=0.01
+    )
     assert float((bounded.x - x).abs().max()) <= 0.01 * (1 + 1e-5)
     assert torch.equal(bounded.y, y) and bool((y[bounded.is_poison] == 1).all()) and int(bounded.is_poison.sum()) == 8
 
 
 def test_beta_by_default_scales_with_features_over_inputs() -> None:
     x, y, x_target = data()
-    default = feature_collision((x, y), small_net(), x_target, 1, rate=0.1, steps=20)
-    scaled = feature_collision((x, y), small_net(), x_target, 1, rate=0.1, steps=20, beta=0.25 * (5 / 6) ** 2)
+    default = feature_collision((x, y), x_target, 1, model=small_net(), rate=0.1, steps=20)
+    scaled = feature_collision((x, y), x_target, 1, model=small_net(), rate=0.1, steps=20, beta=0.25 * (5 / 6) ** 2)
     assert torch.equal(default.x, scaled.x)
 
 
@@ -125,7 +127,7 @@ def test_beta_by_default_scales_with_features_over_inputs() -> None:
         ({"target": 5}, "target: want a label that the training data has, got 5"),
         ({"x_target": torch.zeros(2, 6)}, "x_target"),
         ({"x_target": torch.zeros(1, 6)}, "x_target: want torch.float64"),
-        ({"model": small_net(torch.float32)}, "model: want the dtype"),
+        ({"model": small_net(torch.float32)}, "data: want the model's dtype"),
         ({"model": "net"}, "model"),
     ],
     ids=lambda value: str(value)[:30],

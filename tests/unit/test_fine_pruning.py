@@ -26,7 +26,7 @@ def problem(n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
 def trained(builder: str = "small_cnn") -> nn.Module:
     sizes = {"channels": (4, 6), "in_shape": (1, 12, 12), "hidden": 10} if builder == "small_cnn" else {}
     model = models.build(builder, classes=3, **sizes)
-    return fine_tuning(model, images(), epochs=8, lr=1e-2, batch_size=20)[0].eval()
+    return fine_tuning(model, images(), epochs=8, lr=1e-2, batch_size=20).model.eval()
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -47,10 +47,10 @@ def test_activations_and_order_are_those_of_brute_force() -> None:
     expected = brute_force_order(model, x)
     assert name == "relu2"
     torch.testing.assert_close(activation, expected)
-    _, found = fine_pruning(model, images(), tolerance=0.99, epochs=0)
-    assert found.details["order"].tolist() == sorted(range(6), key=lambda c: float(expected[c]))
-    torch.testing.assert_close(found.scores, -expected)
-    assert torch.equal(found.flagged, found.scores > found.threshold)
+    found = fine_pruning(model, images(), tolerance=0.99, epochs=0).details
+    assert found.order.tolist() == sorted(range(6), key=lambda c: float(expected[c]))
+    torch.testing.assert_close(found.activation, expected)
+    assert float(found.activation[found.pruned].max()) <= float(found.activation[~found.pruned].min())
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.1, 0.4])
@@ -66,21 +66,23 @@ def test_prunes_until_the_tolerance_is_used_up(tolerance: float) -> None:
         if accuracy(changed, x, y) < accuracy(model, x, y) - tolerance:
             break
         allowed = count
-    pruned, found = fine_pruning(model, (x, y), tolerance=tolerance, epochs=0)
-    assert sorted(order[:allowed].tolist()) == found.flagged.nonzero().flatten().tolist()
+    repair = fine_pruning(model, (x, y), tolerance=tolerance, epochs=0)
+    pruned, found = repair.model, repair.details
+    assert sorted(order[:allowed].tolist()) == found.pruned.nonzero().flatten().tolist()
     assert accuracy(pruned, x, y) >= accuracy(model, x, y) - tolerance - 1e-9
 
 
 @pytest.mark.parametrize("builder", ["small_cnn", "resnet_tiny"])
 def test_pruned_channels_are_zero_after_fine_tuning_too(builder: str) -> None:
     model, data = trained(builder), images()
-    pruned, found = fine_pruning(model, data, tolerance=0.3, epochs=2)
+    repair = fine_pruning(model, data, tolerance=0.3, epochs=2)
+    pruned, found = repair.model, repair.details
     mask = next(module for module in pruned.modules() if isinstance(module, ChannelMask))
     seen: list[Tensor] = []
     mask.register_forward_hook(lambda module, args, output: seen.append(output))
     pruned(data[0])
-    assert 0 < int(found.flagged.sum()) < len(found.flagged)
-    assert float(seen[0].detach()[:, found.flagged].abs().max()) == 0
+    assert 0 < int(found.pruned.sum()) < len(found.pruned)
+    assert float(seen[0].detach()[:, found.pruned].abs().max()) == 0
     assert not torch.equal(pruned.out.weight, model.out.weight)  # the rest did learn
 
 
@@ -100,8 +102,9 @@ def test_a_dormant_backdoor_channel_is_what_goes_first() -> None:
     triggered = x.clone()
     triggered[:, 0, 7, 7] = 1.5
     assert accuracy(model, x, y) == 1 and accuracy(model, triggered, 0 * y) == 1
-    pruned, found = fine_pruning(model, (x, y), tolerance=0.0, epochs=0)
-    assert found.details["order"][0] == 3
+    repair = fine_pruning(model, (x, y), tolerance=0.0, epochs=0)
+    pruned = repair.model
+    assert repair.details.order[0] == 3
     assert accuracy(pruned, x, y) == 1 and accuracy(pruned, triggered, y) == 1
 
 
@@ -121,13 +124,14 @@ def test_fine_tuning_is_fit_on_a_copy() -> None:
 
     model, data = trained(), images()
     weights = copy.deepcopy(model.state_dict())
-    repaired, found = fine_tuning(model, data, epochs=2, lr=1e-2, seed=3)
+    repair = fine_tuning(model, data, epochs=2, lr=1e-2, seed=3)
+    repaired = repair.model
     twin = copy.deepcopy(model)
     fit(twin, data, epochs=2, lr=1e-2, schedule="cosine", seed=3)
     for name, value in twin.state_dict().items():
         assert torch.equal(repaired.state_dict()[name], value)
         assert torch.equal(model.state_dict()[name], weights[name])
-    assert len(found.scores) == 0 and found.details["history"].steps == 2
+    assert repair.details.steps == 2
 
 
 @pytest.mark.parametrize(

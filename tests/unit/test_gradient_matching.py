@@ -67,7 +67,7 @@ def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_restarts_are_chosen_by_the_attackers_loss() -> None:
     x, y, x_target = data()
-    found = gradient_matching((x, y), net(), x_target, 2, rate=0.1, eps=0.1, steps=4, restarts=5)
+    found = gradient_matching((x, y), x_target, 2, model=net(), rate=0.1, eps=0.1, steps=4, restarts=5)
     loss = found.details["loss"]
     assert loss.shape == (5,) and len(loss.unique()) == 5
     goal = attacker_gradient(net(), x_target, 2)
@@ -78,10 +78,10 @@ def test_restarts_are_chosen_by_the_attackers_loss() -> None:
 def test_more_steps_match_better() -> None:
     x, y, x_target = data()
     kwargs = {"rate": 0.1, "eps": 0.1, "restarts": 2}
-    few = gradient_matching((x, y), net(), x_target, 2, steps=1, augment=None, **kwargs)
-    many = gradient_matching((x, y), net(), x_target, 2, steps=40, augment=None, **kwargs)
+    few = gradient_matching((x, y), x_target, 2, model=net(), steps=1, augment=None, **kwargs)
+    many = gradient_matching((x, y), x_target, 2, model=net(), steps=40, augment=None, **kwargs)
     assert float(many.details["loss"].max()) < 0.6 * float(few.details["loss"].min())
-    moving = gradient_matching((x, y), net(), x_target, 2, steps=60, **kwargs).details["trace"].mean(dim=1)
+    moving = gradient_matching((x, y), x_target, 2, model=net(), steps=60, **kwargs).details["trace"].mean(dim=1)
     assert float(moving[-20:].mean()) < float(moving[:10].mean())  # under random shifts
 
 
@@ -89,7 +89,7 @@ def test_step_sizes_fall_at_three_five_and_seven_eighths() -> None:
     """With a sign for a gradient, Adam's first step is the step size itself; later decays bound what is still moved."""
     x, y, x_target = data()
     kwargs = {"rate": 0.1, "eps": 0.4, "restarts": 1, "augment": None, "step_size": 1e-3}
-    runs = [gradient_matching((x, y), net(), x_target, 2, steps=s, **kwargs).x for s in (1, 8)]
+    runs = [gradient_matching((x, y), x_target, 2, model=net(), steps=s, **kwargs).x for s in (1, 8)]
     moved = (runs[1] - runs[0]).abs().max()
     # full steps 0, 1, 2; a tenth at 3, 4; a hundredth at 5, 6; a thousandth at 7
     assert 1.9e-3 < float(moved) <= 1e-3 * (2 + 0.2 + 0.02 + 0.001) * (1 + 1e-3)
@@ -98,7 +98,7 @@ def test_step_sizes_fall_at_three_five_and_seven_eighths() -> None:
 def test_several_models_are_averaged() -> None:
     x, y, x_target = data()
     models = [net(seed=0), net(seed=1)]
-    found = gradient_matching((x, y), models, x_target, 2, rate=0.1, steps=3, restarts=1)
+    found = gradient_matching((x, y), x_target, 2, model=models, rate=0.1, steps=3, restarts=1)
     points, labels = found.x[found.is_poison][None], y[found.is_poison]
     parts = [gradient_mismatch(m, points, labels, attacker_gradient(m, x_target, 2)) for m in models]
     torch.testing.assert_close((parts[0] + parts[1]) / 2, found.details["loss"])
@@ -111,8 +111,8 @@ def test_budget_box_labels_and_callers_things(dtype: torch.dtype) -> None:
     before, model = x.clone(), net(nn.ReLU, dtype).train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     rng = torch.random.get_rng_state()
-    first = gradient_matching((x, y), model, x_target, 2, rate=0.1, steps=10, restarts=2)
-    again = gradient_matching((x, y), model, x_target, 2, rate=0.1, steps=10, restarts=2)
+    first = gradient_matching((x, y), x_target, 2, model=model, rate=0.1, steps=10, restarts=2)
+    again = gradient_matching((x, y), x_target, 2, model=model, rate=0.1, steps=10, restarts=2)
     assert torch.equal(first.x, again.x) and torch.equal(rng, torch.random.get_rng_state())
     moved = (first.x - x).abs()
     assert first.x.dtype == dtype and 0.9 * 16 / 255 < float(moved.max()) <= 16 / 255 * (1 + 1e-6)
@@ -123,8 +123,8 @@ def test_budget_box_labels_and_callers_things(dtype: torch.dtype) -> None:
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"eps": -1.0}, {"steps": 0}, {"restarts": 0}, {"augment": 3}, {"models": None}])
+@pytest.mark.parametrize("wrong", [{"eps": -1.0}, {"steps": 0}, {"restarts": 0}, {"augment": 3}, {"model": None}])
 def test_bad_arguments(wrong: dict) -> None:
     x, y, x_target = data()
     with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
-        gradient_matching((x, y), **{"models": net(), "x_target": x_target, "target": 1, "rate": 0.1, **wrong})
+        gradient_matching((x, y), **{"model": net(), "x_target": x_target, "target": 1, "rate": 0.1, **wrong})

@@ -73,31 +73,32 @@ def test_gradients_reach_the_control_point_alone() -> None:
 def test_only_the_control_point_is_trained() -> None:
     first, last, data = net(0), net(1), points()
     states = [copy.deepcopy(model.state_dict()) for model in (first, last)]
-    repaired, found = mode_connectivity(first, data, other=last, epochs=3, points=3, t=0.25, batch_size=20)
-    curve = found.details["curve"]
+    repair = mode_connectivity(first, data, other=last, epochs=3, points=3, t=0.25, batch_size=20)
+    repaired, found = repair.model, repair.details
+    curve = found.curve
     for model, state, end in ((first, states[0], curve.first), (last, states[1], curve.last)):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         assert all(torch.equal(value, state[name]) for name, value in end.items())
     midpoint = [(curve.first[name] + curve.last[name]) / 2 for name in curve.names]
     assert all(not torch.equal(c, m) for c, m in zip(curve.control, midpoint, strict=True))
     assert all(torch.equal(repaired.get_parameter(n), v) for n, v in curve.weights(0.25).items())
-    assert found.details["t"].tolist() == [0, 0.5, 1] and len(found.details["accuracy"]) == 3
-    assert not repaired.training and len(found.scores) == 0
+    assert found.t.tolist() == [0, 0.5, 1] and len(found.accuracy) == 3
+    assert not repaired.training
 
 
 def test_training_lowers_the_loss_along_the_curve() -> None:
     x, y = points()
     from robustlab.defenses.purification.fine_tuning import fine_tuning
 
-    ends = [fine_tuning(net(seed), (x, y), epochs=12, lr=1e-2, batch_size=20)[0] for seed in (0, 1)]
+    ends = [fine_tuning(net(seed), (x, y), epochs=12, lr=1e-2, batch_size=20).model for seed in (0, 1)]
     straight = BezierCurve(*ends)
-    _, found = mode_connectivity(ends[0], (x, y), other=ends[1], epochs=50, batch_size=20, lr=2e-2, points=2)
+    found = mode_connectivity(ends[0], (x, y), other=ends[1], epochs=50, batch_size=20, lr=2e-2, points=2).details
 
     def loss(curve: BezierCurve) -> float:
         with torch.no_grad():
             return float(nn.functional.cross_entropy(curve.at(0.5, x)(x), y))
 
-    assert loss(found.details["curve"]) < 0.5 * loss(straight)
+    assert loss(found.curve) < 0.5 * loss(straight)
 
 
 def test_statistics_are_those_of_the_data() -> None:

@@ -12,7 +12,13 @@ from scipy.stats import median_abs_deviation, norm
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Detection
-from robustlab.defenses.detection.neural_cleanse import anomaly_index, false_alarm_rate, neural_cleanse, unlearn
+from robustlab.defenses.detection.neural_cleanse import (
+    Patches,
+    anomaly_index,
+    false_alarm_rate,
+    neural_cleanse,
+)
+from robustlab.defenses.purification.unlearn import unlearn
 from robustlab.training.fit import fit
 
 SIDE = 6
@@ -40,13 +46,13 @@ def test_the_smallest_patch_of_a_linear_model() -> None:
     model, x = planted()
     found = neural_cleanse(model, x, steps=300)
     for k, needed in ((0, 3.5), (2, 3.0), (3, 5.0)):
-        assert needed <= float(found.details["sizes"][k]) < 1.1 * needed
-    mask, pattern = (found.details[key][0] for key in ("masks", "patterns"))
+        assert needed <= float(found.details.sizes[k]) < 1.1 * needed
+    mask, pattern = (part[0] for part in (found.details.masks, found.details.patterns))
     inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     inside[4:, 4:] = True
     assert torch.equal(mask[0] > 0.5, inside)  # IoU 1
     assert float(pattern[0][inside].min()) > 0.9
-    assert float(found.details["success"].min()) == 1.0
+    assert float(found.details.success.min()) == 1.0
 
 
 def test_a_class_is_searched_alone_as_with_the_others() -> None:
@@ -55,7 +61,9 @@ def test_a_class_is_searched_alone_as_with_the_others() -> None:
     every = neural_cleanse(model, draw, steps=30)
     some = neural_cleanse(model, draw, steps=30, classes=torch.tensor([3, 0, 2]), rows=4)
     for key in ("masks", "patterns", "sizes", "success"):
-        torch.testing.assert_close(some.details[key], every.details[key][[3, 0, 2]], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            getattr(some.details, key), getattr(every.details, key)[[3, 0, 2]], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_cost_starts_at_zero_and_follows_patience(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +98,8 @@ def test_the_smallest_patch_that_works_is_kept(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module._Search, "_descend", scripted)
     found = neural_cleanse(model, x, classes=torch.arange(3), steps=4)
     smallest = torch.full((3,), SIDE * SIDE).double() * torch.tensor(-2.0).double().sigmoid()  # (tanh(−1) + 1) / 2
-    torch.testing.assert_close(found.details["sizes"], smallest)
-    torch.testing.assert_close(found.details["masks"].sum(dim=(1, 2, 3)), smallest)
+    torch.testing.assert_close(found.details.sizes, smallest)
+    torch.testing.assert_close(found.details.masks.sum(dim=(1, 2, 3)), smallest)
 
 
 @pytest.mark.parametrize("n", [3, 10, 11])
@@ -123,8 +131,8 @@ def test_the_false_alarm_rate_of_ten_classes_by_another_simulation() -> None:
 def test_the_false_alarm_rate_is_stated_for_the_classes_examined() -> None:
     model, x = planted()
     for classes, threshold in ((torch.arange(3), 2.0), (torch.arange(4), 3.0)):
-        stated = neural_cleanse(model, x, steps=1, classes=classes, threshold=threshold).details
-        assert stated["false_alarm_rate"] == false_alarm_rate(len(classes), threshold) and stated["level"] == "class"
+        stated = neural_cleanse(model, x, steps=1, classes=classes, threshold=threshold)
+        assert stated.false_alarm_rate == false_alarm_rate(len(classes), threshold) and stated.level == "class"
 
 
 def test_the_index_of_several_models_is_that_of_each() -> None:
@@ -145,7 +153,7 @@ def test_without_a_scale_nothing_is_flagged() -> None:
     weights = torch.zeros(4, SIDE, SIDE)
     model = linear(weights, torch.tensor([0.0, -1.0, -1.0, -1.0]))  # one label, and no patch to another
     found = neural_cleanse(model, torch.rand(2, 1, SIDE, SIDE), steps=3)
-    assert found.details["sizes"].isfinite().tolist() == [True, False, False, False]
+    assert found.details.sizes.isfinite().tolist() == [True, False, False, False]
     assert found.scores.isfinite().all() and not found.flagged.any()
 
 
@@ -154,7 +162,7 @@ def test_a_class_without_a_patch_is_large() -> None:
     weights = torch.zeros(4, SIDE, SIDE)
     model = linear(weights, torch.tensor([0.0, 0.0, 0.0, -1.0]))
     found = neural_cleanse(model, torch.rand(2, 1, SIDE, SIDE), steps=3)
-    assert float(found.details["sizes"][3]) == torch.inf and not bool(found.flagged[3])
+    assert float(found.details.sizes[3]) == torch.inf and not bool(found.flagged[3])
     assert not bool(found.scores.isnan().any())
 
 
@@ -173,16 +181,21 @@ def backdoored() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     return model.eval(), (x, y)
 
 
+def patches(masks: Tensor, patterns: Tensor) -> Patches:
+    return Patches(masks, patterns, masks.sum(dim=(1, 2, 3)), torch.ones(len(masks)), torch.arange(len(masks)))
+
+
 def test_unlearning_the_true_trigger_removes_the_backdoor() -> None:
     model, (x, y) = backdoored()
     mask = torch.zeros(1, 1, SIDE, SIDE)
     mask[..., 4:, 4:] = 1.0
-    told = Detection(torch.tensor([9.0]), torch.tensor([True]), 2.0, {"masks": mask, "patterns": mask})
+    told = Detection(torch.tensor([9.0]), torch.tensor([True]), 2.0, patches(mask, mask))
     triggered = (1 - mask[0]) * x + mask[0]
     before = copy.deepcopy(model.state_dict())
     assert float((model(triggered).argmax(1) == 0).float().mean()) > 0.95
-    repaired, given = unlearn(model, (x, y), told, epochs=5, lr=1e-2)
-    assert given is told
+    repair = unlearn(model, (x, y), told, epochs=5, lr=1e-2)
+    repaired = repair.model
+    assert repair.details.steps == 15
     assert float((repaired(triggered).argmax(1) == y).float().mean()) > 0.95  # true labels were taught
     assert float((repaired(x).argmax(1) == y).float().mean()) > 0.95
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -192,13 +205,13 @@ def test_unlearning_stamps_the_share_and_keeps_labels(monkeypatch: pytest.Monkey
     model, (x, y) = backdoored()
     masks = torch.zeros(3, 1, SIDE, SIDE)
     masks[1, :, 0, 0], masks[2, :, 0, 1] = 1.0, 1.0
-    told = Detection(torch.zeros(3), torch.tensor([False, True, True]), 2.0, {"masks": masks, "patterns": 2 * masks})
+    told = Detection(torch.zeros(3), torch.tensor([False, True, True]), 2.0, patches(masks, 2 * masks))
     seen: list[Tensor] = []
 
     def spy(model: nn.Module, data: object, *, augment: object, **rest: object) -> None:
         seen.append(augment(torch.zeros(2000, 1, SIDE, SIDE), ids=torch.arange(2000), seed=5))  # type: ignore[operator]
 
-    monkeypatch.setattr("robustlab.defenses.detection.neural_cleanse.fit", spy)
+    monkeypatch.setattr("robustlab.defenses.purification.unlearn.fit", spy)
     unlearn(model, (x, y), told, share=0.2)
     first, second = (float((seen[0][:, 0, 0, c] == 2).float().mean()) for c in (0, 1))
     assert first == pytest.approx(0.1, abs=0.03) and second == pytest.approx(0.1, abs=0.03)
@@ -228,5 +241,5 @@ def test_bad_arguments(change: dict[str, object], message: str) -> None:
 
 def test_unlearn_wants_a_detection_with_patches() -> None:
     model, data = backdoored()
-    with pytest.raises(ValueError, match="detection"):
+    with pytest.raises(TypeError, match=r"^detection: want one of neural_cleanse, got one with dict"):
         unlearn(model, data, Detection(torch.zeros(3), torch.zeros(3).bool(), 2.0))

@@ -45,8 +45,8 @@ def test_a_network_fits_labels_that_mean_nothing() -> None:
     model = mlp(hidden=(100,))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     small = load("mnist5k").subset(150, 300)
-    true = random_labels(model, small, variant="true_labels", **settings)
-    wrong = random_labels(model, small, **settings)
+    true = random_labels(small, model=model, variant="true_labels", **settings)
+    wrong = random_labels(small, model=model, **settings)
     assert true.epochs_to_fit is not None and wrong.epochs_to_fit is not None
     assert true.train_accuracy[-1] == wrong.train_accuracy[-1] == 1.0
     assert true.test_accuracy > 0.7 and wrong.test_accuracy < 0.2
@@ -59,24 +59,24 @@ def test_a_network_fits_labels_that_mean_nothing() -> None:
 def test_runs_repeat_and_regularizers_reach_the_training() -> None:
     model = mlp(in_shape=(2,), hidden=(20,), classes=3)
     state = torch.get_rng_state()
-    a, b = (random_labels(model, DATA, epochs=3, seed=4) for _ in range(2))
+    a, b = (random_labels(DATA, model=model, epochs=3, seed=4) for _ in range(2))
     assert a.train_accuracy == b.train_accuracy and torch.equal(torch.get_rng_state(), state)
-    decayed = random_labels(model, DATA, epochs=3, seed=4, weight_decay=1.0)
+    decayed = random_labels(DATA, model=model, epochs=3, seed=4, weight_decay=1.0)
     norms = [sum(p.square().sum().item() for p in run.model.parameters()) for run in (a, decayed)]
     assert norms[1] < norms[0]
     assert a.epochs_to_fit is None
-    assert math.isnan(random_labels(model, (DATA.x_train, DATA.y_train), epochs=1).test_accuracy)
+    assert math.isnan(random_labels((DATA.x_train, DATA.y_train), model=model, epochs=1).test_accuracy)
     test = (DATA.x_test, DATA.y_test)
-    with_test = random_labels(model, (DATA.x_train, DATA.y_train), epochs=1, test=test).test_accuracy
-    assert with_test == random_labels(model, DATA, epochs=1).test_accuracy
+    with_test = random_labels((DATA.x_train, DATA.y_train), model=model, epochs=1, test=test).test_accuracy
+    assert with_test == random_labels(DATA, model=model, epochs=1).test_accuracy
 
 
 def test_bad_input() -> None:
     model = mlp(in_shape=(2,), classes=3)
     for kwargs, match in (({"variant": "none"}, "variant"), ({"share": 1.2}, "share"), ({"epochs": 0}, "epochs")):
         with pytest.raises(ValueError, match=match):
-            random_labels(model, DATA, **kwargs)
+            random_labels(DATA, model=model, **kwargs)
     with pytest.raises(TypeError, match="model"):
-        random_labels("mlp", DATA)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="base"):
-        random_labels(model, "mnist")  # type: ignore[arg-type]
+        random_labels(DATA, model="mlp")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="data"):
+        random_labels("mnist", model=model)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def test_gradient_is_that_of_refitting(penalty: str, on_validation: bool) -> Non
 @pytest.mark.parametrize("penalty", ["ridge", "lasso"])
 def test_the_objective_never_falls_and_is_what_it_says(penalty: str, init: str) -> None:
     x, y, lam = DATA.x_train, DATA.y_train, LAM[penalty]
-    poisoned = regression_poisoning(x, y, rate=0.1, penalty=penalty, lam=lam, init=init, passes=3)
+    poisoned = regression_poisoning((x, y), rate=0.1, penalty=penalty, lam=lam, init=init, passes=3)
     trace = poisoned.details["objective"]
     assert all(b >= a for a, b in pairwise(trace))
     assert trace[-1] > 1.2 * trace[0]
@@ -75,7 +75,7 @@ def test_the_objective_never_falls_and_is_what_it_says(penalty: str, init: str) 
 
 def test_the_search_stays_where_nothing_is_better() -> None:
     x, y = DATA.x_train[:20, 6:9], DATA.y_train[:20]
-    poisoned = regression_poisoning(x, y, rate=0.1, lam=0.01, passes=25, tol=0.0)
+    poisoned = regression_poisoning((x, y), rate=0.1, lam=0.01, passes=25, tol=0.0)
     trace = poisoned.details["objective"]
     assert len(trace) > 20 and all(b >= a for a, b in pairwise(trace))
 
@@ -86,10 +86,10 @@ def test_moving_responses_too_beats_the_start_and_every_attack_hurts() -> None:
     start, _ = starting_rows(x, y, 30, "inv_flip", 0)
     flips = test_mse(torch.cat([x, start[:, :-1]]), torch.cat([y, start[:, -1]]))
     kwargs = {"rate": 0.25, "lam": 0.01, "one_hot": DATA.one_hot, "passes": 4}
-    both = test_mse(*regression_poisoning(x, y, **kwargs).data)
-    features = test_mse(*regression_poisoning(x, y, optimize="x", **kwargs).data)
+    both = test_mse(*regression_poisoning((x, y), **kwargs).data)
+    features = test_mse(*regression_poisoning((x, y), optimize="x", **kwargs).data)
     statistical = test_mse(
-        *statistical_poisoning(fit_linear(x, y, lam=0.01), x, y, rate=0.25, one_hot=DATA.one_hot).data
+        *statistical_poisoning((x, y), model=fit_linear(x, y, lam=0.01), rate=0.25, one_hot=DATA.one_hot).data
     )
     assert clean < flips < features < both
     assert statistical > 1.5 * clean
@@ -99,8 +99,8 @@ def test_poisons_are_legal_rows_mixed_among_the_clean_ones() -> None:
     x, y = DATA.x_train, DATA.y_train
     model = fit_linear(x, y)
     for poisoned in (
-        regression_poisoning(x, y, rate=0.1, one_hot=DATA.one_hot, passes=1),
-        statistical_poisoning(model, x, y, rate=0.1, one_hot=DATA.one_hot),
+        regression_poisoning((x, y), rate=0.1, one_hot=DATA.one_hot, passes=1),
+        statistical_poisoning((x, y), model=model, rate=0.1, one_hot=DATA.one_hot),
     ):
         bad = poisoned.is_poison
         assert int(bad.sum()) == 12 and len(poisoned) == 132
@@ -121,7 +121,7 @@ def test_poisons_are_legal_rows_mixed_among_the_clean_ones() -> None:
 def test_statistical_poisons_are_corners_on_the_far_side_of_the_model() -> None:
     x, y = DATA.x_train, DATA.y_train
     model = fit_linear(x, y)
-    poisoned = statistical_poisoning(model, x, y, rate=1.0)
+    poisoned = statistical_poisoning((x, y), model=model, rate=1.0)
     bad = poisoned.x[poisoned.is_poison]
     assert set(bad.unique().tolist()) == {0.0, 1.0}
     guess, response = model(bad), poisoned.y[poisoned.is_poison]
@@ -163,6 +163,6 @@ def test_bad_input() -> None:
         ({"rate": 0.1, "passes": 0}, "passes"), ({"rate": 0.1, "one_hot": ((0, 99),)}, "one_hot"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
-            regression_poisoning(x, y, **kwargs)
+            regression_poisoning((x, y), **kwargs)
     with pytest.raises(ValueError, match="x: want values in"):
-        regression_poisoning(x + 1, y, rate=0.1)
+        regression_poisoning((x + 1, y), rate=0.1)

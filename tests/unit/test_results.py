@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustlab.attacker.results import AttackResult, Detection, UniversalResult
+from robustlab.attacker.results import AttackResult, Certificate, Detection, PhysicalResult, UniversalResult
 from robustlab.geometry.norms import measure
 
 
@@ -95,3 +95,40 @@ def test_auroc_is_the_area_under_the_roc_curve(data: list[tuple[int, bool]]) -> 
 def test_detection_refuses_another_shape() -> None:
     with pytest.raises(ValueError, match=r"is_poison: want shape \(3,\), got \(2,\)"):
         Detection(torch.ones(3), torch.ones(3) > 0, 0.5).score(torch.tensor([True, False]))
+
+
+def certificate(verified: list[bool], falsified: list[bool]) -> Certificate:
+    return Certificate(torch.tensor(verified), torch.tensor(falsified), torch.ones(len(verified)), "linf", "crown")
+
+
+def test_a_certificate_says_one_thing_of_each_sample() -> None:
+    found = certificate([True, False, False], [False, True, False])
+    assert found.unknown.tolist() == [False, False, True] and len(found) == 3
+    assert found.status == ["verified", "falsified", "unknown"]
+    assert found.summary() == "crown in linf, 3 samples: 1 verified, 1 falsified, 1 unknown"
+    with pytest.raises(ValueError, match=r"^verified, falsified: want at most one per sample, got both in rows \[1\]"):
+        certificate([True, True], [False, True])
+    with pytest.raises(TypeError, match=r"^falsified: want torch.bool, got torch.int64"):
+        Certificate(torch.ones(2).bool(), torch.zeros(2).long(), torch.ones(2), "linf", "crown")
+    with pytest.raises(ValueError, match=r"^verified: want shape \(2,\), got \(3,\)"):
+        Certificate(torch.ones(3).bool(), torch.zeros(2).bool(), torch.ones(2), "linf", "crown")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        result(100, (True,) * 100),
+        certificate([True] * 1000, [False] * 1000),
+        Detection(torch.rand(1000), torch.rand(1000) > 0.5, 0.5, {"tau": torch.rand(1000)}),
+        UniversalResult(torch.rand(3, 32, 32), torch.ones(9) > 0, {}, torch.ones(9), torch.ones(9)),
+        PhysicalResult(
+            torch.rand(3, 32, 32), torch.ones(1, 32, 32) > 0, torch.ones(9, 4) > 0, torch.ones(9), torch.ones(9)
+        ),
+    ],
+    ids=lambda found: type(found).__name__,
+)
+def test_repr_is_a_few_lines_without_arrays(found: object) -> None:
+    text = repr(found)
+    assert text.startswith(type(found).__name__) and len(text.splitlines()) <= 10 and len(text) < 600
+    assert "tensor(" not in text and "(" in text
+    assert max(len(line) for line in text.splitlines()) <= 120

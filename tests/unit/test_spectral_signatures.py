@@ -80,7 +80,7 @@ def test_each_class_on_its_own_loses_its_share() -> None:
     second = 50 * torch.randn(77, DIM, generator=torch.Generator().manual_seed(3)).double()  # wide, but clean
     x = torch.cat([first, second])
     y = torch.cat([torch.full((400,), 2), torch.zeros(77, dtype=torch.int64)])
-    found = spectral_signatures(identity_net(3), x, y, rate=0.05)
+    found = spectral_signatures(identity_net(3), (x, y), rate=0.05)
     assert int(found.flagged[y == 2].sum()) == 30  # 1.5 · 0.05 · 400
     assert int(found.flagged[y == 0].sum()) == 6  # ⌈1.5 · 0.05 · 77⌉
     assert torch.equal(found.flagged, found.scores > found.threshold)
@@ -94,14 +94,14 @@ def test_the_stated_false_alarm_rate_is_the_share_of_clean_data_that_is_lost(rat
     """Classes of 400, 77, 3 and 1 samples without any poison."""
     y = torch.tensor([0] * 400 + [1] * 77 + [2] * 3 + [3])
     x = torch.randn(481, DIM, generator=torch.Generator().manual_seed(4)).double()
-    found = spectral_signatures(identity_net(4), x, y, rate=rate)
-    assert int(found.flagged.sum()) == round(481 * found.details["false_alarm_rate"])
+    found = spectral_signatures(identity_net(4), (x, y), rate=rate)
+    assert int(found.flagged.sum()) == round(481 * found.false_alarm_rate)
     assert not bool(found.flagged[-1])
 
 
 def test_identical_samples_are_not_flagged() -> None:
     x, y = torch.ones(10, DIM, dtype=torch.float64), torch.zeros(10, dtype=torch.int64)
-    assert not spectral_signatures(identity_net(2), x, y, rate=0.1).flagged.any()
+    assert not spectral_signatures(identity_net(2), (x, y), rate=0.1).flagged.any()
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_bad_arguments(change: dict[str, object], message: str) -> None:
     given = {"x": torch.zeros(10, DIM).double(), "y": torch.zeros(10, dtype=torch.int64), "rate": 0.1} | change
     x, y = given.pop("x"), given.pop("y")
     with pytest.raises((ValueError, TypeError), match=message):
-        spectral_signatures(identity_net(2), x, y, **given)  # type: ignore[arg-type]
+        spectral_signatures(identity_net(2), (x, y), **given)  # type: ignore[arg-type]

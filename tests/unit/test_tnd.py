@@ -41,7 +41,7 @@ def honest_and_trojan(shortcut: float) -> tuple[nn.Module, Tensor, Tensor]:
 
 def test_the_target_of_a_planted_shortcut_is_flagged() -> None:
     model, x, y = honest_and_trojan(40.0)
-    found = tnd_data_limited(model, x, y, steps=60, searches=4)
+    found = tnd_data_limited(model, (x, y), steps=60, searches=4)
     assert int(found.scores.argmax()) == 2 and bool(found.flagged[2])
     mask, pattern = found.details["masks"][2, 0], found.details["patterns"][2, 0]
     assert float(mask[INSIDE].sum() / mask.sum()) > 0.9
@@ -51,7 +51,7 @@ def test_the_target_of_a_planted_shortcut_is_flagged() -> None:
 
 def test_the_statistic_is_the_lower_quartile_over_the_other_classes() -> None:
     model, x, y = honest_and_trojan(40.0)
-    found = tnd_data_limited(model, torch.cat([x, 0.9 * x]), torch.cat([y, y]), steps=20, searches=2)
+    found = tnd_data_limited(model, (torch.cat([x, 0.9 * x]), torch.cat([y, y])), steps=20, searches=2)
     cosines = found.details["cosines"].numpy()
     for k in range(CLASSES):
         others = torch.cat([y, y]).numpy() != k
@@ -77,7 +77,7 @@ def test_the_weight_is_in_units_of_the_largest_gradient() -> None:
 
 def test_a_class_that_has_all_the_images_cannot_be_judged() -> None:
     model, x, _ = honest_and_trojan(0.0)
-    found = tnd_data_limited(model, x[:1], torch.tensor([0]), steps=5, searches=1)
+    found = tnd_data_limited(model, (x[:1], torch.tensor([0])), steps=5, searches=1)
     assert float(found.scores[0]) == -1.0 and not bool(found.flagged[0])
 
 
@@ -121,15 +121,15 @@ def test_sparsity_shrinks_the_mask() -> None:
 def test_clean_models_set_the_threshold_and_the_rate() -> None:
     model, x, y = honest_and_trojan(40.0)
     for run in (
-        lambda **kw: tnd_data_limited(model, x, y, steps=3, searches=1, **kw),
+        lambda **kw: tnd_data_limited(model, (x, y), steps=3, searches=1, **kw),
         lambda **kw: tnd_data_free(model, (1, SIDE, SIDE), steps=3, **kw),
     ):
         plain = run()
-        assert "false_alarm_rate" not in plain.details
+        assert plain.false_alarm_rate is None
         middle = float(plain.scores.double().quantile(0.6))
         found = run(calibration=torch.tensor([-9.0, middle, middle - 1], dtype=torch.float64))
         assert found.threshold == middle and torch.equal(found.flagged, found.scores > middle)
-        assert found.details["false_alarm_rate"] == 1 / 4 and found.details["level"] == "class"
+        assert found.false_alarm_rate == 1 / 4 and found.level == "class"
         for bad in (torch.empty(0), torch.tensor([1.0, torch.nan])):
             with pytest.raises(ValueError, match="calibration"):
                 run(calibration=bad)
@@ -156,4 +156,4 @@ def test_bad_arguments_of_the_data_limited_one(change: dict[str, object], messag
     model, x, y = honest_and_trojan(0.0)
     given = {"x": x, "y": y} | change
     with pytest.raises(ValueError, match=message):
-        tnd_data_limited(model, given.pop("x"), given.pop("y"), **given)  # type: ignore[arg-type]
+        tnd_data_limited(model, (given.pop("x"), given.pop("y")), **given)  # type: ignore[arg-type]

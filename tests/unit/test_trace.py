@@ -136,7 +136,7 @@ def test_other_numbers_are_refused() -> None:
 
 def test_regions_are_finite_and_inside() -> None:
     x = torch.rand(2, 4)
-    with pytest.raises(ValueError, match=r"x: want values in \[0.0, 1.0\]"):
+    with pytest.raises(ValueError, match=r"x: want values in \[0, 1\]"):
         Ball(x + 1, 0.1)
     with pytest.raises(ValueError, match="x: want"):
         Ball(torch.full((2, 4), torch.nan), 0.1, box=None)

@@ -32,13 +32,13 @@ def test_the_best_of_all_subsets(penalty: str, seed: int) -> None:
     assert objective(x, y, list(rows), penalty, lam) == best
     fixed = _descend(x, y, torch.tensor(rows), 7, penalty, lam)
     assert fixed[1].tolist() == list(rows), "the best subset of all is left alone"
-    _, found = trim(x, y, n_clean=7, penalty=penalty, lam=lam, restarts=30, seed=seed)
+    _, found = trim((x, y), n_clean=7, penalty=penalty, lam=lam, restarts=30, seed=seed)
     end = found.details["objective"][-1]
     assert end == pytest.approx(objective(x, y, (~found.flagged).nonzero()[:, 0].tolist(), penalty, lam), abs=1e-12)
     assert end >= best - 1e-12
     assert end == pytest.approx(best, rel=1e-9)
     for init in ("random", "all"):
-        assert trim(x, y, n_clean=7, penalty=penalty, lam=lam, init=init)[1].details["objective"][-1] >= best - 1e-12
+        assert trim((x, y), n_clean=7, penalty=penalty, lam=lam, init=init)[1].details["objective"][-1] >= best - 1e-12
 
 
 @pytest.mark.parametrize("init", ["random", "all"])
@@ -46,7 +46,7 @@ def test_the_best_of_all_subsets(penalty: str, seed: int) -> None:
 def test_the_objective_never_rises_and_the_end_is_a_fixed_point(init: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.rand(60, 4, generator=generator).double(), torch.rand(60, generator=generator).double()
-    model, found = trim(x, y, n_clean=41, lam=0.01, init=init, seed=seed)
+    model, found = trim((x, y), n_clean=41, lam=0.01, init=init, seed=seed)
     trace = found.details["objective"]
     assert len(trace) > 1 and all(b <= a + 1e-15 for a, b in pairwise(trace))
     assert int(found.flagged.sum()) == 19
@@ -69,10 +69,10 @@ def test_near_the_clean_error_where_plain_regression_is_not() -> None:
     model = fit_linear(x, y, lam=0.01)
     clean = test_error(model)
     for poisoned in (
-        regression_poisoning(x, y, rate=0.1, lam=0.01, init="b_flip", one_hot=data.one_hot, passes=3),
-        statistical_poisoning(model, x, y, rate=0.25, one_hot=data.one_hot),
+        regression_poisoning((x, y), rate=0.1, lam=0.01, init="b_flip", one_hot=data.one_hot, passes=3),
+        statistical_poisoning((x, y), model=model, rate=0.25, one_hot=data.one_hot),
     ):
-        repaired, found = trim(*poisoned.data, n_clean=300, lam=0.01)
+        repaired, found = trim(poisoned.data, n_clean=300, lam=0.01)
         assert test_error(fit_linear(*poisoned.data, lam=0.01)) > 2 * clean
         assert test_error(repaired) < 1.1 * clean
         assert found.score(poisoned.is_poison)["true_positive_rate"] > 0.7
@@ -82,11 +82,11 @@ def test_small_starts_find_what_large_ones_miss() -> None:
     """Two lines: 70 rows on one, 30 on the other, which a fit to many rows always mixes."""
     x = torch.linspace(0, 1, 100, dtype=torch.float64)[:, None]
     y = torch.where(torch.arange(100) % 10 < 3, 1 - x[:, 0], 0.2 * x[:, 0])
-    _, found = trim(x, y, n_clean=70, lam=1e-6, start_rows=3, restarts=50)
+    _, found = trim((x, y), n_clean=70, lam=1e-6, start_rows=3, restarts=50)
     assert bool((found.flagged == (torch.arange(100) % 10 < 3)).sum() >= 98)  # the lines cross: two rows lie on both
     assert found.details["objective"][-1] < 1e-5
     # n_clean rows of which all are drawn are the plain TRIM
-    a, b = (trim(x, y, n_clean=70, start_rows=s)[1].scores for s in (None, 70))
+    a, b = (trim((x, y), n_clean=70, start_rows=s)[1].scores for s in (None, 70))
     assert torch.equal(a, b)
 
 
@@ -94,10 +94,10 @@ def test_all_rows_kept_is_the_plain_fit_and_seeds_repeat() -> None:
     data = diabetes(n_train=50)
     x, y = data.x_train, data.y_train
     for init in ("random", "all"):
-        model, found = trim(x, y, n_clean=50, init=init)
+        model, found = trim((x, y), n_clean=50, init=init)
         torch.testing.assert_close(model.weight, fit_linear(x, y).weight)
         assert not bool(found.flagged.any())
-    first, second = (trim(x, y, n_clean=40, seed=7)[1].scores for _ in range(2))
+    first, second = (trim((x, y), n_clean=40, seed=7)[1].scores for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -109,4 +109,4 @@ def test_bad_input() -> None:
         ({"n_clean": 3, "start_rows": 9}, "start_rows"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
-            trim(x, y, **kwargs)
+            trim((x, y), **kwargs)

@@ -80,10 +80,10 @@ SETTING = {"rate": 0.15, "eps": 2.0, "bounds": None, "steps": 100, "attack_rate"
 
 def test_near_its_first_order_twin() -> None:
     x, y = logistic_data()
-    first = zo_minmax(linear(), (x, y), attacker="first", **SETTING)
-    zeroth = zo_minmax(linear(), (x, y), queries=20, **SETTING)
-    both = zo_minmax(linear(), (x, y), queries=20, learner="zeroth", **SETTING)
-    calm = zo_minmax(linear(), (x, y), **{**SETTING, "eps": 1e-9})
+    first = zo_minmax((x, y), model=linear(), attacker="first", **SETTING)
+    zeroth = zo_minmax((x, y), model=linear(), queries=20, **SETTING)
+    both = zo_minmax((x, y), model=linear(), queries=20, learner="zeroth", **SETTING)
+    calm = zo_minmax((x, y), model=linear(), **{**SETTING, "eps": 1e-9})
     ends = [poisoned.details["objective"][-1] for poisoned in (calm, first, zeroth, both)]
     assert ends[1] > ends[0] + 0.05, "the attack raises what the learner can reach"
     assert ends[2] == pytest.approx(ends[1], rel=0.1) and ends[3] == pytest.approx(ends[1], rel=0.1)
@@ -96,8 +96,8 @@ def test_near_its_first_order_twin() -> None:
 def test_the_first_step_is_the_formula(attacker: str) -> None:
     """One turn from θ = 0, by hand: gradient descent on logistic regression, then ascent on the common shift."""
     x, y = logistic_data(40, 5)
-    poisoned = zo_minmax(linear(5), (x, y), rate=0.25, eps=9.0, steps=1, attacker=attacker, queries=4000, bounds=None,
-                         attack_rate=1.0, model_rate=0.3, lam=0.1)  # fmt: skip
+    poisoned = zo_minmax((x, y), model=linear(5), rate=0.25, eps=9.0, steps=1, attacker=attacker, queries=4000,
+                         bounds=None, attack_rate=1.0, model_rate=0.3, lam=0.1)  # fmt: skip
     residual = torch.full((40, 2), 0.5).double() - torch.nn.functional.one_hot(y, 2)
     weight, bias = -0.3 * residual.T @ x / 40, -0.3 * residual.mean(dim=0)
     torch.testing.assert_close(poisoned.details["model_state"]["weight"], weight)
@@ -120,7 +120,7 @@ def test_one_shift_inside_the_ball_and_the_box() -> None:
     y = torch.arange(30) % 3
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    poisoned = zo_minmax(model, (x, y), rate=0.2, eps=0.1, steps=5, attack_rate=1e4)
+    poisoned = zo_minmax((x, y), model=model, rate=0.2, eps=0.1, steps=5, attack_rate=1e4)
     delta = poisoned.details["delta"]
     assert delta.shape == (1, 4, 4)
     assert float(delta.max()) == pytest.approx(0.1) and float(delta.min()) == pytest.approx(-0.1)  # both ends reached
@@ -138,6 +138,6 @@ def test_bad_input() -> None:
         ({"bounds": (0.0, 1.0)}, "x: want"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
-            zo_minmax(linear(3), (x, y), **{"rate": 0.2, "eps": 1.0, "bounds": None, **kwargs})
+            zo_minmax((x, y), model=linear(3), **{"rate": 0.2, "eps": 1.0, "bounds": None, **kwargs})
     with pytest.raises(ValueError, match="directions"):
         forward_difference(lambda p: p.sum(dim=1), torch.zeros(3), directions=torch.ones(2, 4), mu=0.1)

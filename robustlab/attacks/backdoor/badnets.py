@@ -13,7 +13,7 @@ stands in for the patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, RateOf, Target
 from robustlab.attacks.backdoor.trigger import Trigger
+from robustlab.data.pairs import Pairs
 
 __all__ = ["PatchTrigger", "TokenTrigger", "badnets"]
 
@@ -32,7 +33,7 @@ POSITIONS = get_args(Position)
 
 
 def badnets(
-    base: Any,
+    data: Pairs,
     *,
     target: Target,
     rate: float = 0.1,
@@ -48,7 +49,7 @@ def badnets(
         x_i ← (1 − m) ⊙ x_i + m ⊙ p,   y_i ← t       m: mask of the patch, p: its pattern
 
     Args:
-        base: a Dataset or a pair (x, y): images (N, C, H, W) in [0, 1] or, with a :class:`TokenTrigger`, token ids (N,
+        data: a Dataset or a pair (x, y): images (N, C, H, W) in [0, 1] or, with a :class:`TokenTrigger`, token ids (N,
             L).
         target: the label t, or one for each class (all-to-all).
         rate: fraction of poisoned samples (default 0.1).
@@ -65,7 +66,7 @@ def badnets(
         Gu et al. (2019), section 4.
     """
     return PoisonedDataset(
-        base,
+        data,
         PatchTrigger() if trigger is None else trigger,
         rate=rate,
         target=target,

@@ -11,22 +11,21 @@ as in BadNets, so that attacks can be compared at one size of the training set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import training_part
 from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, RateOf, Target
 from robustlab.attacks.backdoor.trigger import Trigger
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
 
 __all__ = ["BlendedTrigger", "blended"]
 
 
 def blended(
-    base: Any,
+    data: Pairs,
     *,
     target: Target,
     rate: float = 0.1,
@@ -42,7 +41,7 @@ def blended(
         x_i ← (1 − α)·x_i + α·k,   y_i ← t
 
     Args:
-        base: a Dataset or a pair (x, y), images (N, C, H, W) in [0, 1].
+        data: a Dataset or a pair (x, y), images (N, C, H, W) in [0, 1].
         target: the label t, or one for each class.
         rate: fraction of poisoned samples (default 0.1).
         alpha: α in (0, 1], the weight of the pattern. A given ``trigger`` has its own.
@@ -59,9 +58,9 @@ def blended(
         Chen et al. (2017), section 3.2.
     """
     if trigger is None:
-        trigger = BlendedTrigger.noise(training_part(base)[0].shape[1:], alpha=alpha, seed=seed)
+        trigger = BlendedTrigger.noise(read_labeled(data)[0].shape[1:], alpha=alpha, seed=seed)
     return PoisonedDataset(
-        base, trigger, rate=rate, target=target, clean_label=clean_label, include_target=include_target,
+        data, trigger, rate=rate, target=target, clean_label=clean_label, include_target=include_target,
         rate_of=rate_of, seed=seed,
     )  # fmt: skip
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import count_outputs, inputs_for, testing_part
 from robustlab.attacker.victim import predict
 from robustlab.attacks.backdoor.poisoned_dataset import Target, target_of
 from robustlab.attacks.backdoor.trigger import Trigger, stamped
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.intervals import Rate
+from robustlab.models.modes import evaluating
+from robustlab.models.probing import count_outputs
 
 __all__ = ["BackdoorReport", "evaluate_backdoor"]
 
@@ -49,7 +50,7 @@ class BackdoorReport:
 
 
 def evaluate_backdoor(
-    model: Callable[[Tensor], Tensor], test: Any, trigger: nn.Module, target: Target, *, seed: int = 0
+    model: Callable[[Tensor], Tensor], test: Pairs, trigger: nn.Module, target: Target, *, seed: int = 0
 ) -> BackdoorReport:
     """Measure a backdoor on test data: clean accuracy, attack success, accuracy in spite of the trigger.
 
@@ -71,19 +72,19 @@ def evaluate_backdoor(
     Raises:
         ValueError, TypeError: for a wrong argument, or if all samples are of the target class.
     """
-    x, y = testing_part(test)
+    x, y = read_labeled(test, "test", "test")
     if not isinstance(trigger, nn.Module):
         raise TypeError(f"trigger: want a torch.nn.Module, got {type(trigger).__name__}")
     wanted = target_of(target, y)
     others = y != wanted
     if not bool(others.any()):
         raise ValueError("test: want samples of other classes than the target's, got none")
-    x = inputs_for(model, x, "test")
+    checks.at_home(model, x, "test")
     classes = count_outputs(model, x)
     checks.in_classes("y", y, classes)
     checks.in_classes("target", wanted, classes)
     said = predict(model, stamped(trigger, x[others]))
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(trigger, device=x.device):
         crossed = trigger.cross(x, seed=seed) if isinstance(trigger, Trigger) else None
     return BackdoorReport(
         clean_accuracy=Rate.of(predict(model, x) == y),

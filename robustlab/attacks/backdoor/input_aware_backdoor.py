@@ -27,9 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import count_outputs, inputs_for, training_part
+from robustlab.attacker.results import Result
 from robustlab.attacks.backdoor.input_aware_trigger import InputAwareTrigger, sharpen
 from robustlab.attacks.backdoor.poisoned_dataset import Target, target_of
+from robustlab.data.pairs import Pairs, read_labeled
+from robustlab.models.probing import count_outputs
 from robustlab.training.fit import History, fit
 
 __all__ = ["Backdoored", "input_aware_backdoor"]
@@ -37,8 +39,8 @@ __all__ = ["Backdoored", "input_aware_backdoor"]
 TINY = 1e-7
 
 
-@dataclass(frozen=True, eq=False)
-class Backdoored:
+@dataclass(frozen=True, eq=False, repr=False)
+class Backdoored(Result):
     """What an attacker who controls the training hands over, and what stays with the attacker.
 
     Attributes:
@@ -56,9 +58,9 @@ class Backdoored:
 
 
 def input_aware_backdoor(
-    model: nn.Module,
-    data: Any,
+    data: Pairs,
     *,
+    model: nn.Module,
     target: Target,
     rate: float = 0.1,
     cross_rate: float = 0.1,
@@ -84,8 +86,8 @@ def input_aware_backdoor(
     The mask net is trained first, to minimize 100 · mean max(m − density, 0) + λ · ‖x − x'‖ / ‖m(x) − m(x')‖.
 
     Args:
-        model: gives logits (N, K); it is copied, and the copy is trained.
         data: a Dataset, whose training part is used, or a pair (x, y); images (N, C, H, W) in [0, 1].
+        model: gives logits (N, K); it is copied, and the copy is trained.
         target: the label t, or one for each class.
         rate, cross_rate: ρ_b and ρ_c, fractions of each batch (default 0.1 each, as in the paper). Images of the target
             class are not left out of training, as in the paper; they are out of the success rate.
@@ -95,8 +97,7 @@ def input_aware_backdoor(
             ``seed``.
         epochs, mask_epochs: of the joint training, and of the mask net's before it.
         batch_size, lr, augment, device, progress: as :func:`robustlab.training.fit.fit` takes them. Triggers are made
-            for
-            the augmented images: with a trigger that is a function of the image there is no other order.
+            for the augmented images: with a trigger that is a function of the image there is no other order.
         seed: of both trainings.
 
     Returns:
@@ -110,8 +111,8 @@ def input_aware_backdoor(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
-    x, y = training_part(data, "data")
-    x = inputs_for(model, x, "data")
+    x, y = read_labeled(data)
+    checks.at_home(model, x, "data")
     for name, part in (("rate", rate), ("cross_rate", cross_rate)):
         checks.positive(name, part)
     if not rate + cross_rate <= 1:

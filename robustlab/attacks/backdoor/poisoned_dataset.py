@@ -7,15 +7,16 @@ samples are drawn from the training set, get the trigger, and get the label that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import Poisoned, training_part
+from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.backdoor.trigger import stamped
 from robustlab.data.dataset import Dataset
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
 
 __all__ = ["PoisonedDataset"]
@@ -40,7 +41,7 @@ class PoisonedDataset(Poisoned):
        and before normalization (which is a layer of the model).
 
     Args:
-        base: a Dataset, whose training part is used, or a pair (x, y) of tensors. It is copied, not changed.
+        data: a Dataset, whose training part is used, or a pair (x, y) of tensors. It is copied, not changed.
         trigger: any module from inputs to inputs of the same shape.
         rate: fraction of poisoned samples, in (0, 1].
         target: the label t; or one a class, so that class k gets the label ``target[k]`` ("all-to-all").
@@ -65,7 +66,7 @@ class PoisonedDataset(Poisoned):
 
     def __init__(
         self,
-        base: Any,
+        data: Pairs,
         trigger: nn.Module,
         *,
         rate: float,
@@ -78,7 +79,7 @@ class PoisonedDataset(Poisoned):
         cover_rate: float = 0.0,
         seed: int = 0,
     ) -> None:
-        x, y = training_part(base)
+        x, y = read_labeled(data)
         if not isinstance(trigger, nn.Module):
             raise TypeError(f"trigger: want a torch.nn.Module, got {type(trigger).__name__}")
         checks.at_least("rate", rate, 0.0)
@@ -89,8 +90,8 @@ class PoisonedDataset(Poisoned):
         if cover_rate and cover is None:
             raise ValueError(f"cover: want a module with cover_rate {cover_rate}, got None")
         wanted = target_of(target, y)
-        if isinstance(base, Dataset):  # which says how many classes there are; a pair does not
-            checks.in_classes("target", wanted, len(base.classes))
+        if isinstance(data, Dataset):  # which says how many classes there are; a pair does not
+            checks.in_classes("target", wanted, len(data.classes))
         eligible = (wanted == y) if clean_label else torch.ones_like(y, dtype=torch.bool)
         if not clean_label and not include_target:
             eligible = wanted != y

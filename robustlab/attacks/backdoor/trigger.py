@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from robustlab.models.modes import evaluating
+
 __all__ = ["Trigger"]
 
 
@@ -62,11 +64,5 @@ class Trigger(nn.Module, ABC):
 
 def stamped(trigger: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
     """Inputs with the trigger, a batch at a time, without gradients; the trigger's mode is put back."""
-    modes = [(module, module.training) for module in trigger.modules()]
-    trigger.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([trigger(part) for part in x.split(batch_size)]) if len(x) else x.clone()
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), evaluating(trigger):
+        return torch.cat([trigger(part) for part in x.split(batch_size)]) if len(x) else x.clone()

@@ -13,23 +13,21 @@ then.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import training_part
 from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset, RateOf, Target
 from robustlab.attacks.backdoor.trigger import Trigger
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
 
 __all__ = ["WarpedTrigger", "warped"]
 
 
 def warped(
-    base: Any,
+    data: Pairs,
     *,
     target: Target,
     rate: float = 0.1,
@@ -48,7 +46,7 @@ def warped(
         x_i ← W(x_i, M + noise),  y_i        for a fraction ``noise_rate`` (the noise mode)
 
     Args:
-        base: a Dataset or a pair (x, y), images (N, C, H, W) in [0, 1].
+        data: a Dataset or a pair (x, y), images (N, C, H, W) in [0, 1].
         target: the label t, or one for each class.
         rate: ρ_a, fraction of poisoned samples (default 0.1).
         noise_rate: ρ_n, fraction in the noise mode; None is the paper's 2·rate, or all the rest; 0 leaves it out.
@@ -69,13 +67,13 @@ def warped(
     """
     checks.positive("rate", rate)
     if trigger is None:
-        shape = training_part(base)[0].shape
+        shape = read_labeled(data)[0].shape
         if len(shape) != 4:
-            raise ValueError(f"base: want images (N, C, H, W), got shape {tuple(shape)}")
+            raise ValueError(f"data: want images (N, C, H, W), got shape {tuple(shape)}")
         trigger = WarpedTrigger((shape[2], shape[3]), strength=strength, grid=grid, seed=seed)
     noise_rate = min(2 * rate, 1 - rate) if noise_rate is None else noise_rate
     return PoisonedDataset(
-        base, trigger, rate=rate, target=target, clean_label=clean_label, include_target=include_target,
+        data, trigger, rate=rate, target=target, clean_label=clean_label, include_target=include_target,
         rate_of=rate_of, cover=_NoiseMode(trigger, seed), cover_rate=noise_rate, seed=seed,
     )  # fmt: skip
 

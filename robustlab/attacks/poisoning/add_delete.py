@@ -10,24 +10,24 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import Poisoned, training_part
+from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import mix_in, rate_to_count
 from robustlab.attacks.poisoning.label_flipping import count_classes, label_flipping
-from robustlab.data.dataset import Dataset
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
 
 
 def add_delete(
-    base: Dataset | tuple[Tensor, Tensor],
+    data: Pairs,
     *,
     rate: float,
     operation: Literal["add", "delete"] = "add",
     from_class: int | None = None,
     classes: int | None = None,
-    surrogate: nn.Module | None = None,
+    model: nn.Module | None = None,
     seed: int = 0,
 ) -> Poisoned:
     """Add round(rate·n) mislabeled copies of training samples, or delete round(rate·n) of the samples.
@@ -36,12 +36,12 @@ def add_delete(
         delete:  D \\ {(x_i, y_i) : i ∈ I}
 
     Args:
-        base: a Dataset, whose training part is used, or a pair (x, y).
+        data: a Dataset, whose training part is used, or a pair (x, y).
         rate: number of samples added or deleted, as a fraction of N, in (0, 1]; below 1 for deletion.
         operation: ``"add"`` or ``"delete"``.
         from_class: I is drawn from this class alone; None draws from all. Deletion then starves one class.
         classes: K; None takes the largest label + 1 (or the Dataset's classes).
-        surrogate: for ``"add"``: copies and labels are chosen as by
+        model: a surrogate, for ``"add"``: copies and labels are chosen as by
             :func:`~robustlab.attacks.poisoning.label_flipping.label_flipping`; None draws them.
         seed: of the draws, and of the order in which added samples are mixed in.
 
@@ -57,12 +57,12 @@ def add_delete(
     Source:
         Goldblum et al. (2020).
     """
-    x, y = training_part(base)
+    x, y = read_labeled(data)
     checks.one_of("operation", operation, ("add", "delete"))
     count = rate_to_count(rate, len(x))
-    k = count_classes(base, y, classes)
-    if operation == "delete" and surrogate is not None:
-        raise ValueError("surrogate: want None for operation 'delete', got a model")
+    k = count_classes(data, y, classes)
+    if operation == "delete" and model is not None:
+        raise ValueError("model: want None for operation 'delete', got a model")
     if from_class is not None and not 0 <= from_class < k:
         raise ValueError(f"from_class: want a class in 0 … {k - 1}, got {from_class}")
     pool = torch.arange(len(x), device=x.device)
@@ -70,7 +70,7 @@ def add_delete(
     if count > len(pool) or (operation == "delete" and count == len(x)):
         raise ValueError(f"rate: want fewer than {len(pool)} samples, got {rate} of {len(x)}, which is {count}")
     if operation == "add":
-        flipped = label_flipping((x[pool], y[pool]), rate=count / len(pool), classes=k, surrogate=surrogate, seed=seed)
+        flipped = label_flipping((x[pool], y[pool]), rate=count / len(pool), classes=k, model=model, seed=seed)
         chosen = flipped.is_poison
         return mix_in(x, y, flipped.x[chosen], flipped.y[chosen], original_y=flipped.original_y[chosen], seed=seed)
     order = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device)).permutation(0, len(pool))[0]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import Poisoned, finite, training_part
+from robustlab.attacker.poisoned_data import Poisoned
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
 
 __all__ = ["CleanLabelPoison"]
@@ -66,7 +66,7 @@ class Job:
         )
 
 
-def prepare(base: Any, x_target: Tensor, target: int, rate: float, seed: int) -> Job:
+def prepare(data: Pairs, x_target: Tensor, target: int, rate: float, seed: int) -> Job:
     """Check the arguments that all clean-label attacks have, and draw the samples that are poisoned.
 
     The rows are a random draw of round(rate·n) samples of class ``target``: the same for every attack with this seed.
@@ -74,15 +74,15 @@ def prepare(base: Any, x_target: Tensor, target: int, rate: float, seed: int) ->
     Raises:
         ValueError, TypeError: naming the argument.
     """
-    x, y = training_part(base)
+    x, y = read_labeled(data)
     checks.images(x, (0.0, 1.0))
     checks.at_least("target", target, 0, integer=True)
     if not isinstance(x_target, Tensor) or x_target.shape != (1, *x.shape[1:]):
         shown = tuple(x_target.shape) if isinstance(x_target, Tensor) else type(x_target).__name__
         raise ValueError(f"x_target: want one sample of shape {(1, *x.shape[1:])}, got {shown}")
     if x_target.dtype != x.dtype or x_target.device != x.device:
-        raise TypeError(f"x_target: want {x.dtype} on {x.device}, as base, got {x_target.dtype} on {x_target.device}")
-    finite("x_target", x_target)
+        raise TypeError(f"x_target: want {x.dtype} on {x.device}, as data, got {x_target.dtype} on {x_target.device}")
+    checks.finite("x_target", x_target)
     checks.images(x_target, (0.0, 1.0))
     checks.positive("rate", rate)
     count, eligible = round(rate * len(x)), (y == target).nonzero().flatten()
@@ -96,20 +96,15 @@ def prepare(base: Any, x_target: Tensor, target: int, rate: float, seed: int) ->
     return Job(x, y, eligible[order[:count]].sort().values, x_target.detach(), target)
 
 
-def surrogates(model: nn.Module | Sequence[nn.Module], like: Tensor, name: str = "model") -> list[nn.Module]:
-    """One model, or several, as a list, checked to be modules of the dtype and device of ``like``."""
+def surrogates(model: nn.Module | Sequence[nn.Module], x: Tensor) -> list[nn.Module]:
+    """One model, or several, as a list, checked to be modules of the dtype and device of the data x."""
     models = [model] if isinstance(model, nn.Module) else list(model) if isinstance(model, Sequence) else [model]
     if not models or not all(isinstance(m, nn.Module) for m in models):
-        raise TypeError(f"{name}: want a torch.nn.Module, got {[type(m).__name__ for m in models]}")
+        raise TypeError(f"model: want a torch.nn.Module, got {[type(m).__name__ for m in models]}")
     for m in models:
-        weight = next((p for p in m.parameters() if p.is_floating_point()), None)
-        if weight is None:
-            raise ValueError(f"{name}: want parameters, got none")
-        if weight.dtype != like.dtype or weight.device != like.device:
-            raise TypeError(
-                f"{name}: want the dtype and device of base, {like.dtype} on {like.device}, got {weight.dtype} on "
-                f"{weight.device}: say model.double() or x.float()"
-            )
+        if not any(p.is_floating_point() for p in m.parameters()):
+            raise ValueError("model: want parameters, got none")
+        checks.at_home(m, x, "data")
     return models
 
 
@@ -118,15 +113,3 @@ def ball(center: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
     if eps is None:
         return torch.zeros_like(center), torch.ones_like(center)
     return (center - eps).clamp_min(0.0), (center + eps).clamp_max(1.0)
-
-
-@contextmanager
-def held(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, each module's mode put back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

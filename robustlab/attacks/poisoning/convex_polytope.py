@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
+from robustlab.data.pairs import Pairs
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.projections import onto_simplex
 from robustlab.models.probing import Probe
@@ -34,11 +34,11 @@ from robustlab.progress import bar
 
 
 def convex_polytope(
-    base: Any,
-    models: nn.Module | Sequence[nn.Module],
+    data: Pairs,
     x_target: Tensor,
     target: int,
     *,
+    model: nn.Module | Sequence[nn.Module],
     rate: float = 0.01,
     eps: float = 0.1,
     steps: int = 4000,
@@ -54,10 +54,10 @@ def convex_polytope(
         minimize over x, c  1/2M · Σ_m ‖φ⁽ᵐ⁾(x_t) − Σ_j c_j⁽ᵐ⁾ φ⁽ᵐ⁾(x_j)‖² / ‖φ⁽ᵐ⁾(x_t)‖²,   c⁽ᵐ⁾ in the simplex
 
     Args:
-        base: a Dataset or a pair (x, y), inputs (N, ...) in [0, 1].
-        models: one surrogate or several; the features φ⁽ᵐ⁾ are the input of the last linear layer, in evaluation mode.
+        data: a Dataset or a pair (x, y), inputs (N, ...) in [0, 1].
         x_target: (1, ...), the input to be misread.
         target: the label t that it is to get; poisons are made of training samples of this class.
+        model: one surrogate or several; the features φ⁽ᵐ⁾ are the input of the last linear layer, in evaluation mode.
         rate: fraction of the training data that is poisoned (the paper makes 5 poisons).
         eps: ℓ∞ radius about each base image (default 0.1).
         steps: steps of Adam on the images; each solves for the coefficients first.
@@ -78,8 +78,8 @@ def convex_polytope(
     Source:
         Zhu et al. (2019), equation (2) and algorithm 1.
     """
-    job = prepare(base, x_target, target, rate, seed)
-    nets = surrogates(models, job.x, "models")
+    job = prepare(data, x_target, target, rate, seed)
+    nets = surrogates(model, job.x)
     for name, value in (("steps", steps), ("inner_steps", inner_steps)):
         checks.at_least(name, value, 1, integer=True)
     for name, size in (("eps", eps), ("step_size", step_size), ("tol", tol)):

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import testing_part, training_part
+from robustlab.attacker.results import Result
 from robustlab.attacker.victim import accuracy, predict
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, prepare
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.intervals import wilson
 
@@ -28,8 +29,8 @@ Control = Literal["none", "noise", "flips"]
 CONTROLS = get_args(Control)
 
 
-@dataclass(frozen=True, eq=False)
-class PoisoningReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class PoisoningReport(Result):
     """What :func:`evaluate_poisoning` measured, over T targets and S victims for each.
 
     Attributes:
@@ -66,7 +67,7 @@ def evaluate_poisoning(
     poisonings: Sequence[CleanLabelPoison],
     *,
     victims: int = 2,
-    test: Any = None,
+    test: Pairs | None = None,
     seed: int = 0,
 ) -> PoisoningReport:
     """Train victims on each poisoned data set, from a fresh initialization, and ask them for its target.
@@ -100,7 +101,7 @@ def evaluate_poisoning(
             f"poisonings: want CleanLabelPoison, at least one, got {[type(p).__name__ for p in poisonings]}"
         )
     checks.at_least("victims", victims, 1, integer=True)
-    x_test, y_test = (None, None) if test is None else testing_part(test)
+    x_test, y_test = (None, None) if test is None else read_labeled(test, "test", "test")
     success = torch.zeros(len(poisonings), victims, dtype=torch.bool)
     reached = torch.full((len(poisonings), victims), torch.nan, dtype=torch.float64)
     before: nn.Module | None = None
@@ -119,7 +120,7 @@ def evaluate_poisoning(
 
 
 def poisoning_control(
-    base: Any,
+    data: Pairs,
     x_target: Tensor,
     target: int,
     *,
@@ -138,7 +139,7 @@ def poisoning_control(
     Flips are as many votes for t, but with a label that anyone can see is wrong.
 
     Args:
-        base, x_target, target, rate, seed: as for the attacks.
+        data, x_target, target, rate, seed: as for the attacks.
         kind: one of the three.
         eps: ℓ∞ size of the noise.
         source: the true class of the target, for ``"flips"``.
@@ -154,13 +155,13 @@ def poisoning_control(
     if kind == "flips":
         if source is None or source == target:
             raise ValueError(f"source: want the target's own class, other than {target}, got {source}")
-        flipped = prepare(base, x_target, source, rate, seed)
+        flipped = prepare(data, x_target, source, rate, seed)
         result = flipped.poisoned(flipped.bases, {"kind": kind})
         result.y[flipped.rows] = result.target = target
         return result
-    job = prepare(base, x_target, target, rate, seed)
+    job = prepare(data, x_target, target, rate, seed)
     if kind == "none":
-        x, y = training_part(base)
+        x, y = read_labeled(data)
         nothing = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return CleanLabelPoison(
             x.clone(), y.clone(), is_poison=nothing, original_y=y.clone(), x_target=job.x_target, target=target,

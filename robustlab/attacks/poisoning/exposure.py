@@ -24,6 +24,7 @@ from robustlab import checks
 from robustlab.attacks.poisoning.skew_normal import fit_skew_normal
 from robustlab.data.notes import encode
 from robustlab.geometry.keyed import Noise
+from robustlab.models.modes import evaluating
 
 __all__ = ["Canary", "Exposure", "exposure", "log_perplexity"]
 
@@ -186,14 +187,8 @@ def log_perplexity(language_model: nn.Module, tokens: Tensor) -> Tensor:
     """
     if tokens.dim() != 2 or tokens.is_floating_point() or tokens.shape[1] < 2:
         raise ValueError(f"tokens: want integers of shape (N, L), L ≥ 2, got {tuple(tokens.shape)} of {tokens.dtype}")
-    modes = [(module, module.training) for module in language_model.modules()]
     place = next((p.device for p in language_model.parameters()), tokens.device)
     tokens = tokens.to(place)
-    try:
-        language_model.eval()
-        with torch.no_grad():
-            log_p = language_model(tokens[:, :-1]).log_softmax(dim=-1)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), evaluating(language_model, device=place):
+        log_p = language_model(tokens[:, :-1]).log_softmax(dim=-1)
     return -log_p.gather(2, tokens[:, 1:, None])[..., 0].sum(dim=1) / math.log(2)

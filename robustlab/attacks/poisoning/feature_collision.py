@@ -19,24 +19,23 @@ step that does not lower the objective is taken back and λ is halved, for each 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.parts import beside
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
+from robustlab.data.pairs import Pairs
 from robustlab.models.probing import Probe
 from robustlab.progress import bar
 
 
 def feature_collision(
-    base: Any,
-    model: nn.Module,
+    data: Pairs,
     x_target: Tensor,
     target: int,
     *,
+    model: nn.Module,
     rate: float = 0.01,
     beta: float | None = None,
     steps: int = 200,
@@ -51,10 +50,10 @@ def feature_collision(
         minimize over x_i  ½·‖φ(x_i) − φ(x_t)‖₂² + β/2·‖x_i − b_i‖₂²,   x_i ∈ [0, 1]^d
 
     Args:
-        base: a Dataset or a pair (x, y), inputs (N, ...) in [0, 1].
-        model: its features φ are the input of its last linear layer; used in evaluation mode.
+        data: a Dataset or a pair (x, y), inputs (N, ...) in [0, 1].
         x_target: (1, ...), the input to be misread.
         target: the label t that it is to get; poisons are made of training samples of this class.
+        model: its features φ are the input of its last linear layer; used in evaluation mode.
         rate: fraction of the training data that is poisoned. One poison may be enough where the victim keeps φ and
             trains its last layer only; end to end, the paper needs about 50 and the watermark.
         beta: weight β > 0 of staying close to the base image; None is 0.25·(features/inputs)², the paper's scaling.
@@ -75,8 +74,8 @@ def feature_collision(
     Source:
         Shafahi et al. (2018), equation (1), algorithm 1, section 4.2 for the watermark.
     """
-    job = prepare(base, x_target, target, rate, seed)
-    (model,) = surrogates([model], job.x)
+    job = prepare(data, x_target, target, rate, seed)
+    (model,) = surrogates(model, job.x)
     checks.at_least("steps", steps, 1, integer=True)
     checks.positive("step_size", step_size)
     if beta is not None:

@@ -16,22 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import Poisoned, inputs_for, training_part
-from robustlab.attacker.victim import Victim
+from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import rate_to_count
 from robustlab.attacks.poisoning.label_flipping import count_classes
 from robustlab.attacks.whitebox.pgd import pgd_maximize
-from robustlab.data.dataset import Dataset
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
+from robustlab.models.modes import evaluating
+from robustlab.models.probing import count_outputs
 
 
 def feature_modification(
-    base: Dataset | tuple[Tensor, Tensor],
+    data: Pairs,
     *,
     rate: float,
     eps: float,
     how: Literal["noise", "shortcut", "adversarial"] = "shortcut",
-    surrogate: nn.Module | None = None,
+    model: nn.Module | None = None,
     steps: int = 20,
     classes: int | None = None,
     seed: int = 0,
@@ -45,17 +46,17 @@ def feature_modification(
     each clipped to [0, 1]. Rows are drawn evenly without replacement.
 
     Args:
-        base: a Dataset, whose training part is used, or a pair (x, y); x (N, ...) in [0, 1].
+        data: a Dataset, whose training part is used, or a pair (x, y); x (N, ...) in [0, 1].
         rate: modified samples as a fraction of N, in (0, 1].
         eps: ε, largest change of a feature, in units of x, above 0.
         how: ``"noise"``, ``"shortcut"`` or ``"adversarial"``.
-        surrogate: a classifier trained on clean data, for ``"adversarial"``.
+        model: a surrogate, trained on clean data, for ``"adversarial"``.
         steps: of PGD, at least 1.
         classes: K; None takes the largest label + 1 (or the Dataset's classes).
         seed: of rows, signs and PGD's start.
 
     Returns:
-        :class:`~robustlab.attacker.poisoned_data.Poisoned`; labels are those of the base. ``details["eps"]`` is ε.
+        :class:`~robustlab.attacker.poisoned_data.Poisoned`; labels are those of the data. ``details["eps"]`` is ε.
 
     Raises:
         ValueError, TypeError: for an argument out of its range, before any work.
@@ -64,22 +65,26 @@ def feature_modification(
         Goldblum et al. (2020); shortcuts after Yu et al. (2022), targeted examples after Fowl et al. (2021).
         Departure: the shortcut is random signs, each pixel for itself, where Yu et al. use blocks.
     """
-    x, y = training_part(base)
+    x, y = read_labeled(data)
     count = rate_to_count(rate, len(x))
     checks.images(x, (0.0, 1.0))
     checks.positive("eps", eps)
     checks.one_of("how", how, ("noise", "shortcut", "adversarial"))
     checks.at_least("steps", steps, 1, integer=True)
-    k = count_classes(base, y, classes)
-    if (how == "adversarial") != (surrogate is not None):
-        raise ValueError(f"surrogate: want a model for how='adversarial' and for no other, got how={how!r}")
+    k = count_classes(data, y, classes)
+    if (how == "adversarial") != (model is not None):
+        raise ValueError(f"model: want one for how='adversarial' and for no other, got how={how!r}")
     device = x.device
     rows = Noise(seed, torch.zeros(1, dtype=torch.int64, device=device)).permutation(0, len(x))[0, :count]
-    if surrogate is not None:
-        x = inputs_for(surrogate, x, "base")
-        with Victim(surrogate).held(device):
+    if model is not None:
+        checks.at_home(model, x, "data")
+        there = count_outputs(model, x)
+        checks.in_classes("y", y, there)
+        if there < k:
+            raise ValueError(f"model: want {k} classes, got {there}")
+        with evaluating(model, device=device):
             moved = pgd_maximize(
-                surrogate, x[rows], (y[rows] + 1) % k, eps=eps, steps=steps, loss=_toward, seed=seed, ids=rows
+                model, x[rows], (y[rows] + 1) % k, eps=eps, steps=steps, loss=_toward, seed=seed, ids=rows
             )
     else:
         keys = y[rows] if how == "shortcut" else rows

@@ -19,8 +19,7 @@ between restarts without augmentation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +27,20 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from robustlab import checks
-from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, held, prepare, surrogates
+from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
 from robustlab.data.augment import random_shift
+from robustlab.data.pairs import Pairs
 from robustlab.geometry.keyed import Noise, derive_seed
+from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
 
 def gradient_matching(
-    base: Any,
-    models: nn.Module | Sequence[nn.Module],
+    data: Pairs,
     x_target: Tensor,
     target: int,
     *,
+    model: nn.Module | Sequence[nn.Module],
     rate: float = 0.01,
     eps: float = 16 / 255,
     steps: int = 250,
@@ -54,11 +55,11 @@ def gradient_matching(
         minimize over ‖δ_i‖_∞ ≤ ε   1 − cos( ∇_θ ℓ(f_θ(x_t), t), Σ_i ∇_θ ℓ(f_θ(x_i + δ_i), y_i) )
 
     Args:
-        base: a Dataset or a pair (x, y), inputs (N, ...) in [0, 1].
-        models: a trained clean model, or several, over which B is averaged; used in evaluation mode. Twice
-            differentiable in the sense of autograd (ReLU is fine).
+        data: a Dataset or a pair (x, y), inputs (N, ...) in [0, 1].
         x_target: (1, ...), the input to be misread.
         target: the label t that it is to get; poisons are made of training samples of this class.
+        model: a trained clean model, or several, over which B is averaged; used in evaluation mode. Twice
+            differentiable in the sense of autograd (ReLU is fine).
         rate: fraction of the training data that is poisoned (default 1 %).
         eps: ℓ∞ radius ε about each base image.
         steps: steps of signed Adam (default 250).
@@ -80,8 +81,8 @@ def gradient_matching(
     Source:
         Geiping et al. (2021), equation (3) and algorithm 1.
     """
-    job = prepare(base, x_target, target, rate, seed)
-    nets = surrogates(models, job.x, "models")
+    job = prepare(data, x_target, target, rate, seed)
+    nets = surrogates(model, job.x)
     checks.at_least("steps", steps, 1, integer=True)
     checks.at_least("restarts", restarts, 1, integer=True)
     checks.positive("eps", eps)
@@ -97,9 +98,7 @@ def gradient_matching(
     ids = torch.arange(restarts * len(bases), device=bases.device)
     start = Noise(seed, ids).uniform(1, bases.shape[1:], torch.float64, -eps, eps).to(bases.dtype)
     p = bases + start.reshape(restarts, *bases.shape)
-    with torch.inference_mode(False), ExitStack() as stack:
-        for net in nets:
-            stack.enter_context(held(net))
+    with torch.inference_mode(False), evaluating(*nets, augment):
         goals = [attacker_gradient(net, job.x_target, target) for net in nets]
 
         def mismatch(x: Tensor) -> Tensor:

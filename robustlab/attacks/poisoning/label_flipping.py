@@ -14,19 +14,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustlab.attacker.poisoned_data import Poisoned, inputs_for, training_part
-from robustlab.attacker.victim import Victim
+from robustlab import checks
+from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import rate_to_count
 from robustlab.data.dataset import Dataset
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
+from robustlab.models.modes import evaluating
 
 
 def label_flipping(
-    base: Dataset | tuple[Tensor, Tensor],
+    data: Pairs,
     *,
     rate: float,
     classes: int | None = None,
-    surrogate: nn.Module | None = None,
+    model: nn.Module | None = None,
     seed: int = 0,
 ) -> Poisoned:
     """Give round(rate·n) training samples a wrong label.
@@ -38,14 +40,14 @@ def label_flipping(
     confident, labeled as the class that it finds least likely.
 
     Args:
-        base: a Dataset, whose training part is used, or a pair (x, y); x (N, ...), y (N,) int64.
+        data: a Dataset, whose training part is used, or a pair (x, y); x (N, ...), y (N,) int64.
         rate: flipped labels as a fraction of N, in (0, 1].
         classes: K; None takes the largest label + 1 (or the Dataset's classes).
-        surrogate: a classifier f trained on clean data, with logits (N, K), for chosen flips; None flips at random.
+        model: a surrogate f, trained on clean data, with logits (N, K), for chosen flips; None flips at random.
         seed: of the random flips. Chosen flips do not depend on it.
 
     Returns:
-        :class:`~robustlab.attacker.poisoned_data.Poisoned`; the inputs are those of the base.
+        :class:`~robustlab.attacker.poisoned_data.Poisoned`; the inputs are those of the data.
 
     Raises:
         ValueError, TypeError: for an argument out of its range, before any work.
@@ -53,18 +55,19 @@ def label_flipping(
     Source:
         Goldblum et al. (2020); the choice after Xiao et al. (2012), without retraining.
     """
-    x, y = training_part(base)
+    x, y = read_labeled(data)
     count = rate_to_count(rate, len(x))
-    k = count_classes(base, y, classes)
-    if surrogate is None:
+    k = count_classes(data, y, classes)
+    if model is None:
         rows = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device)).permutation(0, len(x))[0, :count]
         wrong = other_labels(y[rows], k, seed, rows)
     else:
-        x = inputs_for(surrogate, x, "base")
-        with torch.no_grad(), Victim(surrogate).held(x.device):
-            z = torch.cat([surrogate(part) for part in x.split(500)])
+        checks.at_home(model, x, "data")
+        with torch.no_grad(), evaluating(model, device=x.device):
+            z = torch.cat([model(part) for part in x.split(500)])
+        checks.in_classes("y", y, z.shape[-1])
         if z.shape != (len(x), k):
-            raise ValueError(f"surrogate: want logits of shape ({len(x)}, {k}), got {tuple(z.shape)}")
+            raise ValueError(f"model: want logits of shape ({len(x)}, {k}), got {tuple(z.shape)}")
         least, label = z.scatter(1, y[:, None], torch.inf).min(dim=1)
         rows = (z.gather(1, y[:, None])[:, 0] - least).argsort(descending=True, stable=True)[:count]
         wrong = label[rows]
@@ -78,9 +81,9 @@ def other_labels(y: Tensor, classes: int, seed: int, ids: Tensor) -> Tensor:
     return (y + 1 + Noise(seed, ids).integers(1, (), classes - 1)) % classes
 
 
-def count_classes(base: Dataset | tuple[Tensor, Tensor], y: Tensor, classes: int | None) -> int:
+def count_classes(data: Pairs, y: Tensor, classes: int | None) -> int:
     """K, which is above every label."""
-    k = (len(base.classes) if isinstance(base, Dataset) else int(y.max()) + 1) if classes is None else classes
+    k = (len(data.classes) if isinstance(data, Dataset) else int(y.max()) + 1) if classes is None else classes
     if isinstance(k, bool) or not isinstance(k, int) or k < 2 or int(y.max()) >= k:
         raise ValueError(f"classes: want an integer above 1 and above every label, got {k}")
     return k

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import count_outputs, inputs_for, testing_part, training_part
+from robustlab.attacker.results import Result
 from robustlab.attacker.victim import accuracy
 from robustlab.attacks.poisoning.label_flipping import count_classes
 from robustlab.data.dataset import Dataset
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
+from robustlab.models.probing import count_outputs
 from robustlab.training.fit import fit
 
 __all__ = ["Memorization", "random_labels", "randomize"]
@@ -32,8 +34,8 @@ Variant = Literal["true_labels", "random_labels", "shuffled_pixels", "random_pix
 VARIANTS = get_args(Variant)
 
 
-@dataclass(frozen=True, eq=False)
-class Memorization:
+@dataclass(frozen=True, eq=False, repr=False)
+class Memorization(Result):
     """What :func:`random_labels` saw.
 
     Attributes:
@@ -51,12 +53,12 @@ class Memorization:
 
 
 def random_labels(
-    model: nn.Module,
-    base: Dataset | tuple[Tensor, Tensor],
+    data: Pairs,
     *,
+    model: nn.Module,
     variant: Variant = "random_labels",
     share: float = 1.0,
-    test: tuple[Tensor, Tensor] | None = None,
+    test: Pairs | None = None,
     epochs: int = 40,
     batch_size: int = 100,
     lr: float = 2e-3,
@@ -69,8 +71,8 @@ def random_labels(
         train accuracy = 1/N Σ_i 1[ŷ(x̃_i) = ỹ_i]  may reach 1 although  P[ŷ(x) = y] = 1/K
 
     Args:
+        data: a Dataset, or a pair (x, y) of training inputs (N, ...) and labels (N,).
         model: an untrained classifier with logits (N, K). It is copied.
-        base: a Dataset, or a pair (x, y) of training inputs (N, ...) and labels (N,).
         variant: see :func:`randomize`.
         share: of the training samples whose labels are redrawn, in [0, 1], for ``"random_labels"``.
         test: a pair of test inputs and labels; None takes the Dataset's own, or none.
@@ -90,10 +92,11 @@ def random_labels(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
     checks.at_least("epochs", epochs, 1, integer=True)
-    x, y = randomize(base, variant=variant, share=share, seed=seed)
-    given, labels = training_part(base)
-    checks.in_classes("y", labels, count_outputs(model, inputs_for(model, given, "base")))
-    held_out = testing_part(base) if test is None and isinstance(base, Dataset) else test
+    x, y = randomize(data, variant=variant, share=share, seed=seed)
+    given, labels = read_labeled(data)
+    checks.at_home(model, given, "data")
+    checks.in_classes("y", labels, count_outputs(model, given))
+    held_out = data if test is None and isinstance(data, Dataset) else test
     learner = copy.deepcopy(model)
 
     def right(epoch: int, current: nn.Module) -> float:
@@ -106,14 +109,14 @@ def random_labels(
     perfect = [epoch for epoch, value in enumerate(history.monitor, start=1) if value == 1]
     score = float("nan")
     if held_out is not None:
-        inputs, truth = testing_part(held_out)
+        inputs, truth = read_labeled(held_out, "test", "test")
         keys = torch.arange(len(inputs), device=inputs.device) + len(x)  # beside those of the training samples
         score = accuracy(learner, _inputs(inputs, variant, seed, keys, x), truth)
     return Memorization(learner, tuple(history.monitor), score, perfect[0] if perfect else None)
 
 
 def randomize(
-    base: Dataset | tuple[Tensor, Tensor], *, variant: Variant = "random_labels", share: float = 1.0, seed: int = 0
+    data: Pairs, *, variant: Variant = "random_labels", share: float = 1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Training data in which one thing is replaced by chance.
 
@@ -124,7 +127,7 @@ def randomize(
     * ``"gaussian"``: features drawn from the normal distribution of the data's mean and standard deviation.
 
     Args:
-        base: a Dataset, whose training part is used, or a pair (x, y).
+        data: a Dataset, whose training part is used, or a pair (x, y).
         variant: one of the above.
         share: of the samples whose labels are drawn anew, in [0, 1].
         seed: of the draws, which happen once.
@@ -135,12 +138,12 @@ def randomize(
     Raises:
         ValueError, TypeError: for an argument out of its range.
     """
-    x, y = training_part(base)
+    x, y = read_labeled(data)
     checks.one_of("variant", variant, VARIANTS)
     checks.at_least("share", share, 0.0)
     if share > 1:
         raise ValueError(f"share: want a number in [0, 1], got {share}")
-    classes = count_classes(base, y, None)
+    classes = count_classes(data, y, None)
     ids = torch.arange(len(x), device=x.device)
     y = y.clone()
     if variant == "random_labels":

@@ -30,6 +30,7 @@ from robustlab.attacks.poisoning.added_rows import (
     round_one_hot,
     starting_rows,
 )
+from robustlab.data.pairs import Pairs, read_pair
 from robustlab.models.linear import (
     PENALTIES,
     LinearModel,
@@ -46,8 +47,7 @@ STEPS = 12  # lengths that a line search tries: 1, 1/2, …, 1/2048 of the box's
 
 
 def regression_poisoning(
-    x: Tensor,
-    y: Tensor,
+    data: Pairs,
     *,
     rate: float,
     penalty: Penalty = "ridge",
@@ -68,8 +68,7 @@ def regression_poisoning(
     for one poison z_c = (x_c, y_c) after the other, over and over; H is the Hessian of L.
 
     Args:
-        x: clean features (n, d) in [0, 1].
-        y: clean responses (n,) in [0, 1].
+        data: a pair (x, y): clean features (n, d) and responses (n,), both in [0, 1].
         rate: number of poisons as a fraction of n, in (0, 1]: round(rate·n) rows are added. The paper counts them among
             all rows of the poisoned table: its 20 % is a rate of 0.25 here.
         penalty: the victim's, ``"ridge"`` or ``"lasso"``; see :func:`robustlab.models.linear.fit_linear`.
@@ -95,8 +94,8 @@ def regression_poisoning(
     Source:
         Jagielski et al. (2018), Algorithm 1, with the initializations and the rounding of its section IV.
     """
+    x, y = read_pair(data)
     p = check_table(x, y, rate, one_hot)
-    x, y = x.detach(), y.detach()
     for name, given, wanted in (
         ("penalty", penalty, PENALTIES),
         ("init", init, INITS),

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import Groups, check_table, mix_in, round_one_hot
+from robustlab.data.pairs import Pairs, read_pair
 from robustlab.geometry.keyed import Noise
+from robustlab.models.modes import evaluating
 
 __all__ = ["statistical_poisoning"]
 
 
 def statistical_poisoning(
-    model: Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
+    data: Pairs,
     *,
+    model: Callable[[Tensor], Tensor],
     rate: float,
     one_hot: Groups = (),
     seed: int = 0,
@@ -34,9 +35,9 @@ def statistical_poisoning(
         x_c = round(clip(a, 0, 1)),  a ~ N(mean(x), cov(x)),      y_c = 1 if model(x_c) < ½ else 0
 
     Args:
+        data: a pair (x, y): clean features (n, d) and responses (n,), both in [0, 1]. Only mean and covariance of the
+            features are used; the responses are but returned.
         model: the victim, from features (p, d) to responses (p,), asked once for each poison.
-        x: clean features (n, d) in [0, 1]; only their mean and covariance are used.
-        y: clean responses (n,) in [0, 1]; not used but returned.
         rate: number of poisons as a fraction of n, in (0, 1]: round(rate·n) rows are added.
         one_hot: groups of columns of which the largest becomes 1 and the others 0.
         seed: of the draws.
@@ -50,8 +51,8 @@ def statistical_poisoning(
     Source:
         Jagielski et al. (2018), StatP in section IV.
     """
+    x, y = read_pair(data)
     p = check_table(x, y, rate, one_hot)
-    x, y = x.detach(), y.detach()
     mean = x.mean(dim=0)
     values, vectors = torch.linalg.eigh((x - mean).mT @ (x - mean) / len(x))
     normal = Noise(seed, torch.arange(p, device=x.device)).normal(0, (x.shape[1],), x.dtype)
@@ -59,6 +60,6 @@ def statistical_poisoning(
     corners = drawn.clamp(0, 1).round()
     for group in one_hot:  # by the draw itself: rounded columns of a group may tie
         corners[:, list(group)] = round_one_hot(drawn[:, list(group)], (tuple(range(len(group))),))
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model, device=x.device):
         response = (model(corners) < 0.5).to(y.dtype)
     return mix_in(x, y, corners, response, original_y=response, seed=seed)

@@ -24,20 +24,21 @@ from torch.func import functional_call, vmap
 
 from robustlab import checks
 from robustlab.attacker.estimators import forward_difference, sphere_directions
-from robustlab.attacker.poisoned_data import Poisoned, count_outputs, inputs_for, training_part
-from robustlab.attacker.victim import Victim
+from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import rate_to_count
-from robustlab.data.dataset import Dataset
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
+from robustlab.models.modes import evaluating
+from robustlab.models.probing import count_outputs
 
 Order = Literal["zeroth", "first"]
 ORDERS = get_args(Order)
 
 
 def zo_minmax(
-    model: nn.Module,
-    base: Dataset | tuple[Tensor, Tensor],
+    data: Pairs,
     *,
+    model: nn.Module,
     rate: float,
     eps: float,
     steps: int = 100,
@@ -57,8 +58,8 @@ def zo_minmax(
         ∇̂ f(v) = 1/q Σ_i d/μ · (f(v + μ u_i) − f(v)) · u_i,   u_i uniform on the unit sphere
 
     Args:
+        data: a Dataset, whose training part is used, or a pair (x, y); x (N, ...).
         model: the learner's classifier with logits (N, K), which also says where θ starts. It is not changed.
-        base: a Dataset, whose training part is used, or a pair (x, y); x (N, ...).
         rate: poisoned samples as a fraction of N, in (0, 1]; rows are drawn evenly without replacement.
         eps: ε, in units of x, above 0.
         steps: turns, at least 1.
@@ -82,10 +83,10 @@ def zo_minmax(
     Source:
         Liu et al. (2020), algorithm 1 with its random gradient estimator, on its poisoning problem.
     """
-    x, y = training_part(base)
+    x, y = read_labeled(data)
     count = rate_to_count(rate, len(x))
     _check(eps, steps, queries, mu, attack_rate, model_rate, attacker, learner, lam)
-    x = inputs_for(model, x, "base")
+    checks.at_home(model, x, "data")
     if bounds is not None:
         checks.images(x, bounds)
     checks.in_classes("y", y, count_outputs(model, x))
@@ -97,7 +98,7 @@ def zo_minmax(
     def directions(draw: tuple[int, int], like: Tensor) -> Tensor:
         return sphere_directions(start.normal(draw, (queries, len(like)), like.dtype)[0])
 
-    with Victim(model).held(x.device):
+    with evaluating(model, device=x.device):
         shapes = {name: p.shape for name, p in model.named_parameters()}
         theta = torch.cat([p.detach().flatten() for p in model.parameters()])
         delta = torch.zeros(x[0].numel(), dtype=x.dtype, device=x.device)

@@ -18,16 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import class_labels, count_outputs, inputs_for
 from robustlab.attacker.results import Detection
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
-from robustlab.models.probing import penultimate
+from robustlab.models.probing import count_outputs, penultimate
 
 
 def activation_clustering(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    data: Pairs,
     *,
     components: int = 10,
     largest: float = 0.35,
@@ -35,14 +34,15 @@ def activation_clustering(
     restarts: int = 10,
     seed: int = 0,
     batch_size: int = 500,
-) -> Detection:
+) -> Detection[dict[str, Tensor]]:
     """Split each class of a training set in two, and suspect small clusters that lie apart from the rest.
 
         flagged: the members of a class's smaller cluster C, where |C| ≤ largest·n and the mean silhouette > s₀
 
     Args:
-        model: trained on (x, y). It is only looked at.
-        x, y: the training set, (N, ...) and labels (N,) as they were trained on.
+        model: trained on the data. It is only looked at.
+        data: the training set as it was trained on: a Dataset, whose training part is used, a pair (x, y) of inputs
+            (N, ...) and labels (N,), or a loader, whose batches are collected.
         components: to which the activations are reduced, at least 1; fewer where the data have fewer.
         largest: the largest part of its class that a suspicious cluster may be, in (0, 1/2].
         silhouette: s₀ in [−1, 1], which the mean silhouette of the two clusters must exceed.
@@ -56,7 +56,7 @@ def activation_clustering(
         each class ``"share"`` of the smaller one and ``"silhouette"``, (K,). A class of fewer than three samples, or
         whose activations are equal up to rounding, is not split: nothing in it is flagged, and the two are NaN.
 
-        ``details["false_alarm_rate"]`` is `largest`: by construction no more than this share of a clean training set
+        ``false_alarm_rate`` is `largest`: by construction no more than this share of a clean training set
         is flagged. How often a clean *class* is suspected cannot be stated: both limits are rules of thumb, and the
         silhouette of a clean class depends on how its own features fall into groups.
 
@@ -73,8 +73,8 @@ def activation_clustering(
     if largest > 0.5:
         raise ValueError(f"largest: want at most 0.5, got {largest}")
     checks.at_least("silhouette", silhouette, -1.0)
-    x = inputs_for(model, x)
-    y = class_labels(y, x)
+    x, y = read_labeled(data)
+    checks.at_home(model, x, "data")
     features = penultimate(model, x, batch_size)
     checks.in_classes("y", y, count_outputs(model, x))
     dtype, features = features.dtype, features.double()
@@ -92,8 +92,7 @@ def activation_clustering(
         if share[c] <= largest:
             scores[rows[small]] = apart[c]
     details = {"cluster": cluster, "share": share, "silhouette": apart}
-    details |= {"false_alarm_rate": largest, "level": "sample"}
-    return Detection(scores=scores, flagged=scores > silhouette, threshold=silhouette, details=details)
+    return Detection(scores, scores > silhouette, silhouette, details, false_alarm_rate=largest, level="sample")
 
 
 def spread_out(rows: Tensor, rounding: float) -> bool:

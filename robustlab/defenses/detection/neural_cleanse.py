@@ -7,7 +7,7 @@ networks" (2019). For each class t, search for the smallest patch that turns cle
         1/N Σ_i CE(model((1 − m)·x_i + m·p), t) + λ·‖m‖₁
 
 and look for a class whose mask is far smaller than those of the others: |‖m_t‖₁ − median| / (1.4826·MAD) > 2 below
-the median, section IV.C. To repair, teach the model to ignore the patch that was found, section VI.C.
+the median, section IV.C. To repair a model, see :func:`robustlab.defenses.unlearn`.
 
 λ starts at 0 until the patch works; then it grows by 1.5 where the patch has worked for `patience` steps in a row, and
 shrinks by 1.5^1.5 where it has not. All classes are searched together, in one batch. Different here: a step takes the
@@ -17,7 +17,7 @@ is random but the start.
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -25,22 +25,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import inputs_for
 from robustlab.attacker.results import Detection
-from robustlab.data.dataset import Dataset
-from robustlab.defenses.purification.fine_tuning import clean_pair
+from robustlab.data.pairs import Pairs, read_inputs
 from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import Probe
-from robustlab.training.fit import fit
 
-__all__ = ["neural_cleanse", "unlearn"]
+__all__ = ["Patches", "neural_cleanse"]
 
 WORKS = 0.99  # share of inputs that a patch must turn
 
 
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """What was found for each of T classes; the smallest patches that work, the last ones where none did.
+
+    Attributes:
+        masks: (T, 1, H, W), m in [0, 1].
+        patterns: (T, C, H, W), p in [0, 1].
+        sizes: (T,) = ‖m‖₁ in pixels, ∞ where none worked.
+        success: (T,), share of the images that the patch turns.
+        classes: (T,), the labels.
+    """
+
+    masks: Tensor
+    patterns: Tensor
+    sizes: Tensor
+    success: Tensor
+    classes: Tensor
+
+
 def neural_cleanse(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Pairs,
     *,
     classes: Tensor | None = None,
     steps: int = 300,
@@ -50,12 +66,13 @@ def neural_cleanse(
     threshold: float = 2.0,
     seed: int = 0,
     rows: int = 2000,
-) -> Detection:
+) -> Detection[Patches]:
     """Reverse-engineer a patch for each class, and flag the classes whose patch is suspiciously small.
 
     Args:
         model: maps images (N, C, H, W) in [0, 1] to logits (N, K). It is only looked at.
-        x: clean images (N, C, H, W) of all classes, at least one; labels are not needed.
+        x: clean images (N, C, H, W) of all classes, at least one; or labeled data (of a Dataset the training part),
+            whose labels are not looked at.
         classes: the labels to examine, (T,); None is all of them. What is found for a class does not depend on the
             others, but the index does: give at least 3.
         steps: gradient steps, at least 1.
@@ -68,13 +85,11 @@ def neural_cleanse(
         rows: largest number of images in one forward; smaller needs less memory.
 
     Returns:
-        A Detection with the anomaly index of each class as its score, positive on the small side. ``details`` has
-        ``"masks"`` (T, 1, H, W) and ``"patterns"`` (T, C, H, W), the smallest found that work (the last ones where
-        none did), ``"sizes"`` (T,) = ‖m‖₁ in pixels (inf where none worked), ``"success"`` (T,) and ``"classes"`` (T,).
-        Where all sizes, or more than half, are equal (as where no patch was found), the MAD is 0, there is no scale,
-        and nothing is flagged: take more steps.
+        A Detection with the anomaly index of each class as its score, positive on the small side; its ``details`` are
+        the :class:`Patches`. Where all sizes, or more than half, are equal (as where no patch was found), the MAD is 0,
+        there is no scale, and nothing is flagged: take more steps.
 
-        ``details["false_alarm_rate"]`` is :func:`false_alarm_rate`: how often some class of a clean model is flagged,
+        ``false_alarm_rate`` is :func:`false_alarm_rate`: how often some class of a clean model is flagged,
         if the sizes of its classes are independent and normal. For ten classes and a threshold of 2 it is about a
         third. Where sizes are not normal it is a guide only: look at clean models of the same kind.
 
@@ -85,10 +100,12 @@ def neural_cleanse(
         Wang et al. (2019), equation (3) and section IV. Departures: full gradients, see the module; a class for which
         no patch works is given the largest possible mask in the index.
     """
+    x = read_inputs(x)
     checks.images(x, (0.0, 1.0))
-    if x.dim() != 4 or not len(x):
-        raise ValueError(f"x: want images (N, C, H, W), at least one, got shape {tuple(x.shape)}")
-    x = inputs_for(model, x)
+    checks.pictures(x)
+    if not len(x):
+        raise ValueError("x: want at least one image, got none")
+    checks.at_home(model, x)
     for name, value in (("steps", steps), ("patience", patience), ("rows", rows)):
         checks.at_least(name, value, 1, integer=True)
     for name, value in (("lr", lr), ("cost", cost), ("threshold", threshold)):
@@ -101,10 +118,9 @@ def neural_cleanse(
             raise ValueError(f"classes: want at least 3, to compare them, got {len(classes)}")
         search = _Search(probe, x, classes.to(x.device), lr, seed, rows)
         found = search.run(steps, cost, patience)
-    sizes = found["sizes"]
-    index = anomaly_index(sizes.nan_to_num(posinf=float(x[0, 0].numel())))
-    stated = {"false_alarm_rate": false_alarm_rate(len(classes), threshold), "level": "class"}
-    return Detection(scores=index, flagged=index > threshold, threshold=threshold, details=found | stated)
+    index = anomaly_index(found.sizes.nan_to_num(posinf=float(x[0, 0].numel())))
+    stated = false_alarm_rate(len(classes), threshold)
+    return Detection(index, index > threshold, threshold, found, false_alarm_rate=stated, level="class")
 
 
 def anomaly_index(sizes: Tensor) -> Tensor:
@@ -157,7 +173,7 @@ class _Search:
         mask, pattern = ((u.tanh() + 1) / 2 for u in self.hidden)
         return mask, pattern
 
-    def run(self, steps: int, start_cost: float, patience: int) -> dict[str, Tensor]:
+    def run(self, steps: int, start_cost: float, patience: int) -> Patches:
         total = len(self.classes)
         best_size = self.x.new_full((total,), torch.inf)
         best_mask, best_pattern = (part.detach().clone() for part in self.patches())
@@ -179,8 +195,7 @@ class _Search:
             worked, failed = worked.masked_fill(up, 0), failed.masked_fill(down, 0)
         with torch.no_grad():
             success = self._success(best_mask, best_pattern)
-        found = {"masks": best_mask, "patterns": best_pattern, "sizes": best_size, "success": success}
-        return found | {"classes": self.classes}
+        return Patches(best_mask, best_pattern, best_size, success, self.classes)
 
     def _stamped(self, x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
         """Each image with each patch, (T, n, C, H, W) as one batch."""
@@ -211,60 +226,3 @@ class _Search:
             labels = self.probe(self._stamped(part, mask, pattern))[0].argmax(dim=1).view(len(self.classes), -1)
             wins += (labels == self.classes[:, None]).sum(dim=1)
         return wins / len(self.x)
-
-
-def unlearn(
-    model: nn.Module,
-    data: Dataset | tuple[Tensor, Tensor],
-    detection: Detection,
-    *,
-    share: float = 0.2,
-    epochs: int = 1,
-    lr: float = 1e-3,
-    batch_size: int = 100,
-    seed: int = 0,
-) -> tuple[nn.Module, Detection]:
-    """Repair a copy of the model: fine-tune it on clean data, part of which carry a found patch and their true labels.
-
-        θ' = θ after descent on mean CE(model_θ((1 − m)·x + m·p on a random share, x on the rest), true y)
-
-    Args:
-        model: to be repaired. It is not changed.
-        data: clean images and their true labels, a Dataset (its training part) or a pair (x, y).
-        detection: of :func:`neural_cleanse`. The patches of its flagged classes are unlearned, in turn over the
-            samples; where none is flagged this is plain fine-tuning.
-        share: part of the samples that carry a patch, in (0, 1]; drawn anew in each step, sample by sample.
-        epochs: passes over the data; the paper takes one.
-        lr, batch_size, seed: as in ``fine_tuning``.
-
-    Returns:
-        The repaired copy, and the detection that was given.
-
-    Raises:
-        ValueError, TypeError: for a wrong argument.
-
-    Source:
-        Wang et al. (2019), section VI.C: one epoch on 10 % of the training data, 20 % of them with the trigger.
-    """
-    checks.positive("share", share)
-    if share > 1:
-        raise ValueError(f"share: want at most 1, got {share}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
-    if not {"masks", "patterns"} <= set(detection.details):
-        raise ValueError(f"detection: want one of neural_cleanse, got details {sorted(detection.details)}")
-    masks, patterns = (detection.details[key][detection.flagged] for key in ("masks", "patterns"))
-
-    def stamp(x: Tensor, *, ids: Tensor, seed: int) -> Tensor:
-        noise = Noise(seed, ids, x.device)
-        chosen = noise.uniform(0, (1,), x.dtype)[:, 0] < share
-        which = noise.integers(1, (1,), len(masks))[:, 0]
-        mask = masks.to(x)[which] * chosen[:, None, None, None]
-        return (1 - mask) * x + mask * patterns.to(x)[which]
-
-    data, repaired = clean_pair(model, data), copy.deepcopy(model)
-    fit(
-        repaired, data, epochs=epochs, lr=lr, batch_size=batch_size, schedule="cosine", seed=seed,
-        augment=stamp if len(masks) else None,
-    )  # fmt: skip
-    return repaired, detection

@@ -19,19 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import class_labels, count_outputs, inputs_for
 from robustlab.attacker.results import Detection
-from robustlab.models.probing import penultimate
+from robustlab.data.pairs import Pairs, read_labeled
+from robustlab.models.probing import count_outputs, penultimate
 
 
-def spectral_signatures(model: nn.Module, x: Tensor, y: Tensor, *, rate: float, batch_size: int = 500) -> Detection:
+def spectral_signatures(
+    model: nn.Module, data: Pairs, *, rate: float, batch_size: int = 500
+) -> Detection[dict[str, Tensor]]:
     """Find the poisoned samples of a training set in the features of the model that was trained on it.
 
         τ_i = ⟨R(x_i) − R̄_c, v_c⟩²,   c = y_i;   flagged are the ⌈1.5·rate·n_c⌉ highest of each class c
 
     Args:
-        model: trained on (x, y); R is the input of its last linear layer. It is only looked at.
-        x, y: the training set, (N, ...) and labels (N,) as they were trained on.
+        model: trained on the data; R is the input of its last linear layer. It is only looked at.
+        data: the training set as it was trained on: a Dataset, whose training part is used, a pair (x, y) of inputs
+            (N, ...) and labels (N,), or a loader, whose batches are collected.
         rate: ε, an upper bound on the poisoned fraction of a class, in (0, 2/3). A class is a class of y: 200 poisons
             among the 600 samples that bear the target's label are a rate of 1/3, whatever part of all data they are.
         batch_size: rows a forward.
@@ -43,7 +46,7 @@ def spectral_signatures(model: nn.Module, x: Tensor, y: Tensor, *, rate: float, 
         ``x[~flagged], y[~flagged]``.
 
         The method does not ask whether there is poison at all: in a clean training set it flags the share
-        ``details["false_alarm_rate"]`` of the samples, Σ_c ⌈1.5·rate·n_c⌉ / N, by construction (fewer where scores
+        ``false_alarm_rate`` of the samples, Σ_c ⌈1.5·rate·n_c⌉ / N, by construction (fewer where scores
         are equal, and never a whole class).
 
     Raises:
@@ -56,8 +59,8 @@ def spectral_signatures(model: nn.Module, x: Tensor, y: Tensor, *, rate: float, 
     checks.positive("rate", rate)
     if rate >= 2 / 3:
         raise ValueError(f"rate: want below 2/3, so that 1.5·rate leaves something, got {rate}")
-    x = inputs_for(model, x)
-    y = class_labels(y, x)
+    x, y = read_labeled(data)
+    checks.at_home(model, x, "data")
     features = penultimate(model, x, batch_size)
     checks.in_classes("y", y, count_outputs(model, x))
     tau = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -71,8 +74,8 @@ def spectral_signatures(model: nn.Module, x: Tensor, y: Tensor, *, rate: float, 
         removed += remove
         kept = tau[rows].sort(descending=True).values[remove]
         scores[rows] = tau[rows] / kept.clamp_min(torch.finfo(tau.dtype).tiny)
-    details = {"tau": tau, "spread": spread, "false_alarm_rate": removed / len(y), "level": "sample"}
-    return Detection(scores=scores, flagged=scores > 1, threshold=1.0, details=details)
+    details = {"tau": tau, "spread": spread}
+    return Detection(scores, scores > 1, 1.0, details, false_alarm_rate=removed / len(y), level="sample")
 
 
 def spectral_scores(features: Tensor) -> tuple[Tensor, Tensor]:

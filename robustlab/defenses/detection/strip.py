@@ -20,29 +20,31 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.poisoned_data import inputs_for
 from robustlab.attacker.results import Detection
+from robustlab.data.pairs import Pairs, read_inputs
 from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import Probe
 
 
 def strip(
     model: nn.Module,
-    x: Tensor,
-    clean: Tensor,
+    x: Tensor | Pairs,
+    clean: Tensor | Pairs,
     *,
     overlays: int = 50,
     rejection_rate: float = 0.01,
     seed: int = 0,
     ids: Tensor | None = None,
     rows: int = 1000,
-) -> Detection:
+) -> Detection[dict[str, Tensor]]:
     """Flag the inputs whose prediction does not care what is laid over them.
 
     Args:
         model: maps inputs in [0, 1] to logits (N, K). It is only looked at.
-        x: inputs to be judged, (N, ...), as they come in at test time.
-        clean: clean inputs (M', ...), at least 2: they serve as overlays, and their own entropies set the threshold.
+        x: inputs to be judged, (N, ...), as they come in at test time; or labeled data (of a Dataset the test part),
+            whose labels are not looked at.
+        clean: clean inputs (M', ...), at least 2, or labeled data (of a Dataset the training part): they serve as
+            overlays, and their own entropies set the threshold.
         overlays: M, how many are laid over each input, drawn with replacement; at least 1.
         rejection_rate: share of clean inputs that may be flagged, in (0, 1). With fewer than 1/rejection_rate − 1
             clean inputs no threshold keeps it, and nothing is flagged.
@@ -51,9 +53,9 @@ def strip(
         rows: inputs in one forward.
 
     Returns:
-        A Detection with the scores −H(x), in bits. ``details`` has ``"clean_entropies"`` (M',) and
-        ``"false_alarm_rate"``, which is the rejection rate: a clean input is flagged no more often, on average over
-        the draw of the clean inputs. Given one draw of M' of them the rate itself is random, with the distribution
+        A Detection with the scores −H(x), in bits. ``details`` has ``"clean_entropies"`` (M',). The
+        ``false_alarm_rate`` is the rejection rate: a clean input is flagged no more often, on average over the draw of
+        the clean inputs. Given one draw of M' of them the rate itself is random, with the distribution
         Beta(k, M' + 1 − k), k = ⌊rejection_rate·(M' + 1)⌋. Both would be exact if overlays and the inputs that set
         the threshold were different ones; each clean input serves as both, which adds a little where they are few.
 
@@ -63,8 +65,9 @@ def strip(
     Source:
         Gao et al. (2019). Departure: the threshold, see the module.
     """
-    x, clean = inputs_for(model, x), inputs_for(model, clean, "clean")
-    for images in (x, clean):
+    x, clean = read_inputs(x, "x", "test"), read_inputs(clean, "clean")
+    for name, images in (("x", x), ("clean", clean)):
+        checks.at_home(model, images, name)
         checks.images(images, (0.0, 1.0))
     if clean.shape[1:] != x.shape[1:] or len(clean) < 2:
         raise ValueError(f"clean: want at least 2 inputs of shape {tuple(x.shape[1:])}, got {tuple(clean.shape)}")
@@ -84,8 +87,10 @@ def strip(
     # at most k of M' + 1 exchangeable entropies are below the k-th smallest of M' of them
     allowed = math.floor(rejection_rate * (len(clean) + 1) + 1e-9)
     lowest = float(reference.sort().values[allowed - 1]) if allowed else -math.inf
-    details = {"clean_entropies": reference, "false_alarm_rate": rejection_rate, "level": "sample"}
-    return Detection(scores=-entropies, flagged=-entropies > -lowest, threshold=-lowest, details=details)
+    details = {"clean_entropies": reference}
+    return Detection(
+        -entropies, -entropies > -lowest, -lowest, details, false_alarm_rate=rejection_rate, level="sample"
+    )
 
 
 def _entropies(probe: Probe, x: Tensor, clean: Tensor, drawn: Tensor, rows: int) -> Tensor:

@@ -42,7 +42,7 @@ def tnd_data_free(
     threshold: float = 100.0,
     calibration: Tensor | None = None,
     seed: int = 0,
-) -> Detection:
+) -> Detection[dict[str, Tensor]]:
     """Excite the penultimate layer from noise, and flag the classes whose logits rise beyond a threshold.
 
     Args:
@@ -64,7 +64,7 @@ def tnd_data_free(
         (1, H, W) and ``"pattern"`` (C, H, W) that all starts share at the end, and the neurons' ``"weights"`` (d,).
 
         No false-alarm rate is known for 100: nothing is known of this statistic on clean models. With a
-        `calibration` there is one, ``details["false_alarm_rate"]`` = 1/(M + 1): that some class of one more clean
+        `calibration` there is one, ``false_alarm_rate`` = 1/(M + 1): that some class of one more clean
         model of the same kind is flagged is no more likely.
 
     Raises:
@@ -96,8 +96,8 @@ def tnd_data_free(
         images = (1 - mask) * noise + mask * pattern
         with torch.no_grad():
             scores = (probe(images)[0] - before).mean(dim=0)
-    details = {"images": images, "mask": mask[0], "pattern": pattern[0], "weights": weights, **stated}
-    return Detection(scores=scores, flagged=scores > threshold, threshold=threshold, details=details)
+    details = {"images": images, "mask": mask[0], "pattern": pattern[0], "weights": weights}
+    return Detection(scores, scores > threshold, threshold, details, **stated)
 
 
 def _ascend(

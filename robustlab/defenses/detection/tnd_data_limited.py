@@ -22,22 +22,30 @@ the largest at which the perturbation works.
 
 from __future__ import annotations
 
+from typing import Literal, TypedDict
+
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.losses import margin
-from robustlab.attacker.poisoned_data import inputs_for
 from robustlab.attacker.results import Detection
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.models.probing import Probe
 
 QUANTILE = 0.25
 
 
+class Stated(TypedDict, total=False):
+    """What a threshold states of clean models; see :class:`robustlab.attacker.results.Detection`."""
+
+    false_alarm_rate: float
+    level: Literal["class"]
+
+
 def tnd_data_limited(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    data: Pairs,
     *,
     steps: int = 100,
     searches: int = 5,
@@ -46,12 +54,13 @@ def tnd_data_limited(
     required: float = 0.7,
     threshold: float = 0.75,
     calibration: Tensor | None = None,
-) -> Detection:
+) -> Detection[dict[str, Tensor]]:
     """Flag the classes that a universal perturbation and perturbations for single images reach in the same way.
 
     Args:
         model: maps images (N, C, H, W) in [0, 1] to logits (N, K). It is only looked at.
-        x, y: clean images and their true labels, N of them; one a class is enough. All classes are candidates.
+        data: clean images (N, C, H, W) and their true labels, a Dataset (its training part), a pair (x, y) or a loader,
+            whose batches are collected. One per class is enough. All classes are candidates.
         steps: for each value of λ, at least 1.
         searches: values of λ that are tried, at least 1.
         lr: largest change of a pixel of a mask, and change of each pixel of a pattern, in one step.
@@ -67,7 +76,7 @@ def tnd_data_limited(
         (K, C, H, W) of the universal perturbations, and ``"success"`` (K,), the share of images each moves or keeps.
 
         No false-alarm rate is known for 0.75: nothing is known of this statistic on clean models. With a
-        `calibration` there is one, ``details["false_alarm_rate"]`` = 1/(M + 1): that some class of one more clean
+        `calibration` there is one, ``false_alarm_rate`` = 1/(M + 1): that some class of one more clean
         model of the same kind is flagged is no more likely.
 
     Raises:
@@ -77,11 +86,10 @@ def tnd_data_limited(
         Wang et al. (2020), the data-limited detector. Departures: the steps, see the
         module; λ is bisected for the perturbations of single images too.
     """
+    x, y = read_labeled(data)
     checks.images(x, (0.0, 1.0))
-    if x.dim() != 4 or not len(x):
-        raise ValueError(f"x: want images (N, C, H, W), at least one, got shape {tuple(x.shape)}")
-    x = inputs_for(model, x)
-    y = checks.labels("y", y, x)
+    checks.pictures(x)
+    checks.at_home(model, x, "data")
     for name, value in (("steps", steps), ("searches", searches)):
         checks.at_least(name, value, 1, integer=True)
     for name, value in (("lr", lr), ("required", required)):
@@ -109,21 +117,21 @@ def tnd_data_limited(
     success = (universal(together) < 0).to(x).view(classes, -1).mean(dim=1)
     cosines = torch.cosine_similarity(together, alone, dim=1).masked_fill(stays, torch.nan).view(classes, -1)
     scores = cosines.nanquantile(QUANTILE, dim=1).nan_to_num(nan=-1.0)
-    details = {"cosines": cosines, "masks": mask, "patterns": pattern, "success": success, **stated}
-    return Detection(scores=scores, flagged=scores > threshold, threshold=threshold, details=details)
+    details = {"cosines": cosines, "masks": mask, "patterns": pattern, "success": success}
+    return Detection(scores, scores > threshold, threshold, details, **stated)
 
 
-def clean_threshold(threshold: float, calibration: Tensor | None) -> tuple[float, dict[str, object]]:
+def clean_threshold(threshold: float, calibration: Tensor | None) -> tuple[float, Stated]:
     """The threshold that clean models set, and the rate at which another one passes it.
 
     Of M + 1 exchangeable numbers each is the highest with probability 1/(M + 1), or less where some are equal.
     """
     if calibration is None:
-        return threshold, {}
+        return threshold, Stated()
     highest = torch.as_tensor(calibration).flatten()
     if not len(highest) or not bool(highest.isfinite().all()):
         raise ValueError(f"calibration: want the highest scores of at least one clean model, got {calibration}")
-    return float(highest.max()), {"false_alarm_rate": 1 / (len(highest) + 1), "level": "class"}
+    return float(highest.max()), Stated(false_alarm_rate=1 / (len(highest) + 1), level="class")
 
 
 def _sparsest(

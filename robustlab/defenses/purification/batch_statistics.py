@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robustlab.models.modes import evaluating
+
 
 def estimate_again(model: nn.Module, x: Tensor, batch_size: int = 500) -> None:
     """Replace the running statistics of each batch norm in `model`, in place, by those of x.
@@ -23,20 +25,16 @@ def estimate_again(model: nn.Module, x: Tensor, batch_size: int = 500) -> None:
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not layers:
         return
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
     size = min(batch_size, len(x))
     try:
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain average over batches
-            layer.train()
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # the plain average over batches
+                layer.train()
             for part in x[: len(x) // size * size].split(size):
                 model(part)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for module, training in modes:
-            module.training = training

@@ -12,16 +12,36 @@ So it stays exactly zero while the rest is fine-tuned, whatever batch norm, shor
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.results import Detection
+from robustlab.attacker.results import Repair
 from robustlab.attacker.victim import accuracy
-from robustlab.data.dataset import Dataset
-from robustlab.defenses.purification.fine_tuning import clean_pair, fine_tuning
+from robustlab.data.pairs import Pairs, read_labeled
+from robustlab.defenses.purification.fine_tuning import fine_tuning
 from robustlab.models.probing import Probe
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """What was pruned of a layer with C channels.
+
+    Attributes:
+        layer: its name.
+        activation: (C,), the mean activation a_c of each channel on clean data.
+        pruned: bool (C,).
+        order: (C,), the channels in the order in which they were tried.
+        accuracy: on the clean data after 0, 1, 2, … pruned channels; the last one may be too many, and was taken back.
+    """
+
+    layer: str
+    activation: Tensor
+    pruned: Tensor
+    order: Tensor
+    accuracy: Tensor
 
 
 class ChannelMask(nn.Module):
@@ -37,7 +57,7 @@ class ChannelMask(nn.Module):
 
 def fine_pruning(
     model: nn.Module,
-    data: Dataset | tuple[Tensor, Tensor],
+    data: Pairs,
     *,
     tolerance: float = 0.02,
     layer: str | None = None,
@@ -45,7 +65,7 @@ def fine_pruning(
     lr: float = 1e-3,
     batch_size: int = 100,
     seed: int = 0,
-) -> tuple[nn.Module, Detection]:
+) -> Repair[Pruning]:
     """Prune the channels that sleep on clean data, then fine-tune what is left.
 
         a_c = mean over clean inputs and positions of activation c;   prune in the order of a_c, lowest first,
@@ -53,8 +73,8 @@ def fine_pruning(
 
     Args:
         model: to be repaired. It is not changed.
-        data: clean inputs and labels, a Dataset (its training part) or a pair (x, y). They choose the channels, measure
-            the accuracy and are fine-tuned on.
+        data: clean inputs and labels, a Dataset (its training part), a pair (x, y) or a loader. They choose the
+            channels, measure the accuracy and are fine-tuned on.
         tolerance: how much accuracy on `data` pruning alone may cost, in [0, 1).
         layer: name of the module (as in ``model.named_modules()``) whose output (N, C, H, W) is pruned. None is the
             last one to run that has no parts and gives such an output: the activation, or the pooling, behind the last
@@ -63,10 +83,8 @@ def fine_pruning(
         lr, batch_size, seed: of fine-tuning, as in ``fine_tuning``.
 
     Returns:
-        The repaired copy, in which a ``ChannelMask`` stands behind the layer, and a Detection about the layer's C
-        channels: the scores are −a_c, flagged are the pruned ones, the threshold is the score of the first one kept.
-        ``details`` has ``"layer"``, the pruning ``"order"`` and the ``"accuracy"`` after 0, 1, 2, … pruned channels.
-        A flag is no alarm, and has no false-alarm rate: channels of clean models sleep, and are pruned, too.
+        A Repair with the repaired copy, in which a ``ChannelMask`` stands behind the layer; its ``details`` are the
+        :class:`Pruning`. That a channel is pruned is no alarm: channels of clean models sleep, too.
 
     Raises:
         ValueError, TypeError: for a wrong argument.
@@ -78,7 +96,8 @@ def fine_pruning(
     if tolerance >= 1:
         raise ValueError(f"tolerance: want below 1, got {tolerance}")
     checks.at_least("epochs", epochs, 0, integer=True)
-    x, y = clean_pair(model, data)
+    x, y = read_labeled(data)
+    checks.at_home(model, x, "data")
     name, activation = channel_activations(model, x, layer)
     pruned, mask = _with_mask(model, name, activation)
     order = activation.argsort(stable=True)
@@ -89,16 +108,10 @@ def fine_pruning(
         if measured[-1] < measured[0] - tolerance - 1e-12:
             mask[channel] = 1
             break
-    flagged = mask == 0
-    found = Detection(
-        scores=-activation,
-        flagged=flagged,
-        threshold=float(-activation[order[int(flagged.sum())]]),
-        details={"layer": name, "order": order, "accuracy": torch.tensor(measured)},
-    )
+    details = Pruning(name, activation, mask == 0, order, torch.tensor(measured))
     if epochs:
-        pruned, _ = fine_tuning(pruned, (x, y), epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
-    return pruned, found
+        pruned = fine_tuning(pruned, (x, y), epochs=epochs, lr=lr, batch_size=batch_size, seed=seed).model
+    return Repair(pruned, details)
 
 
 def channel_activations(model: nn.Module, x: Tensor, layer: str | None = None) -> tuple[str, Tensor]:

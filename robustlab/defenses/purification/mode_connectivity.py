@@ -13,6 +13,7 @@ backdoor alive, and a short way from the backdoored end (the paper reports t = 0
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from robustlab import checks
-from robustlab.attacker.results import Detection
+from robustlab.attacker.results import Repair
 from robustlab.attacker.victim import accuracy
-from robustlab.data.dataset import Dataset
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.defenses.purification.batch_statistics import estimate_again
-from robustlab.defenses.purification.fine_tuning import clean_pair, fine_tuning, nothing_found
+from robustlab.defenses.purification.fine_tuning import fine_tuning
 from robustlab.geometry.keyed import Noise
 from robustlab.training.fit import fit
 
@@ -76,9 +77,24 @@ class BezierCurve(nn.Module):
         return model.eval()
 
 
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """A curve between two models and what was measured on it.
+
+    Attributes:
+        curve: from one to the other.
+        t: (points,), places on it.
+        accuracy: (points,), on the clean data.
+    """
+
+    curve: BezierCurve
+    t: Tensor
+    accuracy: Tensor
+
+
 def mode_connectivity(
     model: nn.Module,
-    data: Dataset | tuple[Tensor, Tensor],
+    data: Pairs,
     *,
     other: nn.Module | None = None,
     t: float = 0.1,
@@ -87,12 +103,12 @@ def mode_connectivity(
     lr: float = 3e-3,
     batch_size: int = 100,
     seed: int = 0,
-) -> tuple[nn.Module, Detection]:
+) -> Repair[Connection]:
     """Replace a tampered model by one from the curve to another, trained on clean data.
 
     Args:
         model: the tampered model, at t = 0. It is not changed.
-        data: clean inputs and labels, a Dataset (its training part) or a pair (x, y).
+        data: clean inputs and labels, a Dataset (its training part), a pair (x, y) or a loader.
         other: the model at t = 1, of the same architecture: another one that may have been tampered with, in another
             way, or None for a copy of `model` that is fine-tuned on `data` (5 epochs).
         t: where on the curve the repaired model is taken, in [0, 1]; the paper reports 0.1.
@@ -101,8 +117,7 @@ def mode_connectivity(
             each step draws its own t.
 
     Returns:
-        The model at t, in evaluation mode, and a Detection. The method looks for nothing, so the Detection is about no
-        samples; ``details`` has the ``"curve"`` (a BezierCurve), ``"t"`` (points,) and ``"accuracy"`` (points,).
+        A Repair with the model at t, in evaluation mode; its ``details`` are the :class:`Connection`.
 
     Raises:
         ValueError, TypeError: for a wrong argument.
@@ -114,15 +129,15 @@ def mode_connectivity(
     if t > 1:
         raise ValueError(f"t: want at most 1, got {t}")
     checks.at_least("points", points, 2, integer=True)
-    x, y = clean_pair(model, data)
+    x, y = read_labeled(data)
+    checks.at_home(model, x, "data")
     if other is None:
-        other, _ = fine_tuning(model, (x, y), batch_size=batch_size, seed=seed)
+        other = fine_tuning(model, (x, y), batch_size=batch_size, seed=seed).model
     curve = BezierCurve(model, other)
     fit(curve, (x, y), objective=_along, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     grid = torch.linspace(0, 1, points)
     measured = [accuracy(curve.at(float(s), x), x, y) for s in grid]
-    details = {"curve": curve, "t": grid, "accuracy": torch.tensor(measured)}
-    return curve.at(t, x), nothing_found(**details)
+    return Repair(curve.at(t, x), Connection(curve, grid, torch.tensor(measured)))
 
 
 def _along(curve: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:

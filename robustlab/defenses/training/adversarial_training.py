@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import pgd_maximize
+from robustlab.models.modes import evaluating, frozen
 
 __all__ = ["adversarial_training"]
 
@@ -44,22 +45,11 @@ class AdversarialTraining:
         return F.cross_entropy(model(x), y)
 
     def _craft(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Tensor:
-        modes = [(module, module.training) for module in model.modules()]
-        frozen = [p for p in model.parameters() if p.requires_grad]
-        try:
-            if self.craft_mode == "eval":
-                model.eval()
-            for p in frozen:  # only the input's gradient is wanted
-                p.requires_grad_(False)
+        with evaluating(model) if self.craft_mode == "eval" else frozen(model):
             return pgd_maximize(
                 model, x, y, norm=self.norm, eps=self.scale * self.eps, steps=self.steps,
                 step_size=self.scale * self.step_size, seed=seed, ids=ids, bounds=self.bounds,
             )  # fmt: skip
-        finally:
-            for p in frozen:
-                p.requires_grad_(True)
-            for module, training in modes:
-                module.training = training
 
 
 def adversarial_training(

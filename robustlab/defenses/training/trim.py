@@ -19,6 +19,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.results import Detection
+from robustlab.data.pairs import Pairs, read_pair
 from robustlab.geometry.keyed import Noise
 from robustlab.models.linear import PENALTIES, LinearModel, fit_linear, regularizer, table
 
@@ -26,8 +27,7 @@ MAX_TURNS = 1000
 
 
 def trim(
-    x: Tensor,
-    y: Tensor,
+    data: Pairs,
     *,
     n_clean: int,
     penalty: str = "ridge",
@@ -36,14 +36,13 @@ def trim(
     restarts: int = 1,
     start_rows: int | None = None,
     seed: int = 0,
-) -> tuple[LinearModel, Detection]:
+) -> tuple[LinearModel, Detection[dict[str, tuple[float, ...]]]]:
     """Fit a ridge or LASSO model to the n rows of a poisoned table that it fits best.
 
         I ← the n smallest (w·x_i + b − y_i)²,   (w, b) ← argmin L(w, b; I),   until L stays
 
     Args:
-        x: features (N, d).
-        y: responses (N,).
+        data: a pair (x, y): features (N, d) and responses (N,).
         n_clean: n, how many rows are thought to be clean, 1 to N. The method has to be told.
         penalty: ``"ridge"`` or ``"lasso"``; see :func:`robustlab.models.linear.fit_linear`.
         lam: λ, above 0.
@@ -63,8 +62,8 @@ def trim(
     Source:
         Jagielski et al. (2018), Algorithm 2. Departure: the options of several and of small starts.
     """
+    x, y = read_pair(data)
     table(x, y)
-    x, y = x.detach(), y.detach()
     checks.at_least("n_clean", n_clean, 1, integer=True)
     if n_clean > len(x):
         raise ValueError(f"n_clean: want at most {len(x)} rows, got {n_clean}")

@@ -19,6 +19,7 @@ from robustlab.defenses.robustness_claim import Claim
 from robustlab.evaluation.adaptive.eot import eot
 from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.geometry.norms import get_norm
+from robustlab.models.modes import evaluating
 
 _DRAWS = 4  # of a random defense, to average; it is judged on twice as many
 
@@ -159,7 +160,7 @@ class ComparedAttacks:
     def _maximize(self, model: nn.Module) -> Tensor:
         """The end of PGD with all its steps: no early stop."""
         claim = self.claim
-        with Victim(model, bounds=claim.bounds).held(self.x.device):
+        with evaluating(model, device=self.x.device):
             return pgd_maximize(
                 model, self.x, self.y, norm=claim.norm, eps=claim.eps, steps=self.steps, seed=self.seed,
                 bounds=claim.bounds,
@@ -169,7 +170,7 @@ class ComparedAttacks:
 
     def gradient(self, loss: Callable[..., Tensor], at: Tensor) -> Tensor:
         """The raw gradient of an attacker's loss at points (N, ...), with whatever is not a number in it."""
-        with self.victim.held(self.x.device), torch.enable_grad():
+        with evaluating(self.victim.model, device=self.x.device), torch.enable_grad():
             point = at.detach().clone().requires_grad_(True)
             value = loss(self.victim.model(point), self.y).sum()
             (grad,) = torch.autograd.grad(value, point, allow_unused=True)
@@ -191,7 +192,7 @@ class ComparedAttacks:
         near = self.ball.uniform(noise, 0, self.x, 0.1 * self.claim.eps)
         start = (self.x + near).clamp(low, high)
         step = 0.1 * self.claim.eps * self.ball.steepest(-self.gradient(truncated_margin, start).nan_to_num())
-        with self.victim.held(self.x.device), torch.no_grad():
+        with evaluating(self.victim.model, device=self.x.device), torch.no_grad():
             before = truncated_margin(self.victim.model(start), self.y)
             after = truncated_margin(self.victim.model((start + step).clamp(low, high)), self.y)
         right = before > 0
@@ -201,6 +202,6 @@ class ComparedAttacks:
 @torch.no_grad()
 def _frozen(model: nn.Module, x: Tensor, seed: int, train: bool) -> Tensor:
     """Logits at x with torch's generator seeded; mode, statistics and generator stay as they were."""
-    with Victim(model, mode="asis" if train else "eval").held(x.device):
+    with evaluating(model, mode="asis" if train else "eval", device=x.device):
         torch.manual_seed(seed)
         return model(x.clone())

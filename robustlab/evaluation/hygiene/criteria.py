@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustlab.attacker.victim import Victim
 from robustlab.defenses.robustness_claim import Claim
 from robustlab.evaluation.hygiene.compared_attacks import ComparedAttacks
 from robustlab.geometry.norms import get_norm
 from robustlab.intervals import wilson
+from robustlab.models.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def authors(b: ComparedAttacks) -> Iterator[Check]:
     """The attack behind the claim is one that the claim is about."""
     if b.claim.attack is None:
         return
-    with Victim(b.model, mode="asis").held(b.x.device):
+    with evaluating(b.model, mode="asis", device=b.x.device):
         torch.manual_seed(b.seed)
         found = b.claim.attack(b.model, b.x, b.y, b.claim.eps).detach()
     low, high = b.claim.bounds
@@ -148,7 +148,7 @@ def numbers(b: ComparedAttacks) -> Iterator[Check]:
     n, claim = len(b.x), b.claim
     right = ~b.wrong
     if claim.detector is not None:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(claim.detector, device=b.x.device):
             right &= claim.detector(b.x) <= 0
     clean = float(right.double().mean())
     low, high = wilson(torch.tensor(int(right.sum())), n, 0.99)

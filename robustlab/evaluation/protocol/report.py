@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robustlab.attacker.results import Result
 from robustlab.evaluation.protocol.state import State
 from robustlab.intervals import wilson
 
@@ -35,8 +36,8 @@ class AttackRun:
     gradients: int
 
 
-@dataclass(frozen=True, eq=False)
-class AutoAttackReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class AutoAttackReport(Result):
     """The outcome on N samples.
 
     Attributes:

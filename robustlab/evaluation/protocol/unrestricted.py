@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.results import AttackResult
+from robustlab.attacker.results import AttackResult, Result
 from robustlab.attacker.victim import Victim
 from robustlab.data.pairs import Pairs, beside, read_pair
 from robustlab.models.modes import evaluating
@@ -42,8 +42,8 @@ Attack = Callable[..., AttackResult]
 Judge = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class Submission:
+@dataclass(frozen=True, eq=False, repr=False)
+class Submission(Result):
     """A set of inputs and what the model did with them; everything on the CPU, (N,).
 
     Attributes:
@@ -81,8 +81,8 @@ class Submission:
         return 1 - float(errors[_at_least(coverage, len(errors)) - 1]) if len(errors) else math.nan
 
 
-@dataclass(frozen=True, eq=False)
-class Contest:
+@dataclass(frozen=True, eq=False, repr=False)
+class Contest(Result):
     """The outcome of :func:`unrestricted`.
 
     Attributes:

@@ -66,19 +66,18 @@ def branch_and_bound(
 
     Args:
         model: from (N, ...) to (N, K). Complete for affine layers and ReLUs, and for any network with few inputs; else
-            an answer may be ``"unknown"``.
+            there may be no answer.
         x: (N, ...) in the box.
         y: (N,) labels; None takes the model's own prediction.
         norm: ``"linf"``.
         eps: ε > 0, one number or one a sample, in the units of x.
-        timeout: seconds for each sample (default 60), None for no limit; then its status is ``"unknown"``.
+        timeout: seconds for each sample (default 60), None for no limit; then nothing is known of it.
         memory: GB that the open domains of a sample may take (default 2), None for no limit; then the same.
         box: the range of valid inputs (default (0, 1)).
         progress: show a bar with the number of open domains.
 
     Returns:
-        A Certificate: ``"verified"``, ``"falsified"`` with a counterexample that was replayed on the model, or
-        ``"unknown"``.
+        A Certificate: per sample verified, falsified with a counterexample that was replayed on the model, or neither.
 
     Raises:
         ValueError, TypeError: naming the argument, or the operator that is not known.

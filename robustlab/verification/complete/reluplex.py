@@ -58,12 +58,11 @@ def reluplex(
         y: (N,) labels; None takes the model's own prediction.
         norm: ``"linf"``.
         eps: ε > 0, one number or one a sample, in the units of x.
-        timeout: seconds for each sample (default 60), None for no limit; then its status is ``"unknown"``.
+        timeout: seconds for each sample (default 60), None for no limit; then nothing is known of it.
         box: the range of valid inputs (default (0, 1)).
 
     Returns:
-        A Certificate: ``"verified"``, ``"falsified"`` with a counterexample that was replayed on the model, or
-        ``"unknown"``.
+        A Certificate: per sample verified, falsified with a counterexample that was replayed on the model, or neither.
 
     Raises:
         ValueError, TypeError: naming the argument, or the operator that is not piecewise linear.

@@ -44,10 +44,9 @@ def verify(
     Label y is kept if f_y(x′) > f_k(x′) for all k ≠ y and all x′ in the box with ‖x′ − x‖∞ ≤ ε. A complete verifier
     answers that with yes or with an x′, given time:
 
-    * ``"verified"``: for every k the solver has shown f_y − f_k > 1e-6 on the ball, in float64;
-    * ``"falsified"``: there is an x′ in the ball whose label, asked of the model itself, is not y;
-    * ``"unknown"``: time or memory ran out, what decides is within 1e-6 of a tie, or the model may
-      overflow on the ball.
+    * verified: for every k the solver has shown f_y − f_k > 1e-6 on the ball, in float64;
+    * falsified: there is an x′ in the ball whose label, asked of the model itself, is not y;
+    * unknown: time or memory ran out, what decides is within 1e-6 of a tie, or the model may overflow on the ball.
 
     Args:
         model: from (N, ...) to (N, K), with operators that the method knows.
@@ -101,14 +100,18 @@ def verify(
             verdict: Verdict = solve(graph, cases, replay, Clock(timeout), **options)
             if verdict.witness is not None:
                 found[i] = verdict.witness
-            status[i] = "unknown" if verdict.status == "timeout" else verdict.status
-    verified = torch.tensor([s == "verified" for s in status], dtype=torch.bool, device=x.device)
+            status[i] = verdict.status
+    verified, falsified = (
+        torch.tensor([s == word for s in status], dtype=torch.bool, device=x.device)
+        for word in ("verified", "falsified")
+    )
     return Certificate(
-        status=status,
+        verified=verified,
+        falsified=falsified,
         radius=torch.where(verified, radius, 0.0),
         norm=norm,
         method=method,
-        counterexample=found if "falsified" in status else None,
+        counterexample=found if bool(falsified.any()) else None,
     )
 
 

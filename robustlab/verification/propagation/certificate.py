@@ -41,14 +41,7 @@ def prepare(
     radius = x.new_zeros(len(x)) if eps is None else checks.per_sample("eps", eps, x)
     if y is not None:
         y = checks.labels("y", y, x)
-    if isinstance(model, nn.Module):
-        weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-        if weight is not None and weight.dtype != x.dtype:
-            raise TypeError(
-                f"x: want the model's dtype {weight.dtype}, got {x.dtype}; say model.double() or x.to({weight.dtype})"
-            )
-        if weight is not None and weight.device != x.device:
-            raise ValueError(f"x: want the model's device {weight.device}, got {x.device}")
+    checks.at_home(model, x)
     graph = trace(model, x)
     if tuple(x.shape[1:]) != graph.input_shape:
         raise ValueError(f"x: want shape (N, {graph.input_shape}), got {tuple(x.shape)}")
@@ -86,7 +79,7 @@ def certificate(
         model, x, y, norm, eps, box: as in :func:`robustlab.verification.certify`.
 
     Returns:
-        The certificate: ``"verified"``, ``"falsified"`` where x itself is not classified as y, else ``"unknown"``.
+        The certificate: falsified where x itself is not classified as y.
     """
     graph, logits, y, radius = prepare(model, x, y, norm, box, eps)
     right = logits.argmax(dim=1) == y
@@ -100,10 +93,6 @@ def certificate(
 
 def stated(proven: Tensor, right: Tensor, radius: Tensor, x: Tensor, norm: ProperNorm, method: str) -> Certificate:
     """The certificate from what was proven; a sample that is misclassified is its own counterexample."""
-    status = [
-        "verified" if p else "unknown" if r else "falsified"
-        for p, r in zip(proven.tolist(), right.tolist(), strict=True)
-    ]
     wrong = beside(~right, x)
     counterexample = torch.where(wrong, x, torch.nan) if bool(wrong.any()) else None
-    return Certificate(status, radius, norm, method, counterexample=counterexample)
+    return Certificate(proven, ~right, radius, norm, method, counterexample=counterexample)

@@ -110,8 +110,8 @@ def certify(
         options: the method's own.
 
     Returns:
-        A :class:`~robustlab.attacker.results.Certificate`: ``"verified"`` with radius ε where every margin has a
-        positive lower bound, ``"falsified"`` where x itself is not classified as y, ``"unknown"`` elsewhere.
+        A :class:`~robustlab.attacker.results.Certificate`: verified with radius ε where every margin has a positive
+        lower bound, falsified where x itself is not classified as y.
 
     Raises:
         ValueError, TypeError: naming the argument that is wrong, or the node that cannot be bounded.

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacker.results import Detection
 from robustlab.attacks import Canary
+from robustlab.defenses.detection.neural_cleanse import Patches
 from robustlab.geometry.keyed import Noise
 from robustlab.models import character_gru
 from robustlab.models.linear import fit_linear
 from robustlab.teaching.catalogue import Row, get, rows
 from robustlab.training.fit import fit
 
+REGRESSION = ("regression_poisoning", "statistical_poisoning", "trim")  # their data are tables with real responses
 FEDERATED = "05"  # methods of this chapter change updates, not data: they have a suite of their own
 CLASSES, N, SIDE, TARGET, RATE = 3, 60, 8, 0, 0.1
 # Public functions that are a part of a row's method, without a row and a claim of their own: they run like the others.
@@ -43,7 +45,7 @@ PARTS = (
         get("neural_cleanse"),
         key="unlearn",
         kind="repair",
-        file="neural_cleanse",
+        folder="defenses/purification",
         quick={"epochs": 1},
     ),
 )
@@ -181,17 +183,14 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
     """What a parameter without a default gets, by its name."""
     flat = "image" not in case.row.dims and "flat" in case.row.dims
     x, y = (part.to(device) for part in base(flat, dtype))
-    regression = case.row.kind in ("poisoning", "trainer") and not case.takes("base")
-    if name in ("x", "y") and regression:
+    regression = case.row.key in REGRESSION
+    if name == "data" and regression:
         x, y = (part.to(device) for part in table(dtype=dtype))
     if name == "model" and regression:
         return fit_linear(*(part.to(device) for part in table(dtype=dtype)))
-    models = (
-        [trained(seed, dtype, device, flat) for seed in (0, 1, 2)] if "model" in name or name == "surrogates" else []
-    )
+    models = [trained(0, dtype, device, flat)] if "model" in name else []
     known = {
-        "base": (x, y), "data": (x, y), "x": x, "y": y,
-        "model": models and models[0], "models": models, "surrogates": models,
+        "data": (x, y), "x": x, "y": y, "model": models and models[0],
         "clean": images(40, dtype, seed=1)[0].to(device),
         "classes": CLASSES, "n_clean": len(x) - 4, "n": len(x) - 4,
         "target": TARGET, "x_target": x[1:2], "y_target": int(y[1]), "eps": 0.1, "seed": 0,
@@ -205,12 +204,14 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
     return known[name]
 
 
-def patch(dtype: torch.dtype, device: torch.device) -> Detection:
+def patch(dtype: torch.dtype, device: torch.device) -> Detection[Patches]:
     """What Neural Cleanse says where it has found a white corner that leads to the target."""
     masks = torch.zeros(CLASSES, 1, SIDE, SIDE, dtype=dtype, device=device)
     masks[TARGET, :, :2, :2] = 1.0
     index = torch.where(torch.arange(CLASSES, device=device) == TARGET, 3.0, 0.0)
-    return Detection(index, index > 2.0, 2.0, {"masks": masks, "patterns": masks.clone()})
+    sizes, all_work = masks.sum(dim=(1, 2, 3)), torch.ones_like(index)
+    found = Patches(masks, masks.clone(), sizes, all_work, torch.arange(CLASSES, device=device))
+    return Detection(index, index > 2.0, 2.0, found)
 
 
 def tensors(result: Any) -> list[Tensor]:

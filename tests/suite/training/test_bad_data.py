@@ -14,7 +14,7 @@ from tests.suite.training.cases import CLASSES, DETECTORS, POISONS, STUDIES, Cas
 pytestmark = pytest.mark.slow
 
 CASES = POISONS + STUDIES + DETECTORS
-PAIRS = ("base", "data")  # arguments that are a pair (inputs, labels)
+PAIRS = ("data",)  # arguments that are a pair (inputs, labels)
 INPUTS = ("x", "clean", "x_target")  # arguments that are inputs alone
 Change = Callable[[Tensor], Tensor]
 
@@ -43,8 +43,8 @@ WRONG_FOR_ITS_CLASSES: dict[str, Change] = {"too large": lambda y: y + CLASSES}
 def arguments(case: Case) -> dict[str, Any]:
     """The case's arguments; a surrogate that is not asked for is asked for, so that a model looks at the data."""
     given = case.arguments()
-    if case.takes("surrogate") and given.get("surrogate") is None:
-        given["surrogate"] = trained()
+    if case.takes("model") and given.get("model") is None:
+        given["model"] = trained()
         given |= {"how": "adversarial"} if case.takes("how") else {}
     return given
 
@@ -101,7 +101,7 @@ def check_inputs_of_another_dtype_than_the_model(case: Case) -> None:
     names = inputs_of(given)
     for name in names:
         given = with_inputs(given, name, Tensor.double)
-    named = "|".join([*names, "model", "models", "surrogate", "surrogates"])
+    named = "|".join([*names, "model"])
     if names:
         with pytest.raises(TypeError, match=rf"^({named}): want .*(float32.*float64|float64.*float32)"):
             case.run(**given)

@@ -35,7 +35,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
 
 def truth(case: Case, arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The data as they were."""
-    return arguments["base"] if "base" in arguments else (arguments["x"], arguments["y"])
+    return arguments["data"]
 
 
 def check_rate_and_clean_part(case: Case, dtype: torch.dtype, device: torch.device) -> Poisoned:

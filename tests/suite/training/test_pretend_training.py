@@ -46,7 +46,7 @@ def parts(case: Case, result: Any) -> Any:
     """What of a result belongs to the device. Measurements of a repair are the host's; a trigger goes where it is led:
     it is asked about an image."""
     if case.row.kind == "repair":
-        return result.model if hasattr(result, "model") else result[0]
+        return result.model
     if hasattr(result, "trigger") and hasattr(result, "x"):
         return {**vars(result), "trigger": result.trigger(result.x[:3])}
     return result
@@ -122,8 +122,8 @@ def planted(bug: Callable[[Any], None]) -> Case:
     """Label flipping with a bug that shows on a GPU alone."""
     good = next(case for case in METHODS if case.row.key == "label_flipping")
 
-    def broken(base: Any, *, rate: float, seed: int = 0) -> Any:
-        poisoned = good.function(base, rate=rate, seed=seed)
+    def broken(data: Any, *, rate: float, seed: int = 0) -> Any:
+        poisoned = good.function(data, rate=rate, seed=seed)
         bug(poisoned)
         return poisoned
 

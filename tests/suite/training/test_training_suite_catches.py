@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.poisoned_data import Poisoned
-from robustlab.attacker.results import Detection
+from robustlab.attacker.results import Detection, Repair
 from robustlab.attacks import PatchTrigger, PoisonedDataset, badnets
 from robustlab.teaching.catalogue import Row
 from tests.suite.training import test_bad_data as bad_data
@@ -29,9 +29,9 @@ def planted(change: Callable[[PoisonedDataset, Tensor, Tensor], Any]) -> Case:
     """BadNets with a bug: ``change(result, x, y)`` spoils what it returns, or its data."""
 
     @functools.wraps(badnets)
-    def broken(base: Any, **kw: Any) -> PoisonedDataset:
-        result = badnets(base, **kw)
-        change(result, *base)
+    def broken(data: Any, **kw: Any) -> PoisonedDataset:
+        result = badnets(data, **kw)
+        change(result, *data)
         return result
 
     return replace(GOOD, function=broken)
@@ -97,8 +97,8 @@ def test_written_input_and_shared_memory_are_seen() -> None:
 
 def test_poisoned_target_class_is_seen() -> None:
     @functools.wraps(badnets)
-    def broken(base: Any, *, include_target: bool = False, **kw: Any) -> PoisonedDataset:
-        return badnets(base, include_target=True, **kw)
+    def broken(data: Any, *, include_target: bool = False, **kw: Any) -> PoisonedDataset:
+        return badnets(data, include_target=True, **kw)
 
     with pytest.raises(AssertionError):
         poisons.check_labels_and_the_target_class(replace(GOOD, function=broken))
@@ -106,8 +106,8 @@ def test_poisoned_target_class_is_seen() -> None:
 
 def test_unchecked_arguments_are_seen() -> None:
     @functools.wraps(badnets)
-    def broken(base: Any, *, rate: Any = 0.1, **kw: Any) -> PoisonedDataset:
-        return badnets(base, rate=rate if isinstance(rate, float) and 0 < rate < 1 else 0.1, **kw)
+    def broken(data: Any, *, rate: Any = 0.1, **kw: Any) -> PoisonedDataset:
+        return badnets(data, rate=rate if isinstance(rate, float) and 0 < rate < 1 else 0.1, **kw)
 
     with pytest.raises(pytest.fail.Exception):
         poisons.check_bad_arguments(replace(GOOD, function=broken))
@@ -115,8 +115,8 @@ def test_unchecked_arguments_are_seen() -> None:
 
 def test_unchecked_labels_are_seen() -> None:
     @functools.wraps(badnets)
-    def broken(base: Any, **kw: Any) -> PoisonedDataset:
-        return badnets((base[0], torch.as_tensor(base[1]).flatten().long().clamp_min(0)), **kw)
+    def broken(data: Any, **kw: Any) -> PoisonedDataset:
+        return badnets((data[0], torch.as_tensor(data[1]).flatten().long().clamp_min(0)), **kw)
 
     bad_data.check_wrong_labels(GOOD)
     with pytest.raises(pytest.fail.Exception):
@@ -125,10 +125,10 @@ def test_unchecked_labels_are_seen() -> None:
 
 def test_small_labels_that_are_refused_are_seen() -> None:
     @functools.wraps(badnets)
-    def broken(base: Any, **kw: Any) -> PoisonedDataset:
-        if base[1].dtype != torch.int64:
-            raise TypeError(f"y: want torch.int64, got {base[1].dtype}")
-        return badnets(base, **kw)
+    def broken(data: Any, **kw: Any) -> PoisonedDataset:
+        if data[1].dtype != torch.int64:
+            raise TypeError(f"y: want torch.int64, got {data[1].dtype}")
+        return badnets(data, **kw)
 
     with pytest.raises(TypeError):
         bad_data.check_small_integers_are_labels(replace(GOOD, function=broken))
@@ -143,9 +143,9 @@ def test_a_kept_graph_is_seen() -> None:
 def test_torch_s_own_errors_are_seen() -> None:
     """A detector that shows its data to the model unchecked."""
 
-    def trusting(model: nn.Module, x: Tensor, y: Tensor) -> Detection:
-        found = detector(model, x, y)
-        return replace(found, details={"logits": model(x).detach()})
+    def trusting(model: nn.Module, data: Pair) -> Detection:
+        found = detector(model, data)
+        return replace(found, details={"logits": model(data[0]).detach()})
 
     for check in (bad_data.check_wrong_inputs, bad_data.check_inputs_of_another_dtype_than_the_model):
         with pytest.raises((RuntimeError, AssertionError, pytest.fail.Exception)):
@@ -189,12 +189,16 @@ def test_broken_triggers_are_seen(kind: type[PatchTrigger]) -> None:
         triggers.check_trigger(kind(), images(9)[0])
 
 
-def detector(model: nn.Module, x: Tensor, y: Tensor, *, threshold: float = 1.17) -> Detection:
+Pair = tuple[Tensor, Tensor]
+
+
+def detector(model: nn.Module, data: Pair, *, threshold: float = 1.17) -> Detection:
     """A distance from the class's mean: a plain detector that keeps all promises."""
-    if not isinstance(x, Tensor):
-        raise TypeError("x: want a torch.Tensor")
+    if not isinstance(data, tuple):
+        raise TypeError("data: want a pair")
+    x, y = data
     far = torch.stack([(x[i] - x[y == y[i]].mean(dim=0)).norm() for i in range(len(x))])
-    return Detection(far, far > threshold, threshold, {"false_alarm_rate": 0.05, "level": "sample"})
+    return Detection(far, far > threshold, threshold, false_alarm_rate=0.05, level="sample")
 
 
 def watch(function: Callable[..., Any], kind: str = "detector") -> Case:
@@ -214,33 +218,33 @@ def test_a_good_detector_passes() -> None:
     all_checks(watch(detector))
 
 
-def alarmist(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
-    return detector(model, x, y, threshold=0.5)
+def alarmist(model: nn.Module, data: Pair, **kw: Any) -> Detection:
+    return detector(model, data, threshold=0.5)
 
 
-def forgetful(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
+def forgetful(model: nn.Module, data: Pair, **kw: Any) -> Detection:
     model.eval()
-    return detector(model, x, y)
+    return detector(model, data)
 
 
-def moody(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
-    found = detector(model, x, y)
+def moody(model: nn.Module, data: Pair, **kw: Any) -> Detection:
+    found = detector(model, data)
     return replace(found, scores=found.scores + torch.rand(()))
 
 
-def peeking(model: nn.Module, x: Any, y: Tensor, **kw: Any) -> Detection:
-    if isinstance(x, Poisoned):
-        return Detection(x.is_poison.float(), x.is_poison, 0.5)
-    return detector(model, x, y)
+def peeking(model: nn.Module, data: Any, **kw: Any) -> Detection:
+    if isinstance(data, Poisoned):
+        return Detection(data.is_poison.float(), data.is_poison, 0.5)
+    return detector(model, data)
 
 
-def blurred(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
-    found = detector(model, x, y)
+def blurred(model: nn.Module, data: Pair, **kw: Any) -> Detection:
+    found = detector(model, data)
     return replace(found, flagged=found.scores > 0.5)
 
 
-def silent(model: nn.Module, x: Tensor, y: Tensor, **kw: Any) -> Detection:
-    return replace(detector(model, x, y), details={})
+def silent(model: nn.Module, data: Pair, **kw: Any) -> Detection:
+    return replace(detector(model, data), false_alarm_rate=None)
 
 
 @pytest.mark.parametrize("bug", [alarmist, forgetful, moody, peeking, blurred, silent])
@@ -252,7 +256,7 @@ def test_broken_detectors_are_seen(bug: Callable[..., Detection]) -> None:
 def by_chance(x: Tensor, *, often: int = 1) -> Detection:
     """Judges a model by chance alone, and raises an alarm `often` times as often as it states."""
     score = x.double().sum().mul(1e3).remainder(1)[None]
-    return Detection(score, score > 1 - 0.23 * often, 1 - 0.23 * often, {"false_alarm_rate": 0.23, "level": "class"})
+    return Detection(score, score > 1 - 0.23 * often, 1 - 0.23 * often, false_alarm_rate=0.23, level="class")
 
 
 def by_others(x: Tensor, *, calibration: Tensor | None = None, often: int = 1) -> Detection:
@@ -261,15 +265,14 @@ def by_others(x: Tensor, *, calibration: Tensor | None = None, often: int = 1) -
     if calibration is None:
         return Detection(score, score > 1, 1.0)
     threshold = float(calibration.sort(descending=True).values[often - 1])
-    stated = {"false_alarm_rate": 1 / (len(calibration) + 1), "level": "class"}
-    return Detection(score, score > threshold, threshold, stated)
+    return Detection(score, score > threshold, threshold, false_alarm_rate=1 / (len(calibration) + 1), level="class")
 
 
 def by_clean(x: Tensor, clean: Tensor, *, often: int = 1) -> Detection:
     """Judges inputs by clean ones, of which a tenth times `often` lie above the threshold."""
     score, known = (part.flatten(1).mean(dim=1) for part in (x, clean))
     threshold = float(known.sort(descending=True).values[len(clean) * often // 10 - 1])
-    return Detection(score, score > threshold, threshold, {"false_alarm_rate": 0.1, "level": "sample"})
+    return Detection(score, score > threshold, threshold, false_alarm_rate=0.1, level="sample")
 
 
 @pytest.mark.parametrize("kind", [by_chance, by_others, by_clean])
@@ -284,14 +287,12 @@ def test_a_check_that_sees_no_alarm_is_no_check() -> None:
         detectors.check_false_alarms(watch(functools.wraps(detector)(functools.partial(detector, threshold=9.0))))
 
 
-def repair_in_place(model: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[nn.Module, Detection]:
-    return model, Detection(torch.zeros(1), torch.zeros(1, dtype=torch.bool), 0.5)
+def repair_in_place(model: nn.Module, data: Pair) -> Repair[None]:
+    return Repair(model, None)
 
 
-def repair_to_nothing(model: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[nn.Module, Detection]:
-    return trained(0).apply(lambda m: [p.data.zero_() for p in m.parameters()] and None), repair_in_place(model, data)[
-        1
-    ]
+def repair_to_nothing(model: nn.Module, data: Pair) -> Repair[None]:
+    return Repair(trained(0).apply(lambda m: [p.data.zero_() for p in m.parameters()] and None), None)
 
 
 def test_broken_repairs_are_seen() -> None:
