@@ -140,3 +140,21 @@ def test_wrong_arguments_of_the_density(wrong: dict[str, Any], error: str) -> No
 def test_wrong_weight() -> None:
     with pytest.raises(ValueError, match=r"^lam: want at least 0"):
         biggio_evasion(mlp((6,), 3), noise_box(2, (6,), torch.float64), eps=0.3, lam=-1.0)
+
+
+def test_a_density_that_is_a_module_is_held_still() -> None:
+    """In evaluation mode with frozen parameters during the attack; afterwards as it was."""
+    seen = []
+
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 1).double()
+
+        def forward(self, at: Tensor) -> Tensor:
+            seen.append((self.training, self.layer.weight.requires_grad))
+            return self.layer(at).squeeze(1)
+
+    density = Learned().train()
+    biggio_evasion(mlp((6,), 3), noise_box(2, (6,), torch.float64), eps=0.3, density=density, steps=2)
+    assert seen == [(False, False)] * 3 and density.training and density.layer.weight.requires_grad

@@ -144,3 +144,19 @@ def test_wrong_detectors_are_named() -> None:
         bypass_detectors(wide, x, y, detector=1, eps=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^detector: want one score per sample"):
         bypass_detectors(wide, x, y, detector=lambda t: t, eps=1.0)
+
+
+def test_a_detector_is_held_still_though_the_victim_s_mode_is_its_own() -> None:
+    net, _, x, y = affine(0)
+    detector, seen = nn.Sequential(nn.Linear(8, 1).double(), nn.Dropout(0.5)), []
+    detector.register_forward_hook(lambda module, *_: seen.append((module.training, module[0].weight.requires_grad)))
+    bypass_detectors(Victim(net, bounds=(-50, 50), mode="asis"), x, y, detector=detector.train(), eps=1.0, steps=2)
+    assert seen and set(seen) == {(False, False)} and detector.training and detector[0].weight.requires_grad
+
+
+def test_a_radius_of_0_leaves_the_clean_errors_that_are_not_detected() -> None:
+    net, detector, x, y = affine(0)
+    y = y.clone()
+    y[::2] = 1 - y[::2]
+    result = bypass_detectors(Victim(net, bounds=(-50, 50)), x, y, detector=detector, eps=0.0, steps=2)
+    assert torch.equal(result.x_adv, x) and torch.equal(result.success, torch.arange(len(x)) % 2 == 0)

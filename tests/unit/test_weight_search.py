@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from robustlab.attacks.whitebox.weight_search import WeightSearch
+from robustlab.attacker.live import Live
+from robustlab.attacker.victim import Victim
+from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
+from tests.suite.models import mlp
+
+
+def samples(x: Tensor) -> Live:
+    with Victim(mlp((x.shape[1],))).session(x) as session:
+        return session.live()
 
 
 def test_closes_in_on_the_smallest_c_that_succeeds() -> None:
     """After one success the interval halves at every try; a sample that never succeeds only grows its c."""
-    needed = torch.tensor([0.003, 1.0, 37.0, 1e9], dtype=torch.float64)
-    search, rows, tried = WeightSearch(needed[:, None], 0.01, 20), torch.arange(4), []
-    for k in range(20):
-        tried.append(search.c.clone())
-        more = search.next(rows, search.c >= needed)
-        assert bool(more.all()) == (k < 19) and bool(more.any()) == (k < 19)
+    needed, live, tried = (
+        torch.tensor([0.003, 1.0, 37.0, 1e9], dtype=torch.float64),
+        samples(torch.rand(4, 2).double()),
+        [],
+    )
+    first_weight(live, 0.01)
+    for _ in range(20):
+        tried.append(live.c)
+        won = live.c >= needed
+        next_weight(live, won, ~won)
     least = torch.where(torch.stack(tried) >= needed, torch.stack(tried), torch.inf).amin(dim=0)
     assert bool((least[:3] >= needed[:3]).all()) and bool((least[:3] / needed[:3] < 1.001).all())
     growth = torch.stack(tried)[1:8, 3] / torch.stack(tried)[:7, 3]
@@ -22,6 +35,7 @@ def test_closes_in_on_the_smallest_c_that_succeeds() -> None:
 
 
 def test_each_sample_searches_for_itself() -> None:
-    search = WeightSearch(torch.zeros(3, 2), 1.0, 5, factor=5.0)
-    assert search.next(torch.tensor([2, 0]), torch.tensor([True, False])).tolist() == [True, True]
-    assert search.c.tolist() == [5.0, 1.0, 0.5]
+    live = samples(torch.rand(3, 2).double())
+    first_weight(live, 1.0)
+    next_weight(live, torch.tensor([False, False, True]), torch.tensor([True, False, False]), factor=5.0)
+    assert live.c.tolist() == [5.0, 1.0, 0.5]

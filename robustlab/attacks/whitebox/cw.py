@@ -9,6 +9,9 @@ margin loss g = max{κ − goal margin, 0} (f_6 of the paper), Adam minimizes ov
     ℓ0 (VI-B):  ‖δ‖₂² + c·g                   from the last success, over the elements that are not frozen: a success
                 freezes at x the 0.3·√m of its m changed elements with the smallest |δ_i|·|∇_i g|; c doubles on failure
 
+Each sample goes through a sequence of *runs* of Adam, at most ``steps`` long; the outcome of one sets c, the start and
+the constraint of the next. No sample waits for another: while one begins a new run, its neighbors go on with theirs.
+
 Different here: the goal asks for 1e-4·max(1, largest |logit|) more than κ, so that rounding cannot undo a success.
 Early aborting, c, τ and the mask belong to each sample alone. Where ℓ∞ would give up, it goes on with a factor nearer
 to 1 and an Adam step size that shrinks alike, since 0.9 alone leaves up to 10 % on the table; its first step size is
@@ -18,16 +21,22 @@ where the paper freezes a pixel's three channels together.
 
 from __future__ import annotations
 
+from itertools import count
+
 import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Live
+from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.cw_descent import Schedule, descend
-from robustlab.attacks.whitebox.weight_search import WeightSearch
+from robustlab.attacks.whitebox.cw_descent import TanhBox, adam, begin, restart, stalled
+from robustlab.attacks.whitebox.minimum_norm import closest
+from robustlab.attacks.whitebox.weight_search import next_weight
+from robustlab.geometry.norms import get_norm
+from robustlab.progress import bar
 
 
 def cw(
@@ -67,7 +76,7 @@ def cw(
         progress: show a counter in a terminal.
 
     Returns:
-        AttackResult; where it fails, x. Cost: one query and one gradient a step.
+        AttackResult; where it fails, x. Cost: one query and one gradient per step.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -81,101 +90,109 @@ def cw(
     lr = lr if lr is not None else (0.02 if norm == "linf" else 0.01)
     checks.positive("lr", lr)
     checks.positive("c", c)
-    victim = Victim.of(victim)
+    ball, victim = get_norm(norm), Victim.of(victim)
     with victim.session(x, y, target=target, ids=ids, kappa=kappa) as session:
-        if not session.active.numel():
-            return session.result(session.x)
-        plan: Schedule
-        if norm == "l2":
-            plan = _L2(session, c, lr, search_steps)
-        elif norm == "linf":
-            plan = _Linf(session, c, lr, search_steps)
-        else:
-            plan = _L0(session, c, lr)
-        return session.result(descend(session, plan, steps, abort_early, progress), asked=True, revert=True)
+        best, live, box = closest(session), session.live(), TanhBox(session.low, session.high)
+        form = {"l2": _L2, "linf": _Linf, "l0": _L0}[norm](live, lr, search_steps)
+        begin(live, box.inverse(live.x), c, lr)
+        for _ in bar(count(), show=progress, label="cw"):
+            live.keep(session.can_pay(live))
+            if not len(live):
+                break
+            points, slope = box.point(live.w)
+            if form.freezes:
+                points, slope = torch.where(live.free, points, live.x), slope * live.free
+            answer = session.gradient(points, live, shortfall)
+            delta = points - live.x
+            value, pull = form.penalty(live, delta)
+            won = session.secure(answer.logits, live) & (value <= live.slack)
+            best.keep(live, points, ball.length(delta), won)
+            live.won |= won
+            over = live.step == steps - 1
+            if abort_early:
+                over |= stalled(live, value + live.c * answer.loss.clamp_min(0), max(1, steps // 10))
+            adam(live, (answer.grad * beside(live.c * (answer.loss > 0), delta)).add_(pull).mul_(slope))
+            if form.stops:
+                over |= won
+            if bool(over.any()):
+                if form.stops:
+                    live.start[won] = box.inverse(points[won])
+                more = form.next(live, over, delta, answer.grad)
+                restart(live, over)
+                live.keep(more | ~over)
+        return session.result(best.points, asked=True, revert=True)
 
 
-class _L2(Schedule):
-    """Binary search on c: up by tens until a success, then halving the interval."""
+class _L2:
+    """Binary search on c, always from x: up by tens until a success, then halving the interval."""
 
-    def __init__(self, session: Session, first_c: float, lr: float, search_steps: int) -> None:
-        super().__init__(session, first_c, lr)
-        self.search = WeightSearch(session.x, first_c, search_steps)
-        self.distance = torch.full_like(self.c, torch.inf)
+    stops = freezes = False  # whether a run ends at its first success; whether elements are frozen
 
-    def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def __init__(self, live: Live, lr: float, search_steps: int) -> None:
+        self.tries = search_steps
+        live.runs = torch.zeros_like(live.y)
+
+    def penalty(self, live: Live, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """‖δ‖₂², (n,), and its gradient."""
         return delta.flatten(1).square().sum(dim=1), 2 * delta
 
-    def success(self, rows: Tensor, points: Tensor, delta: Tensor, value: Tensor, grad: Tensor) -> None:
-        nearer = value < self.distance[rows]
-        self.best[rows[nearer]], self.distance[rows[nearer]] = points[nearer], value[nearer]
-
-    def next(self, rows: Tensor, won: Tensor) -> Tensor:
-        more = self.search.next(rows, won)
-        self.c = self.search.c
-        return more
+    def next(self, live: Live, over: Tensor, delta: Tensor, grad: Tensor) -> Tensor:
+        """Set up the next run of the samples whose run is ``over``; returns a mask (n,) of those that have one."""
+        next_weight(live, over & live.won, over & ~live.won)
+        live.runs = live.runs + over
+        return live.runs < self.tries
 
 
-class _Linf(Schedule):
+class _Linf:
     """Lower τ while that succeeds; on failure double c, and when c is spent, lower τ more gently."""
 
-    stop_at_success = True
+    stops, freezes = True, False
     cut, largest_c = 0.1, 20.0
 
-    def __init__(self, session: Session, first_c: float, lr: float, search_steps: int) -> None:
-        super().__init__(session, first_c, lr)
-        self.first_lr, self.finest = lr, self.cut / 2**search_steps
-        self.radius = torch.full_like(self.c, session.high - session.low)  # the best ‖δ‖∞ so far
-        self.tau, self.cuts = self.radius.clone(), torch.full_like(self.c, self.cut)
-        self.solved = torch.zeros_like(self.c, dtype=torch.bool)
+    def __init__(self, live: Live, lr: float, search_steps: int) -> None:
+        self.lr, self.finest = lr, 0.5**search_steps
+        live.fine = torch.ones(len(live), dtype=live.x.dtype, device=live.x.device)  # share of ``cut`` by which τ falls
+        live.radius = live.tau = torch.full_like(live.fine, torch.inf)  # the best ‖δ‖∞ so far, and τ
 
-    def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        excess = (delta.abs() - beside(self.tau[rows], delta)).clamp_min(0)
+    def penalty(self, live: Live, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_i max(|δ_i| − τ, 0), (n,), and its gradient."""
+        excess = (delta.abs() - beside(live.tau, delta)).clamp_min(0)
         return excess.flatten(1).sum(dim=1), delta.sign() * (excess > 0)
 
-    def counts(self, value: Tensor, rows: Tensor) -> Tensor:
+    def next(self, live: Live, over: Tensor, delta: Tensor, grad: Tensor) -> Tensor:
+        """As :meth:`_L2.next`."""
+        length = delta.flatten(1).abs().amax(dim=1)
+        lower = over & live.won & (length < live.radius)
+        failed = over & ~lower
+        live.radius = torch.where(lower, length, live.radius)
+        live.c = torch.where(failed, 2 * live.c, live.c)
+        spent = failed & (live.c > self.largest_c)
+        live.c = torch.where(spent, self.largest_c, live.c)
+        live.fine = torch.where(spent, live.fine / 2, live.fine)
+        live.lr = self.lr * live.fine  # finer steps for finer changes of τ
+        live.tau = (1 - self.cut * live.fine) * live.radius
         # Half of the way down to τ is enough: then every success lowers the radius, and Adam's jitter loses none.
-        return value <= (self.radius[rows] - self.tau[rows]) / 2
-
-    def success(self, rows: Tensor, points: Tensor, delta: Tensor, value: Tensor, grad: Tensor) -> None:
-        self.best[rows], self.radius[rows] = points, delta.flatten(1).abs().amax(dim=1)
-        self.start[rows], self.solved[rows] = self.box.inverse(points), True
-
-    def next(self, rows: Tensor, won: Tensor) -> Tensor:
-        failed = rows[~won]
-        self.c[failed] *= 2
-        spent = failed[self.c[failed] > self.largest_c]
-        self.c[spent] = self.largest_c
-        self.cuts[spent] /= 2
-        cuts, solved = self.cuts[rows], self.solved[rows]
-        self.lr[rows] = self.first_lr * cuts / self.cut  # finer steps for finer changes of τ
-        self.tau[rows] = torch.where(solved, (1 - cuts) * self.radius[rows], self.tau[rows])
-        return (cuts > self.finest) & (solved | (cuts == self.cut))
+        live.slack = self.cut / 2 * live.fine * live.radius
+        return (live.fine > self.finest) & (live.radius.isfinite() | (live.fine == 1))
 
 
-class _L0(Schedule):
+class _L0:
     """Freeze what matters least while that succeeds; on failure double c."""
 
-    stop_at_success = True
+    stops = freezes = True
     largest_c = 2e6
+    penalty = _L2.penalty
 
-    def __init__(self, session: Session, first_c: float, lr: float) -> None:
-        super().__init__(session, first_c, lr)
-        self.free = torch.ones_like(session.x, dtype=torch.bool)
+    def __init__(self, live: Live, lr: float, search_steps: int) -> None:
+        live.free = torch.ones_like(live.x, dtype=torch.bool)
 
-    def mask(self, rows: Tensor) -> Tensor:
-        return self.free[rows]
-
-    def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return delta.flatten(1).square().sum(dim=1), 2 * delta
-
-    def success(self, rows: Tensor, points: Tensor, delta: Tensor, value: Tensor, grad: Tensor) -> None:
-        self.best[rows], self.start[rows] = points, self.box.inverse(points)
-        weight, changed = (delta * grad).abs().flatten(1), delta.flatten(1) != 0
+    def next(self, live: Live, over: Tensor, delta: Tensor, grad: Tensor) -> Tensor:
+        """As :meth:`_L2.next`."""
+        at = (over & live.won).nonzero().flatten()
+        delta, weight = delta[at], (delta[at] * grad[at]).abs().flatten(1)
+        changed = delta.flatten(1) != 0
         quota = (0.3 * changed.sum(dim=1, keepdim=True).sqrt()).floor().clamp_min(1)
         rank = weight.masked_fill(~changed, torch.inf).argsort(dim=1).argsort(dim=1)
-        self.free[rows] &= (changed & (rank >= quota)).reshape(delta.shape)
-
-    def next(self, rows: Tensor, won: Tensor) -> Tensor:
-        self.c[rows[~won]] *= 2
-        return (self.c[rows] <= self.largest_c) & self.free[rows].flatten(1).any(dim=1)
+        live.free[at] &= (changed & (rank >= quota)).reshape(delta.shape)
+        live.c = torch.where(over & ~live.won, 2 * live.c, live.c)
+        return (live.c <= self.largest_c) & live.free.flatten(1).any(dim=1)

@@ -29,14 +29,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.domain import Bound
 from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.minimum_norm import Closest
-from robustlab.attacks.whitebox.weight_search import WeightSearch
-from robustlab.geometry.norms import get_norm
+from robustlab.attacks.whitebox.minimum_norm import closest
+from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
 from robustlab.progress import bar
 
 
@@ -83,7 +82,7 @@ def ead(
         progress: show a bar in a terminal.
 
     Returns:
-        AttackResult; where it fails, x. Cost: two queries (at yᵏ and xᵏ⁺¹) and one gradient a step.
+        AttackResult; where it fails, x. Cost: two queries (at yᵏ and xᵏ⁺¹) and one gradient per step.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -100,18 +99,42 @@ def ead(
     checks.positive("c", c)
     victim = Victim.of(victim)
     with victim.session(x, y, target=target, ids=ids, kappa=kappa) as session:
-        best, search, rows = Closest(session, get_norm(norm)), WeightSearch(session.x, c, search_steps), session.active
-        run = _Fista(session, best, beta, rule, scaled, lr, steps, abort_early)
+        best, whole, box = closest(session), session.live(), (session.low, session.high)
+        width, period = session.high - session.low, max(1, steps // 10)
+        first_weight(whole, c)
         for _ in bar(range(search_steps), show=progress, label="ead"):
-            won = run(rows, search.c[rows])
-            rows = rows[search.next(rows, won)]
-            rows = rows[session.can_pay(rows, 2)]
-            if not rows.numel():
-                break
+            found, live = closest(session), session.live()
+            live.c, live.iterate, live.momentum = whole.c, live.x, live.x
+            live.previous = torch.full_like(live.c, torch.inf)
+            for k in range(steps):
+                live.keep(session.can_pay(live, 2))
+                if not len(live):
+                    break
+                size = lr * (1 - k / steps) ** 0.5
+                answer = session.gradient(live.momentum, live, shortfall)
+                slope = answer.grad * beside(live.c * (answer.loss > 0), live.x) * width**2
+                stepped = slope.add_(live.momentum - live.x, alpha=2).mul_(-size).add_(live.momentum)
+                old = live.iterate
+                live.iterate = shrink(stepped, live.x, beta * width * (size if scaled else 1.0), *box)
+                live.momentum = torch.lerp(old, live.iterate, 1 + k / (k + 3)).clamp_(*box)
+
+                answer = session.ask(live.iterate, live, shortfall)
+                delta = ((live.iterate - live.x) / width).flatten(1)
+                l1 = delta.abs().sum(dim=1)
+                elastic = delta.square().sum(dim=1) + beta * l1
+                value = elastic if rule == "en" else l1
+                found.keep(live, live.iterate, value, session.secure(answer.logits, live))
+                if abort_early and k > 0 and k % period == 0:
+                    total = elastic + live.c * answer.loss.clamp_min(0)
+                    going, live.previous = ~(total > 0.9999 * live.previous), total
+                    live.keep(going)
+            best.keep(whole, found.points, found.value)
+            won = found.value.isfinite()
+            next_weight(whole, won, ~won)
         return session.result(best.points, asked=True, revert=True)
 
 
-def shrink(z: Tensor, clean: Tensor, beta: float | Tensor, low: float, high: float) -> Tensor:
+def shrink(z: Tensor, clean: Tensor, beta: float | Tensor, low: Bound, high: Bound) -> Tensor:
     """S_β(z): each element of ``z`` comes nearer to that of ``clean`` by β, or back to it, and into the box.
 
         S_β(z) = argmin_u ½‖u − z‖₂² + β‖u − clean‖₁  subject to low ≤ u ≤ high
@@ -119,64 +142,4 @@ def shrink(z: Tensor, clean: Tensor, beta: float | Tensor, low: float, high: flo
     An element that goes back is that of ``clean`` bit for bit. Source: Chen et al. (2018b), equation (5).
     """
     away = z - clean
-    return torch.where(away.abs() <= beta, clean, (z - beta * away.sign()).clamp(low, high))
-
-
-class _Fista:
-    """One run for given c: up to ``steps`` steps from x for all samples; keeps what succeeds in ``best``."""
-
-    def __init__(
-        self,
-        session: Session,
-        best: Closest,
-        beta: float,
-        rule: str,
-        scaled: bool,
-        lr: float,
-        steps: int,
-        abort_early: bool,
-    ) -> None:
-        self.session, self.best, self.beta, self.rule, self.scaled = session, best, beta, rule, scaled
-        self.lr, self.steps, self.abort_early = lr, steps, abort_early
-        self.width = session.high - session.low
-
-    def __call__(self, rows: Tensor, c: Tensor) -> Tensor:
-        """Returns which of ``rows`` succeeded with their ``c`` (n,)."""
-        session, period = self.session, max(1, self.steps // 10)
-        succeeded = torch.zeros_like(rows, dtype=torch.bool)
-        place = torch.arange(len(rows), device=rows.device)
-        clean = iterate = momentum = session.x[rows]
-        previous = torch.full_like(c, torch.inf)
-        for k in range(self.steps):
-            going = session.can_pay(rows, 2)
-            if not bool(going.all()):
-                rows, place, c, previous, clean, iterate, momentum = (
-                    t[going] for t in (rows, place, c, previous, clean, iterate, momentum)
-                )
-            if not rows.numel():
-                break
-            old, lr = iterate, self.lr * (1 - k / self.steps) ** 0.5
-            answer = session.gradient(momentum, rows, shortfall)
-            slope = answer.grad * beside(c * (answer.loss > 0) * self.width**2, clean)
-            slope.add_(momentum - clean, alpha=2)
-            threshold = self.beta * self.width * (lr if self.scaled else 1.0)
-            iterate = shrink(slope.mul_(-lr).add_(momentum), clean, threshold, session.low, session.high)
-            momentum = torch.lerp(old, iterate, 1 + k / (k + 3)).clamp_(session.low, session.high)
-
-            logits = session.ask(iterate, rows).logits
-            won, due = session.secure(logits, rows), self.abort_early and k > 0 and k % period == 0
-            if not (due or bool(won.any())):
-                continue
-            delta = ((iterate - clean) / self.width).flatten(1)
-            l1 = delta.abs().sum(dim=1)
-            elastic = delta.square().sum(dim=1) + self.beta * l1
-            self.best.keep(rows, iterate, elastic if self.rule == "en" else l1, won)
-            succeeded[place[won]] = True
-            if due:
-                target = None if session.target is None else session.target[rows]
-                total = elastic + c * shortfall(logits, session.y[rows], target, session.kappa).clamp_min(0)
-                going = ~(total > 0.9999 * previous)
-                rows, place, c, previous, clean, iterate, momentum = (
-                    t[going] for t in (rows, place, c, total, clean, iterate, momentum)
-                )
-        return succeeded
+    return torch.where(away.abs() <= beta, clean, (z - beta * away.sign()).clamp_(low, high))

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.cw_descent import shortfall
 from robustlab.attacks.whitebox.minimum_norm import closest, cosine
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar

@@ -34,14 +34,14 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.minimum_norm import Closest
-from robustlab.attacks.whitebox.weight_search import WeightSearch
-from robustlab.geometry.norms import get_norm
+from robustlab.attacks.whitebox.minimum_norm import closest
+from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
 from robustlab.progress import bar
 
 
@@ -92,7 +92,7 @@ def strattack(
         progress: show a bar in a terminal.
 
     Returns:
-        AttackResult; where it fails, x. Cost: two queries (at z and at x + y) and one gradient a step.
+        AttackResult; where it fails, x. Cost: two queries (at z and at x + y) and one gradient per step.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -107,28 +107,25 @@ def strattack(
         checks.positive(name, weight)
     checks.at_least("tau", tau, 0.0)
     checks.at_least("percentile", percentile, 0.0)
-    if percentile >= 100:
-        raise ValueError(f"percentile: want less than 100, got {percentile}")
+    checks.below("percentile", percentile, 100)
     if stride > window:
         raise ValueError(f"stride: want at most the window {window}, got {stride}")
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     checks.pictures(x)
     with victim.session(x, y, target=target, ids=ids, kappa=kappa) as session:
-        best, groups, rows = Closest(session, get_norm("l2")), Groups(session.x, window, stride), session.active
-        admm = _Admm(session, best, groups, cap, gamma, tau, rho, alpha)
-        search, mask = WeightSearch(session.x, c, search_steps, factor=5.0), torch.ones_like(session.x)
-        for _ in bar(range(search_steps if rows.numel() else 0), show=progress, label="strattack"):
-            won = admm.run(rows, search.c[rows], torch.zeros_like(session.x[rows]), mask[rows], tau, steps)
-            search.next(rows, won)
-        rows = rows[best.distance[rows].isfinite()]
-        full = session.x.clone()
-        full[session.active] = best.points
-        found = (full - session.x)[rows] / (session.high - session.low)
-        mask, search = _largest(found, percentile), WeightSearch(session.x, 5 * c, search_steps, factor=5.0)
-        for _ in bar(range(search_steps if rows.numel() else 0), show=progress, label="strattack refines"):
-            won = admm.run(rows, search.c[rows], found * mask, mask, 0.0, refine_steps)
-            search.next(rows, won)
+        best, whole, groups = closest(session), session.live(), Groups(session.x, window, stride)
+        admm = _Admm(session, groups, cap, gamma, tau, rho, alpha)
+        first_weight(whole, c)
+        whole.start, whole.mask = torch.zeros_like(whole.x), torch.ones_like(whole.x)
+        for _ in bar(range(search_steps), show=progress, label="strattack"):
+            admm.run(whole, best, tau, steps)
+        solved, found = best.value.isfinite(), (best.points - whole.x) / admm.width
+        first_weight(whole, 5 * c)
+        whole.mask = _largest(found, percentile)
+        whole.start = found * whole.mask
+        for _ in bar(range(search_steps), show=progress, label="strattack refines"):
+            admm.run(whole, best, 0.0, refine_steps, solved)
         return session.result(best.points, asked=True, revert=True)
 
 
@@ -182,62 +179,57 @@ def _largest(delta: Tensor, percentile: float) -> Tensor:
 
 
 class _Admm:
-    """One run for given c: all steps for all samples; keeps what succeeds in ``best``."""
+    """One run for given c: all steps for all samples."""
 
     def __init__(
-        self,
-        session: Session,
-        best: Closest,
-        groups: Groups,
-        cap: float,
-        gamma: float,
-        tau: float,
-        rho: float,
-        alpha: float,
+        self, session: Session, groups: Groups, cap: float, gamma: float, tau: float, rho: float, alpha: float
     ) -> None:
-        self.session, self.best, self.groups = session, best, groups
+        self.session, self.groups, self.cap = session, groups, cap
         self.gamma, self.tau, self.rho, self.alpha = gamma, tau, rho, alpha
         self.width = session.high - session.low
-        self.low = ((session.low - session.x) / self.width).clamp_min_(-cap)
-        self.high = ((session.high - session.x) / self.width).clamp_max_(cap)
 
-    def run(self, rows: Tensor, c: Tensor, z: Tensor, mask: Tensor, tau: float, steps: int) -> Tensor:
-        """From ``z`` (n, C, H, W) on the elements of ``mask``; returns which of ``rows`` succeeded with their c."""
-        session, rho, place = self.session, self.rho, torch.arange(len(rows), device=rows.device)
-        succeeded = torch.zeros_like(rows, dtype=torch.bool)
-        limits = (session.x[rows], self.low[rows], self.high[rows])
-        u, s, v = torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(len(z), self.groups.count, *z.shape[1:])
+    def run(self, whole: Live, best: Best, tau: float, steps: int, among: Tensor | None = None) -> None:
+        """From ``whole.start`` on the elements of ``whole.mask``, with ``whole.c``: keeps in ``best`` what succeeds.
+
+        Then chooses the next ``whole.c``. ``among``: a mask (n,) of the samples that are run; None for all.
+        """
+        session, rho, found, live = self.session, self.rho, closest(self.session), self.session.live()
+        live.c, live.z, live.mask = whole.c, whole.start, whole.mask
+        live.low = ((session.low - live.x) / self.width).clamp_min_(-self.cap)
+        live.high = ((session.high - live.x) / self.width).clamp_max_(self.cap)
+        live.u, live.s = torch.zeros_like(live.z), torch.zeros_like(live.z)
+        live.v = live.z.new_zeros(len(live), self.groups.count, *live.z.shape[1:])
+        live.keep(among)
         for k in range(steps):
-            going = session.can_pay(rows, 2)
-            if not bool(going.all()):
-                rows, place, c, z, mask, u, s, v = (t[going] for t in (rows, place, c, z, mask, u, s, v))
-                limits = tuple(t[going] for t in limits)
-            if not rows.numel():
+            live.keep(session.can_pay(live, 2))
+            if not len(live):
                 break
-            delta = (z - u).mul_(rho / (rho + 2 * self.gamma))
-            w = torch.clamp(z - s, *limits[1:])
-            y = self.groups.prox(z[:, None] - v, tau / rho).mul_(mask[:, None])
-            answer = session.gradient(self._point(z, *limits), rows, shortfall)
-            slope = answer.grad * beside(c * (answer.loss > 0) * self.width, z)
+            delta = (live.z - live.u).mul_(rho / (rho + 2 * self.gamma))
+            w = torch.clamp(live.z - live.s, live.low, live.high)
+            y = self.groups.prox(live.z[:, None] - live.v, tau / rho).mul_(live.mask[:, None])
+            answer = session.gradient(self._point(live.z, live), live, shortfall)
+            slope = answer.grad * beside(live.c * (answer.loss > 0), live.z) * self.width
             eta = self.alpha * (k + 1) ** 0.5
-            u, s, v = u.add_(delta), s.add_(w), v.add_(y)
-            together = (u + s).add_(v.sum(dim=1))
-            z = (eta * z - slope).add_(together, alpha=rho).div_(eta + (2 + self.groups.count) * rho)
-            u, s, v = u.sub_(z), s.sub_(z), v.sub_(z[:, None])
-            points = self._point(self.groups.fold(y), *limits)
-            won = session.secure(session.ask(points, rows).logits, rows)
-            if bool(won.any()):
-                succeeded[place[won]] = True
-                self._keep(rows[won], points[won])
-        return succeeded
+            live.u += delta
+            live.s += w
+            live.v += y
+            together = (live.u + live.s).add_(live.v.sum(dim=1))
+            live.z = (eta * live.z - slope).add_(together, alpha=rho).div_(eta + (2 + self.groups.count) * rho)
+            live.u -= live.z
+            live.s -= live.z
+            live.v -= live.z[:, None]
+            points = self._point(self.groups.fold(y), live)
+            won = session.secure(session.ask(points, live).logits, live)
+            found.keep(live, points, self._penalty((points - live.x) / self.width), won)
+        best.keep(whole, found.points, found.value)
+        won = found.value.isfinite()
+        next_weight(whole, won, ~won, factor=5.0)
 
-    def _point(self, delta: Tensor, clean: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def _point(self, delta: Tensor, live: Live) -> Tensor:
         """x + δ, within cap and box; an element with δ = 0 is that of x."""
-        moved = torch.clamp(delta, low, high).mul_(self.width).add_(clean)
+        moved = torch.clamp(delta, live.low, live.high).mul_(self.width).add_(live.x)
         return moved.clamp_(self.session.low, self.session.high)
 
-    def _keep(self, rows: Tensor, points: Tensor) -> None:
-        """These ``points`` succeed: keep them where their penalty is smaller than before."""
-        delta = (points - self.session.x[rows]) / self.width
-        penalty = self.gamma * delta.flatten(1).square().sum(dim=1) + self.tau * self.groups.lengths(delta).sum(dim=1)
-        self.best.keep(rows, points, penalty, torch.ones_like(rows, dtype=torch.bool))
+    def _penalty(self, delta: Tensor) -> Tensor:
+        """γ·‖δ‖₂² + τ·Σ‖δ_D‖₂, (n,)."""
+        return self.gamma * delta.flatten(1).square().sum(dim=1) + self.tau * self.groups.lengths(delta).sum(dim=1)

@@ -1,4 +1,4 @@
-"""The search for the weight c of the attacker's loss that penalty-based attacks share, one state a sample.
+"""The search for the weight c of the attacker's loss that penalty-based attacks share.
 
 Carlini and Wagner (2017b), section V-B, and those who follow them: up by a factor until a first success, then halve the
 interval between the largest c that failed and the smallest that succeeded.
@@ -9,30 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustlab.attacker.live import Live
 
-class WeightSearch:
-    """Which c each sample tries next.
 
-    Args:
-        x: the batch (N, ...), for its length, dtype and device.
-        first_c: first value of c.
-        tries: values of c tried.
-        factor: by which c grows while nothing has succeeded.
+def first_weight(live: Live, c: float) -> None:
+    """Notes ``live.c``, what each sample tries now, and the ends ``live.lower`` and ``live.upper`` of its interval."""
+    live.c = live.x.new_full((len(live),), c)
+    live.lower, live.upper = torch.zeros_like(live.c), torch.full_like(live.c, torch.inf)
 
-    Attributes:
-        c: (N,), what is tried now.
-    """
 
-    def __init__(self, x: Tensor, first_c: float, tries: int, factor: float = 10.0) -> None:
-        self.c = x.new_full(x.shape[:1], first_c)
-        self.lower, self.upper = torch.zeros_like(self.c), torch.full_like(self.c, torch.inf)
-        self.left, self.factor = torch.full_like(self.c, tries), factor
-
-    def next(self, rows: Tensor, won: Tensor) -> Tensor:
-        """``rows`` tried their c, with or without success: choose the next; returns which of them have one."""
-        c = self.c[rows]
-        self.upper[rows] = upper = torch.where(won, torch.minimum(self.upper[rows], c), self.upper[rows])
-        self.lower[rows] = lower = torch.where(won, self.lower[rows], torch.maximum(self.lower[rows], c))
-        self.c[rows] = torch.where(upper.isfinite(), (lower + upper) / 2, c * self.factor)
-        self.left[rows] -= 1
-        return self.left[rows] > 0
+def next_weight(live: Live, won: Tensor, failed: Tensor, factor: float = 10.0) -> None:
+    """The next c of the samples that ``won`` or ``failed`` (n,) with theirs; ``factor``: growth until a success."""
+    live.upper = torch.where(won, torch.minimum(live.upper, live.c), live.upper)
+    live.lower = torch.where(failed, torch.maximum(live.lower, live.c), live.lower)
+    following = torch.where(live.upper.isfinite(), (live.lower + live.upper) / 2, live.c * factor)
+    live.c = torch.where(won | failed, following, live.c)
