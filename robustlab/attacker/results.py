@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.parts import every, size
-from robustlab.geometry.norms import get_norm
+from robustlab.geometry.norms import ProperNorm
 
 Details = TypeVar("Details")
 Status = Literal["verified", "falsified", "unknown"]
@@ -45,15 +45,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What all results have: ``to(device)``, and a ``repr`` of a line per field that never prints an array whole."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same result with every tensor on ``device``; modules stay where they are."""
-        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})  # type: ignore[type-var]
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
     def __repr__(self) -> str:
-        known = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        known = ((f.name, getattr(self, f.name)) for f in fields(self))
         lines = [f"  {name}: {_shown(value)}" for name, value in known if value is not None]
         return "\n".join([f"{type(self).__name__}:", *lines])
 
@@ -90,10 +91,9 @@ class AttackResult(Result):
         Raises:
             ValueError: if no distance is called so.
         """
-        name = norm if norm in self.distances else get_norm(norm).name
-        if name not in self.distances:
+        if norm not in self.distances:
             raise ValueError(f"norm: want one of {', '.join(self.distances)}, got {norm!r}")
-        return torch.where(self.success, self.distances[name], torch.inf)
+        return torch.where(self.success, self.distances[norm], torch.inf)
 
     def summary(self) -> str:
         """One line: how many succeeded, at which median distances, at what cost."""
@@ -191,7 +191,7 @@ class Certificate(Result):
     verified: Tensor
     falsified: Tensor
     radius: Tensor
-    norm: str
+    norm: ProperNorm
     method: str
     confidence: float = 1.0
     counterexample: Tensor | None = None
@@ -231,7 +231,7 @@ class Estimate(Result):
     """A number per sample that is NOT a guarantee (CLEVER, for example)."""
 
     value: Tensor
-    norm: str
+    norm: ProperNorm
     method: str
     details: dict[str, Any] = field(default_factory=dict)
 

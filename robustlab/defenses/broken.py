@@ -146,6 +146,7 @@ def unclamped_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tens
 def normalized_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     """PGD on normalized inputs with the ε that was meant for raw ones."""
     normalize, *rest = model.children()
+    assert isinstance(normalize.mean, Tensor) and isinstance(normalize.std, Tensor)
     mean, std = float(normalize.mean), float(normalize.std)
     box = ((0 - mean) / std, (1 - mean) / std)
     box = (box[0] - 1e-4, box[1] + 1e-4)  # room for rounding

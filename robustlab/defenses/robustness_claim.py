@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.geometry.norms import get_norm
+from robustlab.geometry.norms import ProperNorm, get_norm
 
 AuthorsAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """``attack(model, x, y, eps) -> x_adv``: how the authors of a defense attacked it."""
@@ -38,7 +38,7 @@ class Claim:
     """
 
     eps: float
-    norm: str = "linf"
+    norm: ProperNorm = "linf"
     robust_accuracy: float | None = None
     clean_accuracy: float | None = None
     bounds: tuple[float, float] = (0.0, 1.0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +97,7 @@ class Graph:
         """How many numbers the largest node has."""
         return max(torch.Size(node.shape).numel() for node in self.nodes)
 
-    def to(self, *args: Any) -> Graph:
+    def to(self, *args: torch.device | torch.dtype | str) -> Graph:
         """The same graph with its tensors moved or converted, as ``Tensor.to``; the model's own are left alone."""
 
         def moved(op: Operator | None) -> Operator | None:
@@ -106,7 +105,7 @@ class Graph:
                 return None
             found = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
             tensors = {k: v for k, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
-            return replace(op, **{k: v.to(*args) for k, v in tensors.items()})  # type: ignore[type-var]
+            return replace(op, **{k: v.to(*args) for k, v in tensors.items()})  # type: ignore[call-overload, type-var]
 
         return Graph(tuple(replace(node, op=moved(node.op)) for node in self.nodes))
 

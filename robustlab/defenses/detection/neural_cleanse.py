@@ -108,8 +108,8 @@ def neural_cleanse(
     checks.at_home(model, x)
     for name, value in (("steps", steps), ("patience", patience), ("rows", rows)):
         checks.at_least(name, value, 1, integer=True)
-    for name, value in (("lr", lr), ("cost", cost), ("threshold", threshold)):
-        checks.positive(name, value)
+    for name, number in (("lr", lr), ("cost", cost), ("threshold", threshold)):
+        checks.positive(name, number)
     with torch.inference_mode(False), torch.enable_grad(), Probe(model) as probe:
         count = probe(x[:1])[0].shape[1]
         classes = torch.arange(count) if classes is None else torch.as_tensor(classes)
@@ -213,10 +213,11 @@ class _Search:
             goal = self.classes.repeat_interleave(len(part))
             F.cross_entropy(logits, goal, reduction="sum").div(len(self.x)).backward()
             wins += (logits.argmax(dim=1) == goal).view(len(self.classes), -1).sum(dim=1)
-        grads = [leaf.grad for leaf in leaves]
-        grads[0] = grads[0] + cost[:, None, None, None]  # of λ·‖m‖₁, since m ≥ 0
+        by_mask, by_pattern = (leaf.grad for leaf in leaves)
+        assert by_mask is not None
+        by_mask = by_mask + cost[:, None, None, None]  # of λ·‖m‖₁, since m ≥ 0
         self.adam.zero_grad()
-        torch.autograd.backward([mask, pattern], grads)
+        torch.autograd.backward([mask, pattern], [by_mask, by_pattern])
         self.adam.step()
         return wins / len(self.x)
 

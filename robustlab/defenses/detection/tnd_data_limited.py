@@ -22,6 +22,7 @@ the largest at which the perturbation works.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypedDict
 
 import torch
@@ -33,6 +34,7 @@ from robustlab.attacker.results import Detection
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.models.probing import Probe
 
+Goal = Callable[[Tensor], Tensor]  # of logits (R, K), (R,)
 QUANTILE = 0.25
 
 
@@ -92,8 +94,8 @@ def tnd_data_limited(
     checks.at_home(model, x, "data")
     for name, value in (("steps", steps), ("searches", searches)):
         checks.at_least(name, value, 1, integer=True)
-    for name, value in (("lr", lr), ("required", required)):
-        checks.positive(name, value)
+    for name, number in (("lr", lr), ("required", required)):
+        checks.positive(name, number)
     checks.at_least("kappa", kappa, 0.0)
     checks.at_least("threshold", threshold, -1.0)
     threshold, stated = clean_threshold(threshold, calibration)
@@ -135,7 +137,7 @@ def clean_threshold(threshold: float, calibration: Tensor | None) -> tuple[float
 
 
 def _sparsest(
-    probe: Probe, rows: Tensor, owner: Tensor, goal: object, steps: int, searches: int, lr: float, kappa: float,
+    probe: Probe, rows: Tensor, owner: Tensor, goal: Goal, steps: int, searches: int, lr: float, kappa: float,
     required: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The perturbations with the smallest mask found that work, and the logits (R, K) of the rows under them.
@@ -147,15 +149,15 @@ def _sparsest(
     share = torch.zeros(count, device=rows.device, dtype=rows.dtype).index_add(0, owner, rows.new_ones(len(rows)))
     low, high = rows.new_zeros(count), rows.new_ones(count)
     best_size = rows.new_full((count,), torch.inf)
-    best_mask, best_pattern, best_logits = None, None, None
+    best_mask = best_pattern = best_logits = rows.new_empty(0)
     for search in range(searches):
         weight = (low + high) / 2 if search else rows.new_full((count,), 0.1)
         mask, pattern, logits = _descend(probe, rows, owner, goal, weight, steps, lr, kappa)
-        won = torch.zeros_like(share).index_add(0, owner, (goal(logits) < 0).to(rows)) / share  # type: ignore[operator]
+        won = torch.zeros_like(share).index_add(0, owner, (goal(logits) < 0).to(rows)) / share
         works, size = won >= required, mask.sum(dim=(1, 2, 3))
         better = (works & (size < best_size)) | (best_size.isinf() & (works | (search == 0)))
         best_size = torch.where(better & works, size, best_size)
-        if best_mask is None:
+        if not search:
             best_mask, best_pattern, best_logits = mask, pattern, logits
         best_mask = torch.where(better.view(shape), mask, best_mask)
         best_pattern = torch.where(better.view(shape), pattern, best_pattern)
@@ -165,7 +167,7 @@ def _sparsest(
 
 
 def _descend(
-    probe: Probe, rows: Tensor, owner: Tensor, goal: object, weight: Tensor, steps: int, lr: float, kappa: float
+    probe: Probe, rows: Tensor, owner: Tensor, goal: Goal, weight: Tensor, steps: int, lr: float, kappa: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Proximal descent on masks (from 0), sign descent on patterns (from gray)."""
     mask = rows.new_zeros(len(weight), 1, *rows.shape[2:])
@@ -174,7 +176,7 @@ def _descend(
     for _ in range(steps):
         mask, pattern = mask.requires_grad_(), pattern.requires_grad_()
         logits = probe((1 - mask[owner]) * rows + mask[owner] * pattern[owner])[0]
-        loss = goal(logits).clamp_min(-kappa).sum()  # type: ignore[operator]
+        loss = goal(logits).clamp_min(-kappa).sum()
         of_mask, of_pattern = torch.autograd.grad(loss, (mask, pattern))
         largest = of_mask.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
         mask = (mask.detach() - lr * of_mask / largest - shrink).clamp(0, 1)

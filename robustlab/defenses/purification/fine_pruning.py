@@ -47,6 +47,8 @@ class Pruning:
 class ChannelMask(nn.Module):
     """Multiplies the channels of (N, C, H, W) by a fixed mask (C,) of zeros and ones."""
 
+    mask: Tensor
+
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
@@ -126,7 +128,7 @@ def channel_activations(model: nn.Module, x: Tensor, layer: str | None = None) -
         if isinstance(output, Tensor) and output.dim() == 4:
             last[:] = [(names[module], output.mean(dim=(2, 3)).sum(dim=0))]
 
-    total: Tensor | float = 0.0
+    total = x.new_zeros(())
     with torch.no_grad(), Probe(model) as probe:
         hooks = [module.register_forward_hook(see) for module in leaves]
         try:

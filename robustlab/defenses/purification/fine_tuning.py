@@ -15,6 +15,7 @@ from robustlab import checks
 from robustlab.attacker.results import Repair
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.training.fit import History, fit
+from robustlab.training.schedules import OptimizerName
 
 
 def fine_tuning(
@@ -24,7 +25,7 @@ def fine_tuning(
     epochs: int = 5,
     lr: float = 1e-3,
     batch_size: int = 100,
-    optimizer: str = "adam",
+    optimizer: OptimizerName = "adam",
     seed: int = 0,
 ) -> Repair[History]:
     """Train a copy of the model a little further on clean data.

@@ -12,21 +12,26 @@ without which a small net on few images can stay at chance for a large epsilon.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import pgd_maximize
+from robustlab.geometry.norms import ProperNorm
 from robustlab.models.modes import evaluating, frozen
 
 __all__ = ["adversarial_training"]
+
+CraftMode = Literal["eval", "train"]
 
 
 class AdversarialTraining:
     """The objective that :func:`adversarial_training` returns."""
 
     def __init__(
-        self, norm: str, eps: float, steps: int, step_size: float, warmup: float, craft_mode: str,
+        self, norm: ProperNorm, eps: float, steps: int, step_size: float, warmup: float, craft_mode: CraftMode,
         bounds: tuple[float, float],
     ) -> None:  # fmt: skip
         self.norm, self.eps, self.steps, self.step_size = norm, eps, steps, step_size
@@ -54,12 +59,12 @@ class AdversarialTraining:
 
 def adversarial_training(
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float,
     steps: int = 10,
     step_size: float | None = None,
     warmup: float = 0.0,
-    craft_mode: str = "eval",
+    craft_mode: CraftMode = "eval",
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> AdversarialTraining:
     """An objective for :func:`robustlab.training.fit.fit`: cross-entropy at PGD's last iterate.

@@ -14,6 +14,8 @@ version's results for TRIM too good.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from robustlab import checks
 from robustlab.attacker.results import Detection
 from robustlab.data.pairs import Pairs, read_pair
 from robustlab.geometry.keyed import Noise
-from robustlab.models.linear import PENALTIES, LinearModel, fit_linear, regularizer, table
+from robustlab.models.linear import PENALTIES, LinearModel, Penalty, fit_linear, regularizer, table
 
 MAX_TURNS = 1000
 
@@ -30,9 +32,9 @@ def trim(
     data: Pairs,
     *,
     n_clean: int,
-    penalty: str = "ridge",
+    penalty: Penalty = "ridge",
     lam: float = 1e-3,
-    init: str = "random",
+    init: Literal["random", "all"] = "random",
     restarts: int = 1,
     start_rows: int | None = None,
     seed: int = 0,
@@ -85,7 +87,7 @@ def trim(
 
 
 def _descend(
-    x: Tensor, y: Tensor, kept: Tensor, n: int, penalty: str, lam: float
+    x: Tensor, y: Tensor, kept: Tensor, n: int, penalty: Penalty, lam: float
 ) -> tuple[LinearModel, Tensor, tuple[float, ...]]:
     """Turns until the subset or L stays: the model, its subset, and L after each turn."""
     objective: list[float] = []

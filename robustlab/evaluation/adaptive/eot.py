@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.geometry.keyed import derive_seed
 
+Average = Literal["logits", "logprobs", "probs"]
 Transform = Callable[[Tensor], Tensor]
 
 
@@ -37,7 +39,7 @@ class Averaged(nn.Module):
 
     def __init__(
         self, model: Callable[[Tensor], Tensor], transforms: Transform | Sequence[Transform] | None, samples: int,
-        seed: int, average: str,
+        seed: int, average: Average,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.samples, self.seed, self.average = model, samples, seed, average
@@ -73,7 +75,7 @@ def eot(
     *,
     samples: int = 10,
     seed: int = 0,
-    average: str = "probs",
+    average: Average = "probs",
 ) -> Averaged:
     """Average a model over transformations of its input, as logits that any attack can work on.
 

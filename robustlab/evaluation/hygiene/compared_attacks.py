@@ -41,8 +41,8 @@ class ComparedAttacks:
         self.model, self.x, self.y, self.claim, self.surrogate = model, x, y, claim, surrogate
         self.steps, self.queries, self.seed = steps, queries, seed
         self.random = not torch.equal(self.once(0), self.once(1))
-        attacked = eot(model, samples=_DRAWS, seed=seed) if self.random else model
-        self.victim = Victim(attacked, bounds=claim.bounds)
+        self.attacked = eot(model, samples=_DRAWS, seed=seed) if self.random else model
+        self.victim = Victim(self.attacked, bounds=claim.bounds)
         self.ball = get_norm(claim.norm)
 
     def once(self, draw: int, x: Tensor | None = None) -> Tensor:
@@ -58,7 +58,7 @@ class ComparedAttacks:
     @functools.cached_property
     def wrong(self) -> Tensor:
         """Misread without an attack."""
-        return predict(self.victim.model, self.x) != self.y
+        return predict(self.attacked, self.x) != self.y
 
     @functools.cached_property
     def one_step(self) -> Tensor:
@@ -96,8 +96,8 @@ class ComparedAttacks:
         return self._pgd(eps=reach) | self._pgd(eps=reach, loss="margin") | self._pgd(eps=reach / 2, loss="margin")
 
     def _pgd(self, **changes: Any) -> Tensor:
-        settings = {"norm": self.claim.norm, "eps": self.claim.eps, "steps": self.steps, "seed": self.seed, **changes}
-        return pgd(self.victim, self.x, self.y, **settings).success
+        settings: dict[str, Any] = {"eps": self.claim.eps, "steps": self.steps, **changes}
+        return pgd(self.victim, self.x, self.y, norm=self.claim.norm, seed=self.seed, **settings).success
 
     # What needs no gradient of the model -------------------------------------------------------------------------
 
@@ -110,16 +110,16 @@ class ComparedAttacks:
             delta = self.ball.uniform(noise, draw, self.x, self.claim.eps)
             delta = self.claim.eps * delta.sign() if self.claim.norm == "linf" else delta
             delta = self.ball.project_box(delta, self.claim.eps, low, high)
-            fooled |= predict(self.victim.model, (self.x + delta).clamp(*self.claim.bounds)) != self.y
+            fooled |= predict(self.attacked, (self.x + delta).clamp(*self.claim.bounds)) != self.y
         return fooled
 
     @functools.cached_property
     def by_search(self) -> Tensor | None:
         """Fooled by the Square Attack, which sees scores alone; None for inputs and norms that it does not know."""
-        if self.x.dim() != 4 or self.claim.norm == "l1":
+        norm, eps = self.claim.norm, self.claim.eps
+        if self.x.dim() != 4 or norm == "l1":
             return None
-        settings = {"norm": self.claim.norm, "eps": self.claim.eps, "queries": self.queries, "seed": self.seed}
-        return square(self.victim, self.x, self.y, **settings).success
+        return square(self.victim, self.x, self.y, norm=norm, eps=eps, queries=self.queries, seed=self.seed).success
 
     @functools.cached_property
     def by_transfer(self) -> Tensor | None:
@@ -127,7 +127,7 @@ class ComparedAttacks:
         if self.surrogate is None:
             return None
         found = self._maximize(self.surrogate)
-        return self.wrong | (predict(self.victim.model, found) != self.y)
+        return self.wrong | (predict(self.attacked, found) != self.y)
 
     # Aimed at the defense ----------------------------------------------------------------------------------------
 
@@ -136,17 +136,20 @@ class ComparedAttacks:
         """(N,) share of fresh draws that are fooled by an attack on the average of other draws; None if not random."""
         if not self.random:
             return None
-        found = self._maximize(self.victim.model)
+        found = self._maximize(self.attacked)
         drawn = [(self.once(_DRAWS + draw, found).argmax(dim=1) != self.y).double() for draw in range(2 * _DRAWS)]
         return torch.stack(drawn).mean(dim=0)
 
     @functools.cached_property
     def past_detector(self) -> Tensor | None:
         """Misread and not refused, by an attack on both; None without a detector."""
-        if self.claim.detector is None:
+        claim = self.claim
+        if claim.detector is None:
             return None
-        settings = {"norm": self.claim.norm, "eps": self.claim.eps, "steps": self.steps, "seed": self.seed}
-        return bypass_detectors(self.victim, self.x, self.y, detector=self.claim.detector, **settings).success
+        return bypass_detectors(
+            self.victim, self.x, self.y, detector=claim.detector, norm=claim.norm, eps=claim.eps, steps=self.steps,
+            seed=self.seed,
+        ).success  # fmt: skip
 
     def fooled(self) -> Tensor:
         """(N,) in [0, 1]: the worst that was found for the claim: fooled samples, or shares of draws."""
@@ -172,7 +175,7 @@ class ComparedAttacks:
         """The raw gradient of an attacker's loss at points (N, ...), with whatever is not a number in it."""
         with evaluating(self.victim.model, device=self.x.device), torch.enable_grad():
             point = at.detach().clone().requires_grad_(True)
-            value = loss(self.victim.model(point), self.y).sum()
+            value = loss(self.attacked(point), self.y).sum()
             (grad,) = torch.autograd.grad(value, point, allow_unused=True)
         return torch.zeros_like(self.x) if grad is None else grad
 
@@ -193,8 +196,8 @@ class ComparedAttacks:
         start = (self.x + near).clamp(low, high)
         step = 0.1 * self.claim.eps * self.ball.steepest(-self.gradient(truncated_margin, start).nan_to_num())
         with evaluating(self.victim.model, device=self.x.device), torch.no_grad():
-            before = truncated_margin(self.victim.model(start), self.y)
-            after = truncated_margin(self.victim.model((start + step).clamp(low, high)), self.y)
+            before = truncated_margin(self.attacked(start), self.y)
+            after = truncated_margin(self.attacked((start + step).clamp(low, high)), self.y)
         right = before > 0
         return float((after < before)[right].double().mean()) if bool(right.any()) else 1.0
 
