@@ -26,7 +26,7 @@ from robustlab.models.modes import evaluating
 class _Proxy(fx.Proxy):
     """Writes ``z += 1`` down as what it is; fx's own falls back to z + 1, which leaves z as it was."""
 
-    def _in_place(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:  # type: ignore[misc]
+    def _in_place(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:
         return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
 
     __iadd__, __isub__ = _in_place(operator.iadd), _in_place(operator.isub)

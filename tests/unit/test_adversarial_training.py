@@ -90,7 +90,7 @@ def test_it_makes_a_model_more_robust() -> None:
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_data_outside_the_box_are_refused_instead_of_clipped(warmup: float) -> None:
     x, y = 2 * torch.rand(12, 6) - 1, torch.arange(12) % 2
-    with pytest.raises(ValueError, match=r"^x: want values in \[0.0, 1.0\], got values in"):
+    with pytest.raises(ValueError, match=r"^x: want values in \[0, 1\], got values in"):
         fit(nn.Linear(6, 2), (x, y), objective=adversarial_training(eps=0.1, steps=1, warmup=warmup), epochs=1)
     fit(nn.Linear(6, 2), (x, y), objective=adversarial_training(eps=0.1, steps=1, bounds=(-1.0, 1.0)), epochs=1)
 
