@@ -22,6 +22,7 @@ where the paper freezes a pixel's three channels together.
 from __future__ import annotations
 
 from itertools import count
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def cw(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "l2",
+    norm: Literal["l2", "linf", "l0"] = "l2",
     target: int | Tensor | None = None,
     kappa: float = 0.0,
     steps: int = 1000,
@@ -93,7 +94,7 @@ def cw(
     ball, victim = get_norm(norm), Victim.of(victim)
     with victim.session(x, y, target=target, ids=ids, kappa=kappa) as session:
         best, live, box = closest(session), session.live(), TanhBox(session.low, session.high)
-        form = {"l2": _L2, "linf": _Linf, "l0": _L0}[norm](live, lr, search_steps)
+        form = _FORMS[norm](live, lr, search_steps)
         begin(live, box.inverse(live.x), c, lr)
         for _ in bar(count(), show=progress, label="cw"):
             live.keep(session.can_pay(live))
@@ -181,10 +182,13 @@ class _L0:
 
     stops = freezes = True
     largest_c = 2e6
-    penalty = _L2.penalty
 
     def __init__(self, live: Live, lr: float, search_steps: int) -> None:
         live.free = torch.ones_like(live.x, dtype=torch.bool)
+
+    def penalty(self, live: Live, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`_L2.penalty`."""
+        return delta.flatten(1).square().sum(dim=1), 2 * delta
 
     def next(self, live: Live, over: Tensor, delta: Tensor, grad: Tensor) -> Tensor:
         """As :meth:`_L2.next`."""
@@ -196,3 +200,6 @@ class _L0:
         live.free[at] &= (changed & (rank >= quota)).reshape(delta.shape)
         live.c = torch.where(over & ~live.won, 2 * live.c, live.c)
         return (live.c <= self.largest_c) & live.free.flatten(1).any(dim=1)
+
+
+_FORMS: dict[str, type[_L2] | type[_Linf] | type[_L0]] = {"l2": _L2, "linf": _Linf, "l0": _L0}

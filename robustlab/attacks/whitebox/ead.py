@@ -25,6 +25,8 @@ widths of the box, so that β, α and c mean the same in [0, 1] and [0, 255].
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def ead(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "l1",
+    norm: Literal["l1"] = "l1",
     beta: float = 1e-3,
     rule: str = "en",
     scaled: bool = False,
