@@ -33,7 +33,7 @@ def count(loader: Loader) -> int:
     return len(source) if hasattr(source, "__len__") else -1
 
 
-def beside(x: Any, y: Any, name: str = "x") -> Pairs:
+def beside(x: Tensor | Pairs, y: Tensor | None, name: str = "x") -> Pairs:
     """What a function with arguments (x, y) was given: the two tensors as a pair, or what stands in the place of x.
 
     Raises:

@@ -12,6 +12,7 @@ from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Live
 from robustlab.attacker.parts import beside
 from robustlab.attacks.whitebox.weight_search import first_weight
+from robustlab.geometry.projections import clip
 
 # Keeps atanh finite for pixels exactly at the bounds.
 _SHRINK = 0.999999
@@ -30,7 +31,7 @@ class TanhBox:
     def point(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The point x(w) and the slope dx/dw."""
         t = torch.tanh(w)
-        point = torch.clamp(t.add(1).mul_(self.half).add_(self.low), self.low, self.high)
+        point = clip(t.add(1).mul_(self.half).add_(self.low), self.low, self.high)
         return point, t.mul_(t).neg_().add_(1).mul_(self.half)
 
 

@@ -30,7 +30,8 @@ from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest, cosine
-from robustlab.geometry.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, NormName, get_norm
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -39,7 +40,7 @@ def fmn(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "l2",
+    norm: NormName = "l2",
     steps: int = 100,
     alpha: float = 1.0,
     alpha_last: float | None = None,
@@ -112,7 +113,7 @@ def fmn(
                 live.delta = ball.project_box(delta, live.eps, live.low, live.high)
             else:  # the box holds 0, so that shrinking does not leave it
                 live.delta = ball.project(torch.clamp(delta, live.low, live.high), live.eps)
-            live.points = torch.add(live.x, live.delta).clamp_(session.low, session.high)  # the sum is rounded
+            live.points = clip(live.x + live.delta, session.low, session.high)  # the sum is rounded
             live.length = ball.length(live.delta)
         return session.result(best.points, asked=True, revert=True)
 

@@ -17,14 +17,13 @@ in the second half of the run, which makes the attack exact on affine models as 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.domain import Bound
-from robustlab.attacker.live import Best
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
@@ -117,7 +116,7 @@ def pgd(
         return session.result(best.points, asked=True, trace={"loss": torch.stack(losses)} if losses else None)
 
 
-def begin(ball: Norm, at: Any, delta: Tensor, box: tuple[Bound, Bound]) -> Tensor:
+def begin(ball: Norm, at: Live | SimpleNamespace, delta: Tensor, box: tuple[Bound, Bound]) -> Tensor:
     """x + P(δ) for samples ``at.x`` of radius ``at.eps``; notes as ``at.low`` and ``at.high`` what bounds each step."""
     at.low, at.high = box[0] - at.x, box[1] - at.x
     points = clip(at.x + ball.project_box(delta, at.eps, at.low, at.high), *box)
@@ -127,7 +126,7 @@ def begin(ball: Norm, at: Any, delta: Tensor, box: tuple[Bound, Bound]) -> Tenso
     return points
 
 
-def step(ball: Norm, at: Any, grad: Tensor, box: tuple[Bound, Bound], *, sparse: bool) -> Tensor:
+def step(ball: Norm, at: Live | SimpleNamespace, grad: Tensor, box: tuple[Bound, Bound], *, sparse: bool) -> Tensor:
     """x + P(δ − α·v(grad)) from ``at.points``; ``sparse``: ℓ1 moves as few elements as possible."""
     alpha = beside(at.alpha, at.x)
     if ball.name == "linf":

@@ -20,6 +20,8 @@ nothing but the goal.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest, cosine
 from robustlab.geometry.norms import get_norm
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -43,7 +46,7 @@ def sigma_zero(
     sigma: float = 1e-3,
     threshold: float = 0.3,
     threshold_rate: float = 0.01,
-    norm: str = "l0",
+    norm: Literal["l0"] = "l0",
     target: int | Tensor | None = None,
     seed: int = 0,
     ids: Tensor | None = None,
@@ -93,7 +96,7 @@ def sigma_zero(
             live.keep(session.can_pay(live))
             if not len(live):
                 break
-            points = torch.add(live.x, live.delta * width).clamp_(session.low, session.high)
+            points = clip(live.x + live.delta * width, session.low, session.high)
             answer = session.gradient(points, live, shortfall)
             won = session.secure(answer.logits, live)
             best.keep(live, points, ball.length(points - live.x), won)

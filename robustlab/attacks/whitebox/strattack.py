@@ -42,6 +42,7 @@ from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest
 from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -228,7 +229,7 @@ class _Admm:
     def _point(self, delta: Tensor, live: Live) -> Tensor:
         """x + δ, within cap and box; an element with δ = 0 is that of x."""
         moved = torch.clamp(delta, live.low, live.high).mul_(self.width).add_(live.x)
-        return moved.clamp_(self.session.low, self.session.high)
+        return clip(moved, self.session.low, self.session.high)
 
     def _penalty(self, delta: Tensor) -> Tensor:
         """γ·‖δ‖₂² + τ·Σ‖δ_D‖₂, (n,)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ METHODS: dict[BoundName, Callable[..., Tensor]] = {
 
 @full_precision()
 def bounds(
-    model: nn.Module | Graph, region: Region, C: Tensor | None = None, *, method: BoundName = "crown", **options: Any
+    model: nn.Module | Graph, region: Region, C: Tensor | None = None, *, method: BoundName = "crown", **options: object
 ) -> Bounds:
     """Bounds of C·f(x) that hold for all x in a region.
 
@@ -95,7 +95,7 @@ def certify(
     eps: float | Tensor,
     method: BoundName = "crown",
     box: Interval | None = (0.0, 1.0),
-    **options: Any,
+    **options: object,
 ) -> Certificate:
     """Which predictions provably cannot change within ‖x′ − x‖ ≤ ε.
 
@@ -137,7 +137,7 @@ def certified_radius(
     start: float = 1e-3,
     largest: float = 1e3,
     steps: int = 12,
-    **options: Any,
+    **options: object,
 ) -> Certificate:
     """The largest radius that a method certifies, for each sample, by doubling and bisection.
 
