@@ -38,6 +38,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest
 from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -118,7 +119,7 @@ def ead(
                 stepped = slope.add_(live.momentum - live.x, alpha=2).mul_(-size).add_(live.momentum)
                 old = live.iterate
                 live.iterate = shrink(stepped, live.x, beta * width * (size if scaled else 1.0), *box)
-                live.momentum = torch.lerp(old, live.iterate, 1 + k / (k + 3)).clamp_(*box)
+                live.momentum = clip(torch.lerp(old, live.iterate, 1 + k / (k + 3)), *box)
 
                 answer = session.ask(live.iterate, live, shortfall)
                 delta = ((live.iterate - live.x) / width).flatten(1)
@@ -144,4 +145,4 @@ def shrink(z: Tensor, clean: Tensor, beta: float | Tensor, low: Bound, high: Bou
     An element that goes back is that of ``clean`` bit for bit. Source: Chen et al. (2018b), equation (5).
     """
     away = z - clean
-    return torch.where(away.abs() <= beta, clean, (z - beta * away.sign()).clamp_(low, high))
+    return torch.where(away.abs() <= beta, clean, clip(z - beta * away.sign(), low, high))
