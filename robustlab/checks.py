@@ -13,11 +13,22 @@ from torch import Tensor
 
 def positive(name: str, value: float | Tensor) -> None:
     """Raises unless ``value`` is a number (or a tensor of numbers) that is finite and above 0."""
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):  # NumPy's scalars are Real too
-        raise TypeError(f"{name}: want a number, got {value!r}")
-    number = torch.as_tensor(value, dtype=torch.float64)
+    number = _number(name, value)
     if not bool((number.isfinite() & (number > 0)).all()):
         raise ValueError(f"{name}: want finite and above 0, got {value}")
+
+
+def not_negative(name: str, value: float | Tensor) -> None:
+    """Raises unless ``value`` is a number (or a tensor of numbers) that is finite and at least 0."""
+    number = _number(name, value)
+    if not bool((number.isfinite() & (number >= 0)).all()):
+        raise ValueError(f"{name}: want finite and at least 0, got {value}")
+
+
+def _number(name: str, value: float | Tensor) -> Tensor:
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):  # NumPy's scalars are Real too
+        raise TypeError(f"{name}: want a number, got {value!r}")
+    return torch.as_tensor(value, dtype=torch.float64)
 
 
 def at_least(name: str, value: float, low: float, *, integer: bool = False) -> None:
@@ -57,11 +68,7 @@ def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     tensor = torch.as_tensor(given, dtype=like.dtype, device=like.device).detach()
     if tensor.dim() and tensor.shape != like.shape[:1]:
         raise ValueError(f"{name}: want a number or shape ({like.shape[0]},), got shape {tuple(tensor.shape)}")
-    if name == "eps":
-        if not bool((tensor.isfinite() & (tensor >= 0)).all()):
-            raise ValueError(f"{name}: want finite and at least 0, got {value}")
-    else:
-        positive(name, tensor)
+    (not_negative if name == "eps" else positive)(name, tensor)
     return tensor.expand(like.shape[0])
 
 

@@ -42,7 +42,8 @@ class Objective(Protocol[Trained_contra]):
     """What :func:`fit` minimizes: a function of the model and a batch to a scalar.
 
     An objective that also has a method ``set_progress(fraction)`` is told before each step which part of the training
-    is over (0 at the first step, below 1 at the last), for schedules such as a growing epsilon.
+    is over (0 at the first step, below 1 at the last), for schedules such as a growing epsilon. One whose labels are
+    classes of the model says ``takes_labels = True``: :func:`fit` then checks them before any work.
     """
 
     def __call__(self, model: Trained_contra, x: Tensor, y: Tensor, /, *, ids: Tensor, seed: int) -> Tensor:
@@ -207,7 +208,7 @@ def _check(
     checks.at_least("weight_decay", weight_decay, 0.0)
     checks.positive("lr", lr)
     checks.one_of("schedule", schedule, SCHEDULES)
-    if objective is cross_entropy:
+    if getattr(objective, "takes_labels", objective is cross_entropy):
         _check_labels(model, x, y)
     place = torch.device(device) if device is not None else parameters[0].device
     if place.type == "cuda" and not torch.cuda.is_available():
@@ -218,7 +219,7 @@ def _check(
 def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """One forward of one sample in evaluation mode tells the number of classes, and changes nothing."""
     if y.dtype != torch.int64 or y.dim() != 1:
-        raise TypeError(f"data: want int64 labels (N,) for cross-entropy, got {y.dtype} {tuple(y.shape)}")
+        raise TypeError(f"data: want int64 labels (N,), got {y.dtype} {tuple(y.shape)}")
     checks.in_classes("data", y, count_outputs(model, x))
 
 

@@ -99,3 +99,8 @@ def test_callers_batches(case: Case, device: torch.device, size: int) -> None:
 @over(*TARGETED)
 def test_least_likely_target(case: Case, device: torch.device) -> None:
     check_least_likely_target(case, device)
+
+
+@over()
+def test_two_threads(case: Case, device: torch.device) -> None:
+    check_two_threads(case, device)

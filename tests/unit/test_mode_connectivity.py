@@ -83,7 +83,7 @@ def test_only_the_control_point_is_trained() -> None:
     assert all(not torch.equal(c, m) for c, m in zip(curve.control, midpoint, strict=True))
     assert all(torch.equal(repaired.get_parameter(n), v) for n, v in curve.weights(0.25).items())
     assert found.t.tolist() == [0, 0.5, 1] and len(found.accuracy) == 3
-    assert not repaired.training
+    assert repaired.training == first.training
 
 
 def test_training_lowers_the_loss_along_the_curve() -> None:

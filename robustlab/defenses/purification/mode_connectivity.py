@@ -117,7 +117,7 @@ def mode_connectivity(
             each step draws its own t.
 
     Returns:
-        A Repair with the model at t, in evaluation mode; its ``details`` are the :class:`Connection`.
+        A Repair with the model at t, in the mode of `model`; its ``details`` are the :class:`Connection`.
 
     Raises:
         ValueError, TypeError: for a wrong argument.
@@ -137,7 +137,10 @@ def mode_connectivity(
     fit(curve, (x, y), objective=_along, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     grid = torch.linspace(0, 1, points)
     measured = [accuracy(curve.at(float(s), x), x, y) for s in grid]
-    return Repair(curve.at(t, x), Connection(curve, grid, torch.tensor(measured)))
+    repaired = curve.at(t, x)
+    for part, own in zip(repaired.modules(), model.modules(), strict=True):
+        part.training = own.training
+    return Repair(repaired, Connection(curve, grid, torch.tensor(measured)))
 
 
 def _along(curve: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:

@@ -30,6 +30,8 @@ CraftMode = Literal["eval", "train"]
 class AdversarialTraining:
     """The objective that :func:`adversarial_training` returns."""
 
+    takes_labels = True
+
     def __init__(
         self, norm: ProperNorm, eps: float, steps: int, step_size: float, warmup: float, craft_mode: CraftMode,
         bounds: tuple[float, float],

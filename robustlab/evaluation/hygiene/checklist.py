@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.data.pairs import Pairs, beside, read_pair
+from robustlab.data.pairs import Pairs, beside, read_labeled
 from robustlab.defenses.robustness_claim import Claim
 from robustlab.evaluation.hygiene.compared_attacks import ComparedAttacks
 from robustlab.evaluation.hygiene.criteria import GROUPS, Check, units
@@ -111,11 +111,11 @@ def checklist(
         raise TypeError(f"claim: want a Claim, got {type(claim).__name__}")
     checks.at_least("steps", steps, 4, integer=True)
     checks.at_least("queries", queries, 1, integer=True)
-    x, label = read_pair(beside(x, y), "x", "test")
-    y = checks.labels("y", label, x)
+    x, y = read_labeled(beside(x, y), "x", "test")
     found = [units(x, claim)]
     if found[0].passed:
         battery = ComparedAttacks(model, x, y, claim, surrogate, steps, queries, seed)
+        checks.in_classes("y", y, battery.once(0).shape[1])
         for group in GROUPS:
             found.extend(group(battery))
     return ChecklistReport(tuple(found), claim, len(x))

@@ -82,7 +82,7 @@ def autoattack(
             DataLoader, of which only one batch at a time is held, on the model's device.
         y: (N,) labels.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        eps: radius ε > 0 in units of the inputs.
+        eps: radius ε ≥ 0 in units of the inputs.
         version: ``"standard"`` or ``"plus"``.
         attacks: names of the table above, to run these instead, in this order.
         batch_size: samples attacked at a time; bounds the memory.
@@ -105,7 +105,7 @@ def autoattack(
     """
     data = beside(x, y)
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
-    checks.positive("eps", eps)
+    checks.not_negative("eps", eps)
     if isinstance(eps, Tensor) and eps.numel() != 1:
         raise ValueError(f"eps: want one number for all samples, got shape {tuple(eps.shape)}")
     eps = float(eps)
