@@ -312,7 +312,7 @@ def test_bad_input() -> None:
         autoattack(Victim(model, access="soft"), x, y, eps=0.1)
 
 
-def test_a_loader_is_read_batch_by_batch(tmp_path: Path) -> None:
+def test_a_loader_is_read_batch_by_batch(tmp_path: Path, short_square: None) -> None:
     model, x, y = problem()
     run = {"eps": EPS, "attacks": ["apgd-ce", "square"], "batch_size": 4, "seed": 2}
     whole, loader = autoattack(model, x, y, **run), DataLoader(TensorDataset(x, y), 7)
