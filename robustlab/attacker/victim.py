@@ -225,6 +225,11 @@ class Victim:
 
         A model may well cast by itself and fail for another reason: PyTorch's own words tell.
         """
+        if any(tensor.is_inference() for tensor in self._tensors()) and "nference" in str(error):
+            raise ValueError(
+                "model: want one that was made outside torch.inference_mode, through which gradients pass, "
+                "got one from inside; say copy.deepcopy(model) outside"
+            ) from error
         weight = next((p for p in self._tensors() if p.is_floating_point()), None)
         if weight is None or not x.is_floating_point() or not re.search(r"dtype|\btype|device", str(error)):
             return

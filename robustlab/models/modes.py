@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -73,19 +73,22 @@ def training_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _holding(held: list[tuple[str, Any]]) -> Iterator[None]:
-    with _LOCK:
-        for what, part in held:
-            _take(what, part)
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         with _LOCK:
             for what, part in held:
-                _release(what, part)
+                _take(what, part)
+                stack.callback(_release, what, part)
+        try:
+            yield
+        finally:
+            with _LOCK:  # the last that was taken is put back first: a wrapper may share the mode of what it wraps
+                stack.close()
 
 
 def _parameters(parts: Iterable[nn.Module]) -> list[tuple[str, Any]]:
-    return [("gradient", p) for p in _unique(p for part in parts for p in part.parameters(recurse=False))]
+    """All but those made in inference mode, which have no gradient in any case."""
+    parameters = _unique(p for part in parts for p in part.parameters(recurse=False))
+    return [("gradient", p) for p in parameters if not p.is_inference()]
 
 
 def _unique(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -98,20 +101,26 @@ def _key(what: str, part: Any) -> tuple[str, Any]:
 
 
 def _take(what: str, part: Any) -> None:
-    """Note how a part is, if nobody holds it yet, and hold it."""
-    entry = _HELD.setdefault(_key(what, part), [0, None])
-    entry[0] += 1
-    if entry[0] > 1:
-        return
+    """Hold a part, and note how it is, if nobody holds it yet."""
+    entry = _HELD.get(_key(what, part))
+    if entry is None:
+        _HELD[_key(what, part)] = [1, _hold(what, part)]
+    else:
+        entry[0] += 1
+
+
+def _hold(what: str, part: Any) -> Any:
+    """Still a part; returns how it was."""
     if what == "mode":
-        entry[1], part.training = part.training, False
+        was, part.training = part.training, False
     elif what == "gradient":
-        entry[1] = part.requires_grad
+        was = part.requires_grad
         part.requires_grad_(False)
     elif what == "values":
-        entry[1] = part.clone()
+        was = part.clone()
     else:
-        entry[1] = torch.get_rng_state() if part is None else torch.cuda.get_rng_state(part)
+        was = torch.get_rng_state() if part is None else torch.cuda.get_rng_state(part)
+    return was
 
 
 def _release(what: str, part: Any) -> None:
@@ -120,15 +129,15 @@ def _release(what: str, part: Any) -> None:
     entry[0] -= 1
     if entry[0]:
         return
-    del _HELD[_key(what, part)]
+    was = _HELD.pop(_key(what, part))[1]
     if what == "mode":
-        part.training = entry[1]
+        part.training = was
     elif what == "gradient":
-        part.requires_grad_(entry[1])
+        part.requires_grad_(was)
     elif what == "values":
         with torch.no_grad():
-            part.copy_(entry[1])
+            part.copy_(was)
     elif part is None:
-        torch.set_rng_state(entry[1])
+        torch.set_rng_state(was)
     else:
-        torch.cuda.set_rng_state(entry[1], part)
+        torch.cuda.set_rng_state(was, part)

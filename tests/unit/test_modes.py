@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustlab.models import modes
 from robustlab.models.modes import evaluating
 
 
@@ -41,6 +42,38 @@ def test_blocks_may_be_nested_and_share_parts() -> None:
     assert not any(m.training for m in around.modules())
     second.__exit__(None, None, None)
     assert state(model) == before and around[1].training
+
+
+def test_the_random_state_is_one_thing_whoever_asks() -> None:
+    """Each tensor's ``device`` is another object; of blocks that overlap the last to be left puts the state back."""
+    state = torch.get_rng_state()
+    first, second = (evaluating(device=torch.zeros(1).device) for _ in range(2))
+    first.__enter__()
+    torch.rand(3)
+    second.__enter__()
+    torch.rand(3)
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert torch.equal(torch.get_rng_state(), state)
+    one, other = torch.device("cuda:0"), torch.device("cuda:0")
+    assert one is not other and modes._key("random state", one) == modes._key("random state", other)
+
+
+def test_what_cannot_be_put_back_keeps_nothing_else_from_it() -> None:
+    model = net()
+    before = state(model)
+    with pytest.raises(RuntimeError, match="planted"), evaluating(model, Stubborn()):
+        pass
+    assert state(model) == before and not modes._HELD
+
+
+class Stubborn(nn.Module):
+    """Goes into evaluation mode and not back."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "training" and value and hasattr(self, "training"):
+            raise RuntimeError("planted")
+        super().__setattr__(name, value)
 
 
 def test_two_threads_on_one_model() -> None:
