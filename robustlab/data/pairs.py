@@ -7,7 +7,7 @@ too. What does not goes over :func:`portions`: data in memory are one portion, e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import torch
 import torch.utils.data
@@ -22,7 +22,7 @@ Part = Literal["train", "test"]
 WISH = "want a Dataset, a pair (x, y) of tensors, or a torch DataLoader of such pairs"
 
 
-def streamed(data: object) -> bool:
+def streamed(data: object) -> TypeGuard[Loader]:
     """Whether the data come batch by batch: a torch DataLoader, or a torch Dataset of pairs."""
     return isinstance(data, torch.utils.data.DataLoader | torch.utils.data.Dataset)
 

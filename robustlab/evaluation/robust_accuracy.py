@@ -18,7 +18,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from robustlab.attacker.session import part_of
 from robustlab.attacker.victim import Victim
 from robustlab.data.pairs import Pairs, beside, count, labeled_portions, streamed
 from robustlab.evaluation.found_distance import found_distance
-from robustlab.geometry.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, NormName, get_norm
 from robustlab.intervals import wilson
 from robustlab.progress import bar
 
@@ -55,7 +55,7 @@ class RobustAccuracy(Result):
     """
 
     attack: str
-    norm: str
+    norm: NormName
     eps: Tensor
     radius: Tensor
     queries: Tensor
@@ -128,12 +128,12 @@ def evaluate(
     *,
     attack: Attack,
     eps: float | Iterable[float],
-    norm: str = "linf",
+    norm: NormName = "linf",
     batch_size: int = 250,
     seed: int = 0,
     confidence: float = 0.95,
     progress: bool = False,
-    **attack_kwargs: Any,
+    **attack_kwargs: object,
 ) -> RobustAccuracy:
     """The robust accuracy of a model under an attack, for several ε.
 
@@ -200,7 +200,7 @@ class _Run:
     ball: Norm
     radii: list[float]
     has_budget: bool
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     batch_size: int
     progress: bool
 
@@ -234,7 +234,7 @@ class _Run:
 def _radii(eps: float | Iterable[float]) -> list[float]:
     """The positive radii, rising, each once."""
     try:
-        values = sorted({float(e) for e in ([eps] if isinstance(eps, numbers.Real) else eps)})
+        values = sorted({float(e) for e in ([eps] if isinstance(eps, float | numbers.Real) else eps)})
     except (TypeError, ValueError):
         raise TypeError(f"eps: want a number or several, got {eps!r}") from None
     if not values or not all(math.isfinite(e) and e >= 0 for e in values):
@@ -242,7 +242,7 @@ def _radii(eps: float | Iterable[float]) -> list[float]:
     return [e for e in values if e > 0]
 
 
-def _arguments(attack: Attack, offered: dict[str, Any], wanted: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+def _arguments(attack: Attack, offered: dict[str, object], wanted: dict[str, object]) -> tuple[bool, dict[str, object]]:
     """Whether the attack has a budget, and its arguments: those offered that it knows, and all that are wanted."""
     if not callable(attack):
         raise TypeError(f"attack: want a function, got {attack!r}")

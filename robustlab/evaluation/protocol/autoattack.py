@@ -28,6 +28,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,11 +44,13 @@ from robustlab.evaluation.protocol.flags import first_look, zero_gradients
 from robustlab.evaluation.protocol.report import AutoAttackReport, report_of
 from robustlab.evaluation.protocol.state import State, fingerprint
 from robustlab.geometry.keyed import derive_seed
-from robustlab.geometry.norms import get_norm
+from robustlab.geometry.norms import ProperNorm, get_norm
 from robustlab.intervals import wilson
 from robustlab.progress import bar
 
-VERSIONS = {
+Member = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+Version = Literal["standard", "plus"]
+VERSIONS: dict[Version, tuple[Member, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
 }
@@ -59,10 +62,10 @@ def autoattack(
     x: Tensor | Pairs,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float,
-    version: str = "standard",
-    attacks: Sequence[str] | None = None,
+    version: Version = "standard",
+    attacks: Sequence[Member] | None = None,
     batch_size: int = 250,
     seed: int = 0,
     confidence: float = 0.95,
@@ -138,7 +141,7 @@ def autoattack(
     return report_of(names, used, norm, eps, State.joined(parts), confidence)
 
 
-def _names(attacks: Sequence[str]) -> list[str]:
+def _names(attacks: Sequence[Member]) -> list[Member]:
     known = VERSIONS["plus"]
     if isinstance(attacks, str) or not attacks or not all(name in known for name in attacks):
         raise ValueError(f"attacks: want some of {list(known)}, got {attacks!r}")
@@ -173,22 +176,23 @@ def _look(victim: Victim, x: Tensor, y: Tensor, kept: State, batch_size: int, be
     kept.save()
 
 
-Run = Callable[..., AttackResult]
+Run = partial[AttackResult]
 
 
-def _plan(name: str, norm: str, eps: float, version: str, classes: int, seed: int) -> tuple[Run, int]:
+def _plan(name: Member, norm: ProperNorm, eps: float, version: Version, classes: int, seed: int) -> tuple[Run, int]:
     """The attack called ``name``, and toward how many of the likeliest wrong labels it is to be run; 0: toward none."""
     l1, many = norm == "l1", 5 if version == "plus" else 1
     gradient = partial(apgd, norm=norm, eps=eps, seed=seed, steps=_STEPS, multi_eps=l1)
     boundary = partial(fab, norm=norm, eps=eps, seed=seed, steps=_STEPS)
-    plans: dict[str, tuple[Run, int]] = {
+    plans: dict[Member, tuple[Run, int]] = {
         "apgd-ce": (partial(gradient, loss="ce", restarts=5 if l1 else many), 0),
         "apgd-dlr": (partial(gradient, loss="dlr" if classes > 2 else "margin", restarts=5 if l1 else many), 0),
         "apgd-t": (partial(gradient, loss="dlr" if classes > 3 else "margin"), 5 if l1 else 9),
         "fab": (partial(boundary, restarts=many), 0),
         "fab-t": (boundary, 9),
-        "square": (partial(square, norm=norm, eps=eps, seed=seed, queries=_QUERIES), 0),
     }
+    if norm != "l1":
+        plans["square"] = partial(square, norm=norm, eps=eps, seed=seed, queries=_QUERIES), 0
     run, labels = plans[name]
     return run, min(labels, classes - 1)
 
@@ -200,7 +204,7 @@ def _attack(
     part: Tensor,
     first: int,
     plan: tuple[Run, int],
-    norm: str,
+    norm: ProperNorm,
     eps: float,
     k: int,
     kept: State,
@@ -209,7 +213,7 @@ def _attack(
 
     ``first`` is the number of x[0] among all samples.
     """
-    (run, labels), minimum_norm = plan, plan[0].func is fab  # type: ignore[attr-defined]
+    (run, labels), minimum_norm = plan, plan[0].func is fab
     toward: list[Tensor | None] = [None]
     if labels:
         with victim.session(x[part], y[part], access="soft") as session:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from robustlab.attacker.results import Result
 from robustlab.evaluation.protocol.state import State
+from robustlab.geometry.norms import ProperNorm
 from robustlab.intervals import wilson
 
 __all__ = ["AttackRun", "AutoAttackReport"]
@@ -52,7 +54,7 @@ class AutoAttackReport(Result):
         confidence: level of the interval.
     """
 
-    norm: str
+    norm: ProperNorm
     eps: float
     attacks: tuple[AttackRun, ...]
     x_adv: Tensor | None
@@ -103,7 +105,7 @@ class AutoAttackReport(Result):
 
 
 def report_of(
-    names: list[str], used: list[str], norm: str, eps: float, kept: State, confidence: float
+    names: Sequence[str], used: Sequence[str], norm: ProperNorm, eps: float, kept: State, confidence: float
 ) -> AutoAttackReport:
     """The report on a run of the attacks ``used``, of ``names`` that were asked for."""
     runs, flags, n = [], dict(kept.flags), len(kept.broken_by)

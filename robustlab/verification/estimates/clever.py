@@ -25,6 +25,8 @@ test rejects the fit, or there is none (all maxima are equal, as on an affine mo
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -33,11 +35,12 @@ from robustlab.attacker.results import Estimate
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.keyed import Noise
-from robustlab.geometry.norms import get_norm
+from robustlab.geometry.norms import ProperNorm, get_norm
 from robustlab.progress import bar
 from robustlab.verification.estimates.weibull import fit_reverse_weibull
 
-CHOICES = ("random", "top2", "least")
+Choice = Literal["random", "top2", "least"]
+CHOICES = get_args(Choice)
 _CHOOSE, _SAMPLE = 0, 1  # draws
 
 
@@ -46,9 +49,9 @@ def clever(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "l2",
+    norm: ProperNorm = "l2",
     radius: float | Tensor,
-    target: int | Tensor | str | None = None,
+    target: int | Tensor | Choice | None = None,
     batches: int = 500,
     samples: int = 1024,
     level: float = 0.05,
@@ -127,7 +130,7 @@ def clever(
     return Estimate(scores.amin(dim=1), norm, "clever", details)
 
 
-def _classes(session: Session, target: int | Tensor | str | None, seed: int) -> Tensor:
+def _classes(session: Session, target: int | Tensor | Choice | None, seed: int) -> Tensor:
     """(N, C): the classes j of each sample."""
     assert session.clean is not None
     k = session.clean.shape[1]
@@ -147,7 +150,7 @@ def _classes(session: Session, target: int | Tensor | str | None, seed: int) -> 
 def _maxima(
     session: Session,
     classes: Tensor,
-    norm: str,
+    norm: ProperNorm,
     limit: Tensor,
     batches: int,
     samples: int,
