@@ -1,7 +1,7 @@
 """The graph that every verifier works on: operators in topological order, read from a model once.
 
 Readers (``trace`` for PyTorch, another for ONNX) add operators to a ``Builder``, which finds the shapes by running each
-operator on one sample of zeros.
+operator on one sample of zeros; what would take gigabytes is refused before.
 """
 
 from __future__ import annotations
@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
 
-from robustlab.graph.affine import Linear
+from robustlab.graph.affine import Concat, Linear, Reshape
+from robustlab.graph.conv import Conv
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.operator import Operator
+
+LARGEST = 2**26
+"""How many numbers all values of a graph may have for one sample."""
+GROWING = (Concat, Conv, Linear)
+"""Operators whose output may have many more numbers than they and their inputs have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +104,31 @@ class Graph:
         """How many numbers the largest node has."""
         return max(torch.Size(node.shape).numel() for node in self.nodes)
 
+    def require_finite(self) -> None:
+        """Raise a ValueError that names the node, where weights are NaN or infinite: nothing follows from them."""
+        for node in self.nodes:
+            for name, value in vars(node.op).items() if node.op is not None else ():
+                if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                    found = "NaN" if bool(value.isnan().any()) else "infinite numbers"
+                    raise ValueError(f"model: want finite weights, got {found} in the {name} of node {node.name!r}")
+
     def to(self, *args: torch.device | torch.dtype | str) -> Graph:
         """The same graph with its tensors moved or converted, as ``Tensor.to``; the model's own are left alone."""
+        return Graph(tuple(replace(node, op=node.op and _moved(node.op, *args)) for node in self.nodes))
 
-        def moved(op: Operator | None) -> Operator | None:
-            if op is None:
-                return None
-            found = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
-            tensors = {k: v for k, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
-            return replace(op, **{k: v.to(*args) for k, v in tensors.items()})  # type: ignore[call-overload, type-var]
 
-        return Graph(tuple(replace(node, op=moved(node.op)) for node in self.nodes))
+def _moved(op: Operator, *args: torch.device | torch.dtype | str) -> Operator:
+    """An operator with its floats moved or converted."""
+    found = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
+    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return replace(op, **{k: v.to(*args) for k, v in tensors.items()})  # type: ignore[call-overload, type-var]
+
+
+def _shape_alone(op: Operator, samples: Sequence[Tensor]) -> torch.Size:
+    """The shape of the output, found without numbers; without the bias, for which torch would import its compiler."""
+    if isinstance(op, (Conv, Linear)):
+        op = replace(op, bias=None)
+    return _moved(op, "meta").forward(*(sample.to("meta") for sample in samples)).shape[1:]
 
 
 class Builder:
@@ -123,6 +144,8 @@ class Builder:
     ) -> None:
         self.like = torch.empty(0, dtype=dtype, device=device)
         self.nodes = [Node(0, "input", None, (), tuple(shape))]
+        self.numbers = 0
+        self.room("input", shape)
 
     def add(self, op: Operator, *inputs: int, name: str = "") -> int:
         """Add a node; returns its place.
@@ -130,23 +153,34 @@ class Builder:
         Raises:
             ValueError: if the operator cannot take inputs of these shapes.
         """
-        samples = [self.like.new_zeros(1, *self.nodes[i].shape) for i in inputs]
+        samples = [self.like.new_zeros(()).expand(1, *self.nodes[i].shape) for i in inputs]
         try:
             with torch.no_grad():
+                if isinstance(op, GROWING):
+                    self.room(name, _shape_alone(op, samples))
                 value = op.forward(*samples)
         except (RuntimeError, IndexError) as error:
             shapes = [self.nodes[i].shape for i in inputs]
             raise ValueError(f"model: node {name!r} cannot take inputs of shapes {shapes}: {error}") from error
         if value.shape[0] != 1:
             raise ValueError(f"model: node {name!r} mixes samples; want the batch as dimension 0, got {value.shape}")
+        self.room(name, value.shape[1:])
+        self.numbers += value.numel()
         index = len(self.nodes)
         self.nodes.append(Node(index, name or type(op).__name__.lower(), op, inputs, tuple(value.shape[1:])))
         return index
 
+    def room(self, name: str, shape: Sequence[int]) -> None:
+        """Refuse a node of this shape where all values together would have more than ``LARGEST`` numbers."""
+        if self.numbers + prod(shape) > LARGEST:
+            raise ValueError(
+                f"model: want values of at most {LARGEST:,} numbers in all, got {tuple(shape)} at node {name!r}"
+            )
+
     def finish(self, output: int) -> Graph:
         """The graph of all that the node ``output`` needs."""
         if output == 0:
-            output = self.add(Linear(torch.eye(self.nodes[0].shape[-1]).to(self.like)), 0, name="identity")
+            output = self.add(Reshape(self.nodes[0].shape), 0, name="identity")
         needed, todo = {0, output}, [output]
         while todo:
             for i in self.nodes[todo.pop()].inputs:

@@ -155,6 +155,7 @@ def _average_pool(
     if any(padding) and not count_include_pad:
         raise ValueError(f"model: want AveragePool that counts its padding, got node {name_of(node)!r}")
     step, like = tuple(strides or [1] * len(kernel)), torch.empty(0, dtype=reader.dtype)
+    reader.builder.room(name_of(node), (reader.shape(given[0])[0], *kernel))
     return reader.add(node, average_pool(reader.shape(given[0])[0], kernel, step, padding, like), given[0])
 
 
@@ -199,6 +200,11 @@ def _fixed(op: Operator) -> Callable[..., int]:
     return lambda reader, node, given: reader.add(node, op, given[0])
 
 
+def _neg(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
+    number = torch.tensor([-1.0, 0.0], dtype=reader.dtype)
+    return reader.add(node, ScaleShift(number[:1], number[1:]), given[0])
+
+
 def _same(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
     return int(given[0])
 
@@ -228,7 +234,7 @@ RULES: dict[str, Callable[..., int]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),
-    "Neg": _fixed(ScaleShift(torch.tensor([-1.0]), torch.tensor([0.0]))),
+    "Neg": _neg,
     "Conv": _conv,
     "BatchNormalization": _batch_norm,
     "Relu": _fixed(Hinge(0.0, 1.0)),

@@ -12,16 +12,19 @@ from torch import Tensor
 
 from robustlab.graph.affine import Rearrange
 from robustlab.graph.node import Builder
+from robustlab.graph.onnx_file import size
 from robustlab.graph.operator import Operator
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 Value = int | Tensor
 """The place of a node in the graph, or a constant."""
 
 HARMLESS = {"broadcast", "consumed_inputs", "momentum", "ratio", "round_mode", "saturate", "seed", "storage_order"}
 """Attributes that change nothing in a network at rest: of training, memory, 8-bit numbers, outputs that we refuse."""
+
+_ROOM = 2**28  # bytes of computed constants, beside four times those of the file
 
 
 def network_input(proto: ModelProto) -> tuple[str, tuple[int, ...]]:
@@ -45,18 +48,30 @@ class OnnxReader:
     """Values by name. With a batch the graph's shapes are the file's without the first dimension."""
 
     def __init__(self, proto: ModelProto, dtype: torch.dtype) -> None:
-        from onnx import numpy_helper
-
         name, shape = network_input(proto)
         self.proto, self.dtype, self.batched = proto, dtype, len(shape) > 1
         if self.batched and shape[0] != 1:
             raise ValueError(f"model: want a batch of 1 or a free one, got an input of shape {shape}")
         self.opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
         self.builder = Builder(shape[1:] if self.batched else shape, dtype=dtype)
-        self.values: dict[str, Value] = {
-            tensor.name: self.constant(numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer
-        }
+        self.computed = 0  # bytes of constants that are computed from others, and the most that they may be
+        self.most = _ROOM + 4 * sum(size(tensor) for tensor in proto.graph.initializer)
+        if proto.graph.sparse_initializer:
+            raise ValueError("model: want dense initializers, got a sparse one")
+        self.values: dict[str, Value] = {tensor.name: self._initial(tensor) for tensor in proto.graph.initializer}
         self.values[name] = 0
+
+    def _initial(self, tensor: TensorProto) -> Tensor:
+        """A constant of the file itself."""
+        from onnx import TensorProto, numpy_helper
+
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ValueError(f"model: tensor {tensor.name!r} is in another file: want its data loaded, or a path")
+        size(tensor)
+        try:
+            return self.constant(numpy_helper.to_array(tensor))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"model: tensor {tensor.name!r} cannot be read: {error}") from error
 
     def add(self, node: NodeProto, op: Operator, *inputs: int) -> int:
         return self.builder.add(op, *inputs, name=name_of(node))
@@ -90,11 +105,14 @@ class OnnxReader:
         here = self.shape(place)
         if here == tuple(shape[1:]):
             return place
+        self.builder.room(name_of(node), shape[1:])
         return self.add(node, Rearrange.of(lambda x: x.reshape(1, *(1,) * (len(shape) - 1 - len(here)), *here)
                                            .expand(shape), here), place)  # fmt: skip
 
     def constant(self, array: Any) -> Tensor:
         value = torch.from_numpy(np.array(array))
+        if value.is_complex():
+            raise ValueError(f"model: want constants of real numbers, got {value.dtype}")
         return value.to(self.dtype) if value.is_floating_point() else value
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustlab.graph.affine import Concat, Linear, Rearrange, Reduce, Reshape, ScaleShift
+from robustlab.graph.affine import Concat, Rearrange, Reduce, Reshape, ScaleShift
 from robustlab.graph.onnx_reader import OnnxReader, name_of
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def concat(reader: OnnxReader, node: NodeProto, given: list[Any], *, axis: int =
     places = []
     for part in given:
         if isinstance(part, Tensor):  # a constant beside the values: 0·x + constant, of the right size
-            size = part[0].numel() if reader.batched else part.numel()
-            start = reader.add(node, Linear(part.new_zeros(size, prod(reader.shape(first))).to(reader.dtype)),
-                               reader.add(node, Reshape((prod(reader.shape(first)),)), first))  # fmt: skip
-            start = reader.add(node, Reshape(tuple(part.shape[1:] if reader.batched else part.shape)), start)
-            part = reader.add(node, ScaleShift(*(reader.beside(v, start).to(reader.dtype)
-                                                 for v in (torch.ones_like(part), part))), start)  # fmt: skip
+            shape = tuple(part.shape[1:] if reader.batched else part.shape)
+            reader.builder.room(name_of(node), shape)
+            flat = reader.add(node, Reshape((prod(reader.shape(first)),)), first)
+            start = reader.add(node, Rearrange(torch.zeros(prod(shape), dtype=torch.int64), shape), flat)
+            part = reader.beside(part, start).to(reader.dtype)
+            part = reader.add(node, ScaleShift(torch.zeros_like(part), part), start)
         places.append(part)
     return reader.add(node, Concat(reader.dim(axis, first)), *places)
 

@@ -7,16 +7,21 @@ the reference evaluator of the ``onnx`` package; what does becomes one of our op
 
 from __future__ import annotations
 
-import gzip
 import warnings
+from collections import Counter
+from contextlib import nullcontext
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from robustlab.graph.files import named
 from robustlab.graph.node import Graph
+from robustlab.graph.onnx_file import load_onnx
 from robustlab.graph.onnx_operators import RULES
 from robustlab.graph.onnx_reader import OnnxReader, Value, attributes_of, name_of
 
@@ -28,34 +33,15 @@ OF_BATCHES = {"AveragePool", "BatchNormalization", "Conv", "GlobalAveragePool", 
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
-def load_onnx(path: str | Path) -> ModelProto:
-    """The ONNX model of a file, which may be compressed with gzip (``.gz``).
-
-    Raises:
-        ImportError: if the package ``onnx`` is not installed.
-        ValueError: if the file is no ONNX model.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError("ONNX files are read by the package onnx: python -m pip install onnx") from error
-    from google.protobuf.message import DecodeError
-
-    path = Path(path)
-    try:
-        return onnx.load_from_string(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
-    except DecodeError as error:
-        raise ValueError(f"path: want an ONNX model, got {path.name}, which is none") from error
-
-
-def read_onnx(model: str | Path | ModelProto, *, dtype: torch.dtype = torch.float64) -> Graph:
+def read_onnx(model: str | Path | bytes | ModelProto, *, dtype: torch.dtype = torch.float64) -> Graph:
     """Read an ONNX network as a graph of operators.
 
     SiLU written as x·Sigmoid(x) is recognized. GELU is one operator from opset 20 on; written with Erf, as exporters do
     below, it is not known: export with opset 20 or later.
 
     Args:
-        model: a file (``.onnx``, or compressed, ``.onnx.gz``), or the loaded model.
+        model: a file, its bytes (either may be compressed with gzip), or the loaded model. Tensors that the file keeps
+            in other files are looked up in its folder.
         dtype: of the graph's numbers (default float64, which holds float32 weights exactly).
 
     Returns:
@@ -63,13 +49,20 @@ def read_onnx(model: str | Path | ModelProto, *, dtype: torch.dtype = torch.floa
         and is taken as a sample.
 
     Raises:
-        ValueError: naming the node, if an operator is not known, or one of its attributes that is not at its default.
+        ValueError: naming file and node, if an operator is not known, or one of its attributes that is not at its
+            default; if the file is broken, has weights that are NaN, or would take gigabytes.
 
     Source: the operators' semantics are those of the ONNX standard.
     """
-    proto = load_onnx(model) if isinstance(model, (str, Path)) else model
+    with named(Path(model).name) if isinstance(model, (str, Path)) else nullcontext():
+        return _graph(load_onnx(model) if isinstance(model, (str, Path, bytes)) else model, dtype)
+
+
+def _graph(proto: ModelProto, dtype: torch.dtype) -> Graph:
     reader = OnnxReader(proto, dtype)
     for node in proto.graph.node:
+        if not any(node.output):
+            raise ValueError(f"model: want nodes with an output, got {node.op_type} {node.name!r} without")
         given = [_value(reader, name) if name else None for name in node.input]
         if all(isinstance(value, Tensor) for value in given if value is not None):
             _fold(reader, node)
@@ -88,7 +81,29 @@ def read_onnx(model: str | Path | ModelProto, *, dtype: torch.dtype = torch.floa
     found = _value(reader, outputs[0])
     if not isinstance(found, int):
         raise ValueError("model: want an output that depends on the input, got a constant")
-    return reader.builder.finish(found)
+    _checked(proto)
+    graph = reader.builder.finish(found)
+    graph.require_finite()
+    return graph
+
+
+def _checked(proto: ModelProto) -> None:
+    """ONNX's own check of every node, and that no name has two values; what we understood may still be broken."""
+    from onnx import checker
+
+    context = checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {o.domain: o.version for o in proto.opset_import} or {"": 1}
+    names = [tensor.name for tensor in proto.graph.initializer]
+    names += [value.name for value in proto.graph.input if value.name not in set(names)]
+    names += [name for node in proto.graph.node for name in node.output if name]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"model: want one value for each name, got several for {twice[0]!r}")
+    for node in proto.graph.node:
+        try:
+            checker.check_node(node, context)
+        except checker.ValidationError as error:
+            raise ValueError(f"model: node {name_of(node)!r}: {str(error).strip()}") from error
 
 
 def _value(reader: OnnxReader, name: str) -> Value:
@@ -129,9 +144,46 @@ def _fold(reader: OnnxReader, node: NodeProto) -> None:
     alone = helper.make_model(
         helper.make_graph([node], "constant", kinds, outputs), opset_imports=reader.proto.opset_import
     )
+    if node.op_type != "Constant":  # those are in the file itself
+        reader.computed += 8 * _numbers(alone, arrays)
+    if reader.computed > reader.most:
+        raise ValueError(
+            f"model: want computed constants of at most {reader.most:,} bytes, got more at {name_of(node)!r}"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = ReferenceEvaluator(alone).run(None, arrays)
+        try:
+            found = ReferenceEvaluator(alone).run(None, arrays)
+        except MemoryError:
+            raise
+        except Exception as error:  # of any kind: its operators are written in NumPy
+            raise ValueError(f"model: {node.op_type} of node {name_of(node)!r} cannot be computed: {error}") from error
     reader.values.update(
         (name, reader.constant(value)) for name, value in zip(filter(None, node.output), found, strict=False)
     )
+
+
+def _numbers(alone: ModelProto, arrays: dict[str, NDArray[Any]]) -> int:
+    """How many numbers a node will make, as ONNX infers from its inputs; refused where it cannot say."""
+    from onnx import ModelProto, numpy_helper, shape_inference
+
+    (node,) = alone.graph.node
+    told = ModelProto()
+    told.CopyFrom(alone)
+    told.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items() if a.size <= 1024)
+    del told.graph.output[:]
+    told.graph.output.extend(type(value)(name=value.name) for value in alone.graph.output)
+    try:
+        inferred = shape_inference.infer_shapes(told, strict_mode=True, data_prop=True).graph.output
+    except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise ValueError(f"model: {node.op_type} of node {name_of(node)!r} does not fit: {error}") from error
+    total = 0
+    for value in inferred:
+        kind = value.type.tensor_type
+        if not kind.HasField("shape") or not all(d.HasField("dim_value") and d.dim_value >= 0 for d in kind.shape.dim):
+            raise ValueError(
+                f"model: operator {node.op_type} of node {name_of(node)!r} is not known: ONNX cannot say how large its "
+                "constant is"
+            )
+        total += prod(d.dim_value for d in kind.shape.dim)
+    return total

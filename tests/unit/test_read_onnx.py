@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from robustlab.graph.onnx_file import load_onnx
 from robustlab.graph.onnx_operators import RULES
 from robustlab.graph.product import Product
-from robustlab.graph.read_onnx import load_onnx, read_onnx
+from robustlab.graph.read_onnx import read_onnx
 from robustlab.graph.smooth import Smooth
 from robustlab.verification.__main__ import main
 from robustlab.verification.complete.competition import check
@@ -309,7 +310,7 @@ def test_batch_norm_of_old_files(tmp_path: Path, opset: int, shift: float, wante
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(b"no model at all")
-    with pytest.raises(ValueError, match=r"want an ONNX model, got net\.onnx"):
+    with pytest.raises(ValueError, match=r"net\.onnx: want an ONNX model, got none"):
         load_onnx(path)
 
 

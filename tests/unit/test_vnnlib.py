@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import re
+import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.verification.complete.vnnlib import parse_vnnlib, read_vnnlib
 
 HEAD = "".join(f"(declare-const {letter}_{i} Real)\n" for letter in "XY" for i in range(2))
@@ -60,8 +63,9 @@ SPECS = {
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_same_unsafe_set(spec: str) -> None:
     text = HEAD + BOX + spec
-    cases, truth = parse_vnnlib(text), compile(python(text), "spec", "eval")
+    found, truth = parse_vnnlib(text), compile(python(text), "spec", "eval")
     generator = torch.Generator().manual_seed(0)
+    cases = list(found)
     x = torch.rand(400, 2, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 0.25]) - torch.tensor(
         [1.25, 0.02]
     )
@@ -71,13 +75,13 @@ def test_same_unsafe_set(spec: str) -> None:
         ours = any(
             bool((xi >= case.low).all() and (xi <= case.high).all() and case.margin(yi[None])[0] <= 0) for case in cases
         )
-        assert ours == eval(truth, values), (values, spec)
+        assert ours == eval(truth, dict(values)) == found.holds(values), (values, spec)
 
 
 def test_equality_and_empty_box() -> None:
     (case,) = parse_vnnlib(HEAD + BOX + "(assert (= X_0 0.25)) (assert (<= Y_0 1))")
     assert float(case.low[0]) == float(case.high[0]) == 0.25
-    assert parse_vnnlib(HEAD + BOX + "(assert (>= X_0 2)) (assert (<= Y_0 1))") == []
+    assert list(parse_vnnlib(HEAD + BOX + "(assert (>= X_0 2)) (assert (<= Y_0 1))")) == []
 
 
 def test_gz(tmp_path: Path) -> None:
@@ -102,8 +106,80 @@ def test_gz(tmp_path: Path) -> None:
         ("(declare-const Z Real)", "X_i and Y_j"),
         ("(check-sat)", "declare-const or assert"),
         ("(declare-const X_1 Real)(declare-const Y_0 Real)", "X_0, X_1"),
+        (HEAD + BOX + "(assert (>= Y_0 nan))", "a declared variable, got nan"),
+        (HEAD + BOX + "(assert (>= Y_0 -inf))", "a declared variable, got -inf"),
+        (HEAD + BOX + "(assert (>= Y_0 1_0))", "a declared variable, got 1_0"),
+        (HEAD + BOX + "(assert (>= Y_0 1e999))", "numbers of float64"),
+        (HEAD + BOX + "(assert (>= Y_0 (* 1e300 1e300)))", "numbers of float64"),
+        (HEAD + BOX + "(assert " * 3000 + ")" * 3000, "levels of parentheses"),
+        (HEAD + BOX + "(assert (<= Y_0 " + "(- " * 2000 + "1" + ")" * 2000 + "))", "levels of parentheses"),
+        (HEAD + BOX + "word", "declare-const or assert, got word"),
+        (HEAD + "(declare-const X_0 Real)", "X_0 again"),
+        (HEAD + BOX + "(assert ())", "and, or or a comparison"),
+        (HEAD + BOX + "(assert (or (<= Y_0 1) (<= X_0 (+ X_1 Y_0))))", "bounds of single inputs"),
+        ("(declare-const X_99999999999 Real)", "X_i and Y_j"),
     ],
 )
 def test_errors(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_vnnlib(text)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"(assert \xff)", gzip.compress(b"(assert")[:-3], gzip.compress(b"\0" * 2**27), b"\x1f\x8b", b""],
+    ids=["not UTF-8", "cut", "a bomb", "two bytes", "nothing"],
+)
+def test_broken_files(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "p.vnnlib").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"^p\.vnnlib: .*want"):
+        read_vnnlib(tmp_path / "p.vnnlib")
+    with pytest.raises(ValueError, match=r"^none\.vnnlib: want a file"):
+        read_vnnlib(tmp_path / "none.vnnlib")
+
+
+def test_cases_are_made_one_by_one() -> None:
+    """40 choices of two: 2⁴⁰ cases, of which three are asked for; and what contradicts itself is cut off early."""
+    many = "".join(f"(assert (or (<= Y_0 {i}) (>= Y_1 {i})))\n" for i in range(40))
+    first, second, third = islice(parse_vnnlib(HEAD + BOX + many), 3)
+    assert first.C.shape == (40, 2) and not torch.equal(first.C, second.C) and not torch.equal(second.C, third.C)
+    halves = "".join(f"(assert (or (>= X_0 {2 + i}) (<= X_0 1)))\n" for i in range(40))
+    (only,) = parse_vnnlib(HEAD + BOX + halves + "(assert (<= Y_0 1))")
+    assert float(only.high[0]) == 1.0
+
+
+def test_time_limit_while_reading() -> None:
+    many = "".join(f"(assert (or (<= Y_0 {i}) (>= Y_1 {i})))\n" for i in range(40))
+    found = parse_vnnlib(HEAD + BOX + many)
+    with pytest.raises(OutOfTime), time_limit(time.monotonic() + 0.1):
+        for _ in found:
+            pass
+    with pytest.raises(OutOfTime), time_limit(time.monotonic() - 1):
+        parse_vnnlib(HEAD + BOX)
+
+
+def test_reading_is_linear() -> None:
+    """Four times the inputs take about four times as long, not sixteen."""
+
+    def seconds(n: int) -> float:
+        text = "".join(f"(declare-const X_{i} Real)\n" for i in range(n)) + "(declare-const Y_0 Real)\n"
+        text += "".join(f"(assert (>= X_{i} 0))\n(assert (<= X_{i} 1))\n" for i in range(n))
+        start = time.process_time()
+        (case,) = parse_vnnlib(text + "(assert (<= Y_0 0))")
+        assert len(case.low) == n
+        return time.process_time() - start
+
+    few, many = min(seconds(3072) for _ in range(3)), min(seconds(12_288) for _ in range(2))
+    assert many < 8 * few, (few, many)
+
+
+def test_exact_arithmetic() -> None:
+    """0.1 + 0.2 is 0.3 as it is written, though not in float64; strict inequalities are strict."""
+    weak = parse_vnnlib(HEAD + BOX + "(assert (>= (* 3 Y_0) 0.3)) (assert (<= (+ 0.1 0.2 Y_1) 0.3))")
+    values = {"X_0": 0.0, "X_1": 0.0, "Y_0": 0.1, "Y_1": 0.0}
+    assert weak.holds(values) and not weak.holds(values | {"Y_1": 1e-300}) and not weak.holds(values | {"X_0": 1.6})
+    strict = parse_vnnlib(HEAD + BOX + "(assert (< Y_0 0)) (assert (> Y_1 0))")
+    assert strict.holds(values | {"Y_0": -1e-300, "Y_1": 1e-300}) and not strict.holds(
+        values | {"Y_0": 0.0, "Y_1": 1.0}
+    )
+    assert not strict.holds(values | {"Y_0": -1.0, "Y_1": 0.0})

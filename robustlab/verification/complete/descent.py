@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustlab.geometry.keyed import Noise
 from robustlab.graph.node import Graph
+from robustlab.graph.time_limit import tick
 from robustlab.verification.complete.query import Case
 
 
@@ -31,6 +32,7 @@ def descend(graph: Graph, cases: list[Case], *, restarts: int = 20, steps: int =
     x = low + Noise(seed, torch.arange(len(rows)), device).uniform(0, low.shape[1:], dtype=low.dtype) * (high - low)
     best, lowest = x, x.new_full((len(x),), torch.inf)
     for step in range(steps + 1):
+        tick()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = graph(x.reshape(-1, *graph.input_shape))
@@ -46,14 +48,22 @@ def descend(graph: Graph, cases: list[Case], *, restarts: int = 20, steps: int =
 
 def stacked(cases: list[Case]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """low, high (c, n), C (c, k, m), d (c, k) of all cases; those with fewer rows repeat their last."""
-    k = max(len(case.d) for case in cases)
-    rows = [torch.arange(k).clamp_max(len(case.d) - 1) for case in cases]
+    k = max(1, *(len(case.d) for case in cases))
+    rows = [_rows(case, k) for case in cases]
     return (
         torch.stack([case.low for case in cases]),
         torch.stack([case.high for case in cases]),
-        torch.stack([case.C[r] for case, r in zip(cases, rows, strict=True)]),
-        torch.stack([case.d[r] for case, r in zip(cases, rows, strict=True)]),
+        torch.stack([C for C, _ in rows]),
+        torch.stack([d for _, d in rows]),
     )
+
+
+def _rows(case: Case, k: int) -> tuple[Tensor, Tensor]:
+    """k rows that say the same; where every output is unsafe, 0·y − 1 ≤ 0."""
+    if not len(case.d):
+        return case.C.new_zeros(k, case.C.shape[1]), case.d.new_full((k,), -1.0)
+    which = torch.arange(k).clamp_max(len(case.d) - 1)
+    return case.C[which], case.d[which]
 
 
 def graph_device(graph: Graph) -> torch.device:

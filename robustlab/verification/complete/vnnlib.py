@@ -2,124 +2,278 @@
 
 Demarchi, Guidotti, Pulina and Tacchella, "Supporting standardization of neural networks verification with VNN-LIB and
 CoCoNet" (2023). A file declares inputs ``X_i`` and outputs ``Y_j`` and asserts, in the prefix notation of SMT-LIB, what
-an *unsafe* input-output pair meets. It is brought into disjunctive normal form; each conjunction becomes one
-:class:`~robustlab.verification.complete.query.Case`.
+an *unsafe* input-output pair meets. Its disjunctive normal form is never written out: the conjunctions, each one
+:class:`~robustlab.verification.complete.query.Case`, are made one after the other, since k choices of two make 2^k.
 
 Accepted: ``and``, ``or``, ``<=``, ``>=``, ``<``, ``>``, ``=`` between terms that are linear (numbers, variables,
 ``+ - *``). Constraints on inputs must bound single inputs, in every conjunction from both sides, and none may mix
-inputs and outputs. Strict inequalities are read as weak ones: the unsafe set is closed.
+inputs and outputs.
+
+A case is closed: it has ``<`` as ``<=``, so that what is proved of it holds for the property. Whether a pair *is*
+unsafe is decided by :meth:`Property.holds`, in rational numbers, as it is written.
 """
 
 from __future__ import annotations
 
-import gzip
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from robustlab.graph.files import named, read_file
+from robustlab.graph.time_limit import tick
 from robustlab.verification.complete.query import Case
 
 __all__ = ["read_vnnlib"]
 
 Linear = dict[str, float]
 """Σ coefficient·variable; the empty name is the constant."""
+Term = Any
+"""A word, or a list of terms."""
+
+DEEPEST = 100  # levels of parentheses
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?")
+_COMPARED = ("<=", "<", ">=", ">", "=")
 
 
-def read_vnnlib(path: str | Path) -> list[Case]:
-    """The cases of a property file.
+@dataclass(frozen=True, eq=False)
+class Property:
+    """What a file asserts: an iterable of cases, whose union is the unsafe set.
+
+    Attributes:
+        inputs, outputs: how many variables of each kind are declared.
+        common: what every case has, by variable: linear ≤ 0.
+        choices: for each assertion with an ``or``, its claim.
+        claims: all assertions, as they were read.
+    """
+
+    inputs: int
+    outputs: int
+    common: tuple[Linear, ...]
+    choices: tuple[Term, ...]
+    claims: tuple[Term, ...]
+
+    def __iter__(self) -> Iterator[Case]:
+        """The cases one after the other; conjunctions whose box is empty are left out."""
+        start = _Part.of(self.inputs, self.common)
+        if start is None:
+            return
+        for part in _chosen(start, self.choices):
+            yield part.case(self.outputs)
+
+    def holds(self, values: Mapping[str, float]) -> bool:
+        """Whether numbers for all X_i and Y_j meet every assertion, in exact arithmetic."""
+        exact = {name: Fraction(value) for name, value in values.items()}
+        return all(_true(claim, exact) for claim in self.claims)
+
+
+def read_vnnlib(path: str | Path) -> Property:
+    """The property of a file.
 
     Args:
-        path: of a ``.vnnlib`` file, or one compressed with gzip (``.gz``).
+        path: of a ``.vnnlib`` file, which may be compressed with gzip.
 
     Returns:
-        The unsafe set as a list of cases; conjunctions whose box is empty are left out.
+        A :class:`Property`: iterate over it for the cases of the unsafe set.
 
     Raises:
-        ValueError: naming the expression that is not understood.
+        ValueError: with the file's name and the expression that is not understood.
 
     Source: Demarchi et al. (2023).
     """
     path = Path(path)
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-    return parse_vnnlib(text)
+    with named(path.name):
+        try:
+            text = read_file(path).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"want text in UTF-8, got {error.reason} at byte {error.start}") from None
+        return parse_vnnlib(text)
 
 
-def parse_vnnlib(text: str) -> list[Case]:
+def parse_vnnlib(text: str) -> Property:
     """As :func:`read_vnnlib`, from the text itself."""
-    names: list[str] = []
-    cases: list[list[Linear]] = [[]]  # a disjunction of conjunctions of atoms "linear ≤ 0"
+    names: dict[str, None] = {}
+    claims: list[Term] = []
+    common: list[Linear] = []
+    choices: list[Term] = []
     for expression in _expressions(text):
         match expression:
             case ["declare-const", str(name), "Real"] | ["declare-fun", str(name), [], "Real"]:
-                if not re.fullmatch(r"[XY]_\d+", name):
-                    raise ValueError(f"path: want variables X_i and Y_j, got {name}")
-                names.append(name)
+                if not re.fullmatch(r"[XY]_(0|[1-9]\d{0,8})", name):
+                    raise ValueError(f"property: want variables X_i and Y_j, got {name}")
+                if name in names:
+                    raise ValueError(f"property: want each variable declared once, got {name} again")
+                names[name] = None
             case ["assert", claim]:
-                choices = _normal_form(claim, set(names))
-                cases = [known + choice for known in cases for choice in choices]
+                claims.append(claim)
+                for part in _parts(claim):
+                    if part[0] == "or":
+                        choices.append(_checked(part, names))
+                    else:
+                        common += _atoms(part, names)
             case _:
-                raise ValueError(f"path: want declare-const or assert, got {_show(expression)}")
-    inputs, outputs = (_numbered(names, letter) for letter in "XY")
-    made = (_case(atoms, inputs, outputs) for atoms in cases)
-    return [case for case in made if case is not None]
+                raise ValueError(f"property: want declare-const or assert, got {_show(expression)}")
+    inputs, outputs = _numbered(names, "X"), _numbered(names, "Y")
+    if not inputs:
+        raise ValueError("property: want X_0, X_1, …, got no inputs")
+    found = Property(inputs, outputs, tuple(common), tuple(choices), tuple(claims))
+    next(iter(found), None)  # what is wrong with the first case is wrong with the file
+    return found
 
 
-def _expressions(text: str) -> Iterator[Any]:
+def _expressions(text: str) -> Iterator[Term]:
     """Nested lists of words."""
-    stack: list[list[Any]] = [[]]
-    for word in re.findall(r"[()]|[^\s()]+", re.sub(r";.*", "", text)):
+    stack: list[list[Term]] = [[]]
+    for count, match in enumerate(re.finditer(r";[^\n]*|[()]|[^\s();]+", text)):
+        if count % 4096 == 0:
+            tick()
+        word = match.group()
         if word == "(":
             stack.append([])
+            if len(stack) > DEEPEST:
+                raise ValueError(f"property: want at most {DEEPEST} levels of parentheses, got more")
         elif word == ")":
             if len(stack) == 1:
-                raise ValueError("path: want balanced parentheses, got one too many )")
+                raise ValueError("property: want balanced parentheses, got one too many )")
             done = stack.pop()
-            stack[-1].append(done)
-        else:
+            if len(stack) > 1:
+                stack[-1].append(done)
+            else:
+                yield done
+        elif word[0] != ";":
+            if len(stack) == 1:
+                raise ValueError(f"property: want declare-const or assert, got {word[:70]}")
             stack[-1].append(word)
     if len(stack) > 1:
-        raise ValueError("path: want balanced parentheses, got one too many (")
-    yield from stack[0]
+        raise ValueError("property: want balanced parentheses, got one too many (")
 
 
-def _normal_form(claim: Any, names: set[str]) -> list[list[Linear]]:
-    """Disjunctive normal form: a list of conjunctions."""
+def _parts(claim: Term) -> Iterator[Term]:
+    """The members of a conjunction, without the conjunctions in it."""
     match claim:
-        case ["and", *parts]:
-            cases: list[list[Linear]] = [[]]
-            for part in parts:
-                cases = [known + choice for known in cases for choice in _normal_form(part, names)]
-            return cases
-        case ["or", *parts]:
-            return [choice for part in parts for choice in _normal_form(part, names)]
-        case ["<=" | "<", left, right]:
-            return [[_sum(_linear(left, names), _linear(right, names), -1)]]
-        case [">=" | ">", left, right]:
-            return [[_sum(_linear(right, names), _linear(left, names), -1)]]
-        case ["=", left, right]:
-            one, other = _linear(left, names), _linear(right, names)
-            return [[_sum(one, other, -1), _sum(other, one, -1)]]
-    raise ValueError(f"path: want and, or or a comparison, got {_show(claim)}")
+        case ["and", *members]:
+            for member in members:
+                yield from _parts(member)
+        case ["or", only]:
+            yield from _parts(only)
+        case [str(kind), *_] if kind == "or" or (kind in _COMPARED and len(claim) == 3):
+            yield claim
+        case _:
+            raise ValueError(f"property: want and, or or a comparison, got {_show(claim)}")
 
 
-def _linear(term: Any, names: set[str]) -> Linear:
+def _checked(claim: Term, names: Mapping[str, None]) -> Term:
+    """A disjunction with its comparisons as atoms: every one of them is read once, and errors come first."""
+    return [
+        [_checked(part, names) if part[0] == "or" else _atoms(part, names) for part in _parts(choice)]
+        for choice in claim[1:]
+    ]
+
+
+def _chosen(part: _Part, choices: Sequence[Term]) -> Iterator[_Part]:
+    """Every way to take one member of each choice, depth first; what contradicts itself is cut off at once."""
+    stack = [(part, list(choices))]
+    while stack:
+        tick()
+        at, left = stack.pop()
+        if not left:
+            yield at
+            continue
+        choice, *rest = left
+        ways = []
+        for members in choice:
+            atoms = [atom for member in members if _plain(member) for atom in member]
+            further = at.met(atoms)
+            if further is not None:
+                ways.append((further, [member for member in members if not _plain(member)] + rest))
+        stack += reversed(ways)
+
+
+def _plain(member: Term) -> bool:
+    """Whether this is a list of atoms, not a choice."""
+    return bool(member) and isinstance(member[0], dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A conjunction: a box, and rows for the outputs."""
+
+    low: list[float]
+    high: list[float]
+    rows: tuple[Linear, ...]
+
+    @classmethod
+    def of(cls, inputs: int, atoms: Sequence[Linear]) -> _Part | None:
+        return cls([-float("inf")] * inputs, [float("inf")] * inputs, ()).met(atoms)
+
+    def met(self, atoms: Sequence[Linear]) -> _Part | None:
+        """With more atoms; None if the box is empty then."""
+        low, high, rows = self.low, self.high, list(self.rows)
+        for atom in atoms:
+            used = [name for name, value in atom.items() if name and value]
+            if not used or used[0][0] == "Y":
+                rows.append(atom)
+                continue
+            if low is self.low:
+                low, high = low.copy(), high.copy()
+            ((name, slope),) = ((name, atom[name]) for name in used)
+            bound, i = -atom.get("", 0.0) / slope, int(name[2:])
+            if slope > 0:
+                high[i] = min(high[i], bound)
+            else:
+                low[i] = max(low[i], bound)
+            if low[i] > high[i]:
+                return None
+        return replace(self, low=low, high=high, rows=tuple(rows))
+
+    def case(self, outputs: int) -> Case:
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in (self.low, self.high))
+        free = (~(low.isfinite() & high.isfinite())).nonzero().flatten().tolist()
+        if free:
+            raise ValueError(f"property: want both bounds of every input, got none for X_{free[0]}")
+        C = torch.zeros(len(self.rows), outputs, dtype=torch.float64)
+        d = torch.zeros(len(self.rows), dtype=torch.float64)
+        for row, atom in enumerate(self.rows):
+            for name, value in atom.items():
+                if name and value:
+                    C[row, int(name[2:])] = value
+                elif not name:
+                    d[row] = value
+        return Case(low, high, C, d)
+
+
+def _atoms(claim: Term, names: Mapping[str, None]) -> list[Linear]:
+    """A comparison as linear ≤ 0, twice for an equation."""
+    kind, left, right = claim
+    one, other = _linear(left, names), _linear(right, names)
+    found = [_sum(one, other, -1)] if kind != ">=" and kind != ">" else []
+    found += [_sum(other, one, -1)] if kind in (">=", ">", "=") else []
+    for atom in found:
+        used = [name for name, value in atom.items() if name and value]
+        if not all(map(isfinite, atom.values())):
+            raise ValueError(f"property: want numbers of float64, got larger ones in {_show(claim)}")
+        if len(used) > 1 and any(name[0] == "X" for name in used):
+            raise ValueError(
+                f"property: want bounds of single inputs, got a constraint on {', '.join(sorted(used)[:9])}"
+            )
+    return found
+
+
+def _linear(term: Term, names: Mapping[str, None]) -> Linear:
     match term:
-        case str(word) if word in names:
-            return {word: 1.0}
         case str(word):
-            try:
-                return {"": float(word)}
-            except ValueError:
-                raise ValueError(f"path: want a number or a declared variable, got {word}") from None
+            return {word: 1.0} if word in names else {"": float(_number(word))}
         case ["-", only]:
             return _sum({}, _linear(only, names), -1)
         case ["+" | "-" as sign, first, *rest]:
             total = _linear(first, names)
             for part in rest:
-                total = _sum(total, _linear(part, names), 1 if sign == "+" else -1)
+                _add(total, _linear(part, names), 1 if sign == "+" else -1)
             return total
         case ["*", one, other]:
             left, right = _linear(one, names), _linear(other, names)
@@ -127,57 +281,63 @@ def _linear(term: Any, names: set[str]) -> Linear:
                 left, right = right, left
             if not set(left) - {""}:
                 return {name: left.get("", 0.0) * value for name, value in right.items()}
-    raise ValueError(f"path: want a linear term, got {_show(term)}")
+    raise ValueError(f"property: want a linear term, got {_show(term)}")
+
+
+def _number(word: str) -> str:
+    if not _NUMBER.fullmatch(word):
+        raise ValueError(f"property: want a number or a declared variable, got {word[:70]}")
+    return word
+
+
+def _true(claim: Term, values: Mapping[str, Fraction]) -> bool:
+    """What an assertion says of numbers, exactly."""
+    kind, *parts = claim
+    if kind in ("and", "or"):
+        return (all if kind == "and" else any)(_true(part, values) for part in parts)
+    left, right = (_value(part, values) for part in parts)
+    return (kind[0] == "<" and left < right) or (kind[0] == ">" and left > right) or ("=" in kind and left == right)
+
+
+def _value(term: Term, values: Mapping[str, Fraction]) -> Fraction:
+    if isinstance(term, str):
+        return values[term] if term in values else Fraction(_number(term))
+    sign, first, *rest = (term[0], *(_value(part, values) for part in term[1:]))
+    if sign == "*":
+        return first * rest[0]
+    if not rest:
+        return -first if sign == "-" else first
+    return first + sum(rest) if sign == "+" else first - sum(rest)
 
 
 def _sum(left: Linear, right: Linear, factor: float) -> Linear:
-    return {name: left.get(name, 0.0) + factor * right.get(name, 0.0) for name in left | right}
+    total = dict(left)
+    _add(total, right, factor)
+    return total
 
 
-def _case(atoms: list[Linear], inputs: int, outputs: int) -> Case | None:
-    """One conjunction; None if its box is empty."""
-    low = torch.full((inputs,), -torch.inf, dtype=torch.float64)
-    high = -low
-    rows: list[Linear] = []
-    for atom in atoms:
-        used = {name: value for name, value in atom.items() if name and value}
-        letters = {name[0] for name in used}
-        if letters == {"X"} and len(used) == 1:
-            ((name, slope),) = used.items()
-            bound, i = -atom.get("", 0.0) / slope, int(name[2:])
-            if slope > 0:
-                high[i] = min(float(high[i]), bound)
-            else:
-                low[i] = max(float(low[i]), bound)
-        elif "X" in letters:
-            raise ValueError(f"path: want bounds of single inputs, got a constraint on {', '.join(sorted(used))}")
-        else:
-            rows.append(atom)
-    free = (~(low.isfinite() & high.isfinite())).nonzero().flatten().tolist()
-    if free:
-        raise ValueError(f"path: want both bounds of every input, got none for X_{free[0]}")
-    if bool((low > high).any()):
-        return None
-    C, d = torch.zeros(len(rows), outputs, dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    for row, atom in enumerate(rows):
-        for name, value in atom.items():
-            if name:
-                C[row, int(name[2:])] = value
-            else:
-                d[row] = value
-    return Case(low, high, C, d)
+def _add(total: Linear, other: Linear, factor: float) -> None:
+    for name, value in other.items():
+        total[name] = total.get(name, 0.0) + factor * value
 
 
-def _numbered(names: list[str], letter: str) -> int:
+def _numbered(names: Mapping[str, None], letter: str) -> int:
     """How many variables of a letter there are; they must be numbered from 0."""
     found = sorted(int(name[2:]) for name in names if name[0] == letter)
-    if not found or found != list(range(len(found))):
-        raise ValueError(f"path: want {letter}_0, {letter}_1, …, each declared once, got {len(found)} declarations")
+    if found != list(range(len(found))):
+        raise ValueError(f"property: want {letter}_0, {letter}_1, …, each declared once, got {len(found)} declarations")
     return len(found)
 
 
-def _show(expression: Any) -> str:
-    if isinstance(expression, str):
-        return expression
-    text = "(" + " ".join(map(_show, expression)) + ")"
+def _show(expression: Term) -> str:
+    """The beginning of an expression."""
+    words: list[str] = []
+    todo = [expression]
+    while todo and sum(map(len, words)) < 80:
+        at = todo.pop()
+        if isinstance(at, str):
+            words.append(at[:80])
+        else:
+            todo += [")", *at[:40:][::-1], "("]
+    text = re.sub(r"\( | (?=\))", lambda found: found.group().strip(), " ".join(words))
     return text if len(text) < 80 else text[:77] + "..."
