@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import deepfool, fab
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
-from robustlab.attacks.whitebox.minimum_norm import Closest
+from robustlab.attacks.whitebox.minimum_norm import closest, pull
 from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, mlp
@@ -205,15 +205,15 @@ def test_final_search_finds_the_boundary() -> None:
     x = torch.zeros(4, 3, dtype=torch.float64)
     far = torch.tensor([1.0, 0.9, 0.8, 0.75], dtype=torch.float64)[:, None].expand(4, 3).contiguous()
     with Victim(Curved()).session(x) as session:
-        closest = Closest(session, get_norm("l2"))
-        closest.keep(session.active, far, get_norm("l2").length(far), torch.ones(4, dtype=torch.bool))
-        closest.pull(30)
+        best = closest(session)
+        best.keep(session.live(), far, get_norm("l2").length(far))
+        pull(session, best, get_norm("l2"), 30)
         with torch.no_grad():
-            rise = Curved()(closest.points)[:, 1]
+            rise = Curved()(best.points)[:, 1]
         # Where the tie is met with a spare of 1e-4.
         expected = ((1 + 1.01e-4 / 20) / 3) ** (1 / 3)
         assert bool((rise >= 1e-4).all())
-        torch.testing.assert_close(closest.points, torch.full_like(x, expected), rtol=1e-4, atol=0)
+        torch.testing.assert_close(best.points, torch.full_like(x, expected), rtol=1e-4, atol=0)
         assert bool((session.queries == 1 + 1 + 30).all())
 
 

@@ -26,11 +26,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Live
 from robustlab.attacker.losses import beyond
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
+from robustlab.attacks.whitebox.minimum_norm import closest, leading_classes
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
 
@@ -66,7 +68,7 @@ def deepfool(
         progress: show a bar in a terminal.
 
     Returns:
-        AttackResult; where it fails, x. Cost: a query and ``candidates`` − 1 gradients (targeted: 1) an iteration.
+        AttackResult; where it fails, x. Cost: a query and ``candidates`` − 1 gradients (targeted: 1) per iteration.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -78,67 +80,49 @@ def deepfool(
     checks.at_least("steps", steps, 1, integer=True)
     checks.at_least("overshoot", overshoot, 0.0)
     checks.at_least("candidates", candidates, 2, integer=True)
-    ball = get_norm(norm)
-    victim = Victim.of(victim)
+    ball, victim = get_norm(norm), Victim.of(victim)
     with victim.session(x, y, target=target, ids=ids) as session:
-        best, rows = session.x.clone(), session.active
-        if not rows.numel():
-            return session.result(best)
-        others = _candidates(session, candidates)
-        delta = torch.zeros_like(session.x[rows])
+        best, live = closest(session), session.live(classes=leading_classes(session, candidates))
+        live.delta = torch.zeros_like(live.x)
         for k in bar(range(steps + 1), show=progress, label="deepfool"):
-            paying = session.can_pay(rows)
-            rows, delta = rows[paying], delta[paying]
-            if not rows.numel():
+            live.keep(session.can_pay(live))
+            if not len(live):
                 break
-            points = (session.x[rows] + (1 + overshoot) * delta).clamp_(session.low, session.high)
-            answer, classes, slopes = session.jacobian(points, rows, partial(_classes, session, rows, others))
-            done = session.secure(answer.logits, rows)
-            best[rows[done]] = points[done]
-            extra, avoid_box = 0.0 if k < 3 else 1e-4 * (session.high - session.low), 2 * k >= steps
-            move, stuck = _to_nearest(ball, answer.logits, classes, slopes, points, session, extra, avoid_box)
-            going = ~done & ~stuck
-            rows, delta = rows[going], (delta + move)[going]
-            clean = session.x[rows]
-            delta = (clean + delta).clamp_(session.low, session.high).sub_(clean)
-        return session.result(best, asked=True, revert=True)
+            points = torch.clamp(live.x + (1 + overshoot) * live.delta, session.low, session.high)
+            answer, classes, slopes = session.jacobian(points, live, partial(_classes, live))
+            won = session.secure(answer.logits, live)
+            best.keep(live, points, ball.length(points - live.x), won)
+
+            if 2 * k >= steps:
+                slopes = _free(slopes, points.unsqueeze(1), session)
+            extra = 0.0 if k < 3 else 1e-4 * session.width
+            move, stuck = _to_nearest(ball, answer.logits, classes, slopes, extra)
+            live.delta = torch.clamp(live.x + (live.delta + move), session.low, session.high).sub_(live.x)
+            live.keep(~(won | stuck))
+        return session.result(best.points, asked=True, revert=True)
 
 
-def _candidates(session: Session, count: int) -> Tensor:
-    """(N, C) classes whose boundary is considered: y first, then the largest other logits at x."""
-    assert session.clean is not None
-    ranked = session.clean.scatter(1, session.y[:, None], torch.inf).argsort(dim=1, descending=True)
-    return ranked[:, : min(count, session.clean.shape[1])]
-
-
-def _classes(session: Session, rows: Tensor, others: Tensor, logits: Tensor) -> Tensor:
+def _classes(live: Live, logits: Tensor) -> Tensor:
     """(n, C): the class to leave, then those to reach. Targeted: the class that leads now, then the target."""
-    if session.target is None:
-        return others[rows]
-    target = session.target[rows, None]
+    if live.target is None:
+        return live.classes
+    target = live.target[:, None]
     return torch.cat([logits.scatter(1, target, -torch.inf).argmax(dim=1, keepdim=True), target], dim=1)
 
 
-def _to_nearest(
-    ball: Norm,
-    logits: Tensor,
-    classes: Tensor,
-    slopes: Tensor,
-    points: Tensor,
-    session: Session,
-    extra: float,
-    box: bool,
-) -> tuple[Tensor, Tensor]:
+def _free(slopes: Tensor, points: Tensor, session: Session) -> Tensor:
+    """The slopes without the elements that the box keeps from moving."""
+    blocked = ((points <= session.low) & (slopes < 0)) | ((points >= session.high) & (slopes > 0))
+    return slopes.masked_fill(blocked, 0.0)
+
+
+def _to_nearest(ball: Norm, logits: Tensor, classes: Tensor, slopes: Tensor, extra: float) -> tuple[Tensor, Tensor]:
     """The step onto the nearest of the linearized boundaries, ``extra`` longer, and which samples have none.
 
-    ``slopes`` are the gradients of z_k − z_first. With ``box``, elements that the box keeps from moving take no part.
+    ``slopes`` (n, C − 1, ...) are the gradients of z_k − z_first.
     """
     scores = logits.gather(1, classes)
     gap = scores[:, :1] - scores[:, 1:] + beyond(logits).unsqueeze(1)
-    if box:
-        points = points.unsqueeze(1)
-        blocked = ((points <= session.low) & (slopes < 0)) | ((points >= session.high) & (slopes > 0))
-        slopes = slopes.masked_fill(blocked, 0.0)
     n, c = gap.shape
     length = ball.dual.length(slopes.flatten(0, 1)).reshape(n, c)
     distance = torch.where(length > 0, gap.clamp_min(0) / length, torch.inf)

@@ -27,12 +27,15 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.domain import Bound
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import beyond, shortfall
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
-from robustlab.attacks.whitebox.minimum_norm import Closest
+from robustlab.attacks.whitebox.minimum_norm import closest, leading_classes, pull
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
 
@@ -80,7 +83,7 @@ def fab(
 
     Returns:
         AttackResult; where it fails, x. Cost: two queries and ``candidates`` − 1 gradients (with ``target`` or
-        ``toward`` one gradient) an iteration, and four queries of the final search.
+        ``toward`` one gradient) per iteration, and four queries of the final search.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -97,90 +100,70 @@ def fab(
     checks.positive("beta", beta)
     checks.at_most("alpha_max", alpha_max, 1)
     checks.at_most("beta", beta, 1)
-    victim = Victim.of(victim)
+    ball, victim = get_norm(norm), Victim.of(victim)
     checks.images(x, victim.bounds)
     radius = None if eps is None else checks.per_sample("eps", eps, x)
     aim = None if toward is None else checks.toward(toward, x, target)
-    ball = get_norm(norm)
     with victim.session(x, y, target=target, ids=ids) as session:
-        closest, noise = Closest(session, ball), session.noise(seed)
-        if not session.active.numel():
-            return session.result(session.x)
-        boundary = _Boundary(session, ball, candidates, aim)
+        if aim is not None:
+            session.check_toward(aim)
+        best, box = closest(session), (session.low, session.high)
+        ends = [_flat(end, session.x) for end in box]
+        given = {"eps": radius, "toward": aim, "classes": leading_classes(session, candidates)}
         for restart in bar(range(restarts), show=progress, label="fab restarts"):
-            start = session.x.flatten(1)[session.active]
-            if restart:
-                reach = torch.maximum(session.x - session.low, session.high - session.x).flatten(1)
-                reach = torch.minimum(ball.length(reach), closest.distance)
-                reach = (reach if radius is None else torch.minimum(reach, radius))[session.active] / 2
-                start = start + ball.uniform(noise.take(session.active), restart, start, reach)
-            _run(session, closest, boundary, start.clamp(session.low, session.high), steps, alpha_max, eta, beta)
-        closest.pull()
-        return session.result(closest.points, asked=True, revert=True)
+            live = session.live(noise=session.noise(seed), **given)
+            live.points = live.x if restart == 0 else _around(ball, live, best, restart, session)
+            for _ in range(steps):
+                live.keep(session.can_pay(live, 2))
+                if not len(live):
+                    break
+                gap, slope = _boundary(session, live, ball.dual)
+                behind = torch.linalg.vecdot(slope, (live.points - live.x).flatten(1))
+                both = torch.stack([live.points, live.x])
+                moves = to_hyperplane(ball, both.flatten(2), slope, torch.stack([gap, gap + behind]), *ends)
+                here, there = ball.length(moves[0]), ball.length(moves[1])
+                alpha = (here / (here + there)).nan_to_num_(0.0).clamp_max_(alpha_max)
+                if live.target is not None:  # several boundaries meet there: no leaning back before it is reached
+                    alpha *= best.of(live).isfinite()
+                to, from_x = both.add_(moves.reshape(both.shape), alpha=eta)
+                points = torch.lerp(to, from_x, beside(alpha, to)).clamp_(*box)
+
+                won = session.secure(session.ask(points, live).logits, live)
+                delta = points - live.x
+                best.keep(live, points, ball.length(delta), won)
+                live.points = torch.where(beside(won, points), live.x.add(delta, alpha=beta), points)
+        pull(session, best, ball)
+        return session.result(best.points, asked=True, revert=True)
 
 
-def _run(
-    session: Session,
-    closest: Closest,
-    boundary: _Boundary,
-    points: Tensor,
-    steps: int,
-    alpha_max: float,
-    eta: float,
-    beta: float,
-) -> None:
-    """One start: ``points`` (n, d) for the active samples."""
-    rows, ball, box = session.active, closest.norm, (session.low, session.high)
-    clean = session.x.flatten(1)[rows]
-    for _ in range(steps):
-        paying = session.can_pay(rows, 2)
-        rows, points, clean = rows[paying], points[paying], clean[paying]
-        if not rows.numel():
-            break
-        gap, slope = boundary(points, rows)
-        behind = torch.linalg.vecdot(slope, points - clean)
-        moves = to_hyperplane(ball, torch.stack([points, clean]), slope, torch.stack([gap, gap + behind]), *box)
-        here, there = ball.length(moves[0]), ball.length(moves[1])
-        alpha = (here / (here + there)).nan_to_num_(0.0).clamp_max_(alpha_max)
-        if session.target is not None:  # several boundaries meet at a target: no leaning back before it is reached
-            alpha *= closest.distance[rows].isfinite()
-        alpha = alpha.unsqueeze(1)
-        points = torch.lerp(points.add(moves[0], alpha=eta), clean.add(moves[1], alpha=eta), alpha).clamp_(*box)
-
-        asked = points.reshape(-1, *session.x.shape[1:])
-        won = session.secure(session.ask(asked, rows).logits, rows)
-        delta = points - clean
-        closest.keep(rows, asked, ball.length(delta), won)
-        points = torch.where(won.unsqueeze(1), clean.add(delta, alpha=beta), points)
+def _around(ball: Norm, live: Live, best: Best, restart: int, session: Session) -> Tensor:
+    """A random point, at most half as far from x as the best one and as ε."""
+    reach = ball.length(torch.maximum(live.x - session.low, session.high - live.x))
+    reach = torch.minimum(reach, best.of(live))
+    reach = reach if live.eps is None else torch.minimum(reach, live.eps)
+    return torch.clamp(live.x + ball.uniform(live.noise, restart, live.x, reach / 2), session.low, session.high)
 
 
-class _Boundary:
-    """The nearest linearized boundary: called with points (n, d), gives gap (n,) and slope (n, d).
+def _flat(end: Bound, x: Tensor) -> Bound:
+    """An end of the box beside flattened samples."""
+    return end.expand(x.shape[1:]).flatten() if isinstance(end, Tensor) else end
 
-    At a point z + v the goal is met, as far as linearization goes, if ⟨slope, v⟩ ≥ gap.
+
+def _boundary(session: Session, live: Live, dual: Norm) -> tuple[Tensor, Tensor]:
+    """The nearest linearized boundary: gap (n,) and slope (n, d).
+
+    At points + v the goal is met, as far as linearization goes, if ⟨slope, v⟩ ≥ gap.
     """
-
-    def __init__(self, session: Session, ball: Norm, candidates: int, toward: Tensor | None) -> None:
-        self.session, self.dual, self.toward = session, ball.dual, toward
-        assert session.clean is not None
-        if toward is not None:
-            session.check_toward(toward)
-        ranked = session.clean.scatter(1, session.y[:, None], torch.inf).argsort(dim=1, descending=True)
-        self.classes = ranked[:, :candidates]
-
-    def __call__(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        images = points.reshape(-1, *self.session.x.shape[1:])
-        if self.toward is not None or self.session.target is not None:
-            toward = None if self.toward is None else self.toward[rows]
-            answer = self.session.gradient(images, rows, partial(_shortfall, toward))
-            return answer.loss, answer.grad.flatten(1).neg()
-        answer, classes, slopes = self.session.jacobian(images, rows, lambda logits: self.classes[rows])
-        scores, slopes = answer.logits.gather(1, classes), slopes.flatten(2)
-        gaps = scores[:, :1] - scores[:, 1:] + beyond(answer.logits).unsqueeze(1)
-        length = self.dual.length(slopes.flatten(0, 1)).reshape(gaps.shape)
-        nearest = torch.where(length > 0, gaps.abs() / length, torch.inf).argmin(dim=1)
-        chosen = torch.arange(len(rows), device=rows.device), nearest
-        return gaps[chosen], slopes[chosen]
+    if live.toward is not None or live.target is not None:
+        answer = session.gradient(live.points, live, partial(_shortfall, live.toward))
+        return answer.loss, answer.grad.flatten(1).neg()
+    answer, classes, slopes = session.jacobian(live.points, live, lambda _: live.classes)
+    scores, slopes = answer.logits.gather(1, classes), slopes.flatten(2)
+    gaps = scores[:, :1] - scores[:, 1:] + beyond(answer.logits).unsqueeze(1)
+    length = dual.length(slopes.flatten(0, 1)).reshape(gaps.shape)
+    nearest = torch.where(length > 0, gaps.abs() / length, torch.inf).argmin(dim=1)
+    chosen = torch.arange(len(live), device=nearest.device), nearest
+    return gaps[chosen], slopes[chosen]
 
 
 def _shortfall(toward: Tensor | None, logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:

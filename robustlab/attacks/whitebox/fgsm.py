@@ -13,6 +13,7 @@ clipping afterwards (in ℓ∞ both are the same point). A sample that is alread
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from robustlab import checks
@@ -45,13 +46,13 @@ def fgsm(
         x: (N, ...), in the box.
         y: (N,) labels; None takes the model's prediction.
         norm: ``"linf"``, ``"l1"`` or ``"l2"``.
-        eps: radius ε > 0 in units of x; a number or (N,).
+        eps: radius ε ≥ 0 in units of x; a number or (N,).
         loss: attacker's loss g of survey section 2.2, minimized (:mod:`robustlab.attacker.losses`).
         target: a label, or (N,), for a targeted attack.
         seed, ids, progress: accepted for uniformity; the method is deterministic and has no loop.
 
     Returns:
-        AttackResult; cost: 3 queries and 1 gradient a sample.
+        AttackResult; cost: 3 queries and 1 gradient per sample.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -60,19 +61,17 @@ def fgsm(
         Goodfellow et al. (2015), section 4.
     """
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
-    measure, g = get_norm(norm), attacker_loss(loss)
-    victim = Victim.of(victim)
+    ball, g, victim = get_norm(norm), attacker_loss(loss), Victim.of(victim)
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
     with victim.session(x, y, target=target, ids=ids, loss=g) as session:
-        x_adv = session.x.clone()
-        rows = session.active[session.can_pay(session.active)]
-        if rows.numel():
-            clean = session.x[rows]
-            grad = session.gradient(clean, rows, g).grad
-            delta = measure.linear_max(-grad, eps[rows], session.low - clean, session.high - clean)
-            x_adv[rows] = (clean + delta).clamp(session.low, session.high)
-        return session.result(x_adv)
+        live = session.live(eps=eps)
+        live.keep(session.can_pay(live))
+        if not len(live):  # all of them have paid the same, for x
+            return session.result(session.start.x)
+        grad = session.gradient(live.x, live, g).grad
+        delta = ball.linear_max(-grad, live.eps, session.low - live.x, session.high - live.x)
+        return session.result(torch.clamp(live.x + delta, session.low, session.high))
 
 
 def bim(

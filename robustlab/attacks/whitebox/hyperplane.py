@@ -23,10 +23,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustlab.attacker.domain import Bound
 from robustlab.geometry.norms import Norm
 
 
-def to_hyperplane(norm: Norm, points: Tensor, slope: Tensor, gap: Tensor, low: float, high: float) -> Tensor:
+def to_hyperplane(norm: Norm, points: Tensor, slope: Tensor, gap: Tensor, low: Bound, high: Bound) -> Tensor:
     """The v of least ‖v‖_p with ⟨slope, v⟩ = gap and low ≤ points + v ≤ high.
 
     Args:
@@ -34,7 +35,7 @@ def to_hyperplane(norm: Norm, points: Tensor, slope: Tensor, gap: Tensor, low: f
         points: (..., n, d), in the box.
         slope: (n, d).
         gap: (..., n), of either sign.
-        low, high: the box.
+        low, high: the box, numbers or (d,).
 
     Returns:
         v, the shape of ``points``.

@@ -1,4 +1,4 @@
-"""What several minimum-norm attacks share: a search for the boundary from the nearest success, cosine annealing."""
+"""What minimum-norm attacks share: the nearest success, the boundary on the way to it, leading classes, annealing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def closest(session: Session) -> Best:
     Nearer means by more than rounding, so that of two points at one length the first is kept on every machine.
     """
     return Best(session, tolerance=1e-6)
+
+
+def leading_classes(session: Session, count: int) -> Tensor:
+    """(N, C): the classes whose boundaries are considered, y first, then the largest other logits at x."""
+    if session.clean is None:
+        return session.y[:, None]
+    ranked = session.clean.scatter(1, session.y[:, None], torch.inf).argsort(dim=1, descending=True)
+    return ranked[:, :count]
 
 
 def pull(session: Session, best: Best, norm: Norm, steps: int = 3) -> None:
