@@ -28,15 +28,16 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, attacker_loss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.apgd_descent import Descent
-from robustlab.geometry.keyed import Noise
+from robustlab.attacks.whitebox.apgd_descent import Descent, checkpoints
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.progress import bar
 
@@ -72,7 +73,7 @@ def apgd(
         x: (N, ...), in the box.
         y: (N,) labels; None takes the model's prediction.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        eps: radius ε > 0 in units of x; a number or (N,).
+        eps: radius ε ≥ 0 in units of x; a number or (N,).
         steps: number of gradient steps in each run.
         restarts: number of random starts; a sample that is done skips the rest.
         loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`): ``"ce"``, ``"dlr"`` or another.
@@ -106,8 +107,7 @@ def apgd(
     checks.at_most("rho", rho, 1)
     if multi_eps and norm != "l1":
         raise ValueError(f"multi_eps: want False unless norm is 'l1', got True with norm {norm!r}")
-    ball, g = get_norm(norm), attacker_loss(loss)
-    victim = Victim.of(victim)
+    ball, g, victim = get_norm(norm), attacker_loss(loss), Victim.of(victim)
     checks.images(x, victim.bounds)
     eps = checks.per_sample("eps", eps, x)
     if init is not None:
@@ -118,20 +118,47 @@ def apgd(
     with victim.session(x, y, target=target, ids=ids, loss=g if aim is None else None, min_classes=needed) as session:
         if aim is not None:
             session.check_toward(aim)
-        search = Descent(session, ball, eps, rho, trace)
-        noise, rows = session.noise(seed), session.active
-        phases = _phases(steps) if multi_eps else [(1.0, steps)]
+        best, descent = Best(session), Descent(ball, session.low, session.high, rho)
+        given = {"eps": eps, "init": init, "toward": aim, "noise": session.noise(seed)}
+        phases, kept = _phases(steps) if multi_eps else [(1.0, steps)], list[Tensor]()
         for restart in bar(range(restarts), show=progress and restarts > 1, label="apgd restarts"):
-            if not rows.numel():
-                break
-            if own := init is not None and restart == 0:
-                delta = init.detach()[rows].to(session.x)
-            else:
-                delta = _start(ball, noise.take(rows), restart, session.x[rows], phases[0][0] * eps[rows])
+            live = session.live(session.unmet() if restart else None, **given)
+            loss_there = g if aim is None else _toward(g, live)
+            own = init is not None and restart == 0
+            delta = live.init.to(live.x) if own else _start(ball, live, restart, phases[0][0])
             for factor, count in phases:
-                rows, delta = search.run(rows, delta, factor, count, g, aim, own, progress and restarts == 1)
-                own = True  # a later phase goes on from the best point of the one before
-        return session.result(search.best, asked=True, trace=search.traces())
+                if not len(live):
+                    break
+                successes, windows = session.first_success.clone(), checkpoints(norm, count)
+                descent.begin(live, delta, factor * live.eps, own)
+                for k in bar(range(count + 1), show=progress and restarts == 1, label="apgd"):
+                    live.keep(session.can_pay(live))
+                    if not len(live):
+                        break
+                    ask = session.gradient if k < count else session.ask
+                    answer = ask(live.points, live, loss_there)
+                    descent.note(live, answer)
+                    if factor == 1.0:  # in a larger ball nothing counts
+                        best.keep(live, live.points, torch.where(answer.met, -torch.inf, answer.loss))
+                        if trace:
+                            there = torch.full_like(eps, torch.nan).repeat(2, 1)  # NaN for who is done
+                            kept.append(there.index_copy_(1, live.rows, torch.stack([answer.loss, live.step])))
+                        live.keep(~answer.met)
+                    if k == count or not len(live):
+                        break
+                    if k in windows:
+                        descent.adapt(live, windows[k])
+                    descent.move(live, first=k == 0)
+                if factor != 1.0:
+                    session.forget_successes(successes)
+                delta, own = live.best - live.x, True
+        traces = dict(zip(("loss", "step_size"), torch.stack(kept, dim=1), strict=True)) if kept else None
+        return session.result(best.points, asked=True, trace=traces)
+
+
+def _toward(g: LossFunction, live: Live) -> LossFunction:
+    """The targeted form of g, aimed at ``live.toward``; the goal stays untargeted."""
+    return lambda logits, y, target=None, kappa=0.0: g(logits, y, live.toward, kappa)
 
 
 def _phases(steps: int) -> list[tuple[float, int]]:
@@ -141,11 +168,11 @@ def _phases(steps: int) -> list[tuple[float, int]]:
     return [(factor, count) for (factor, _), count in zip(_PHASES, counts, strict=True)]
 
 
-def _start(ball: Norm, noise: Noise, draw: int, clean: Tensor, eps: Tensor) -> Tensor:
-    """Noise of length ε; in ℓ1 Gaussian noise as it is, which the projection will make sparse."""
-    shape, dtype = clean.shape[1:], clean.dtype
+def _start(ball: Norm, live: Live, draw: int, factor: float) -> Tensor:
+    """Noise of length ``factor``·ε; in ℓ1 Gaussian noise as it is, which the projection will make sparse."""
+    shape, dtype = live.x.shape[1:], live.x.dtype
     if ball.name == "linf":
-        delta = noise.uniform(draw, shape, dtype, -1.0, 1.0)
+        delta = live.noise.uniform(draw, shape, dtype, -1.0, 1.0)
     else:
-        delta = noise.normal(draw, shape, dtype)
-    return delta if ball.name == "l1" else delta * beside(eps / ball.length(delta), delta)
+        delta = live.noise.normal(draw, shape, dtype)
+    return delta if ball.name == "l1" else delta * beside(factor * live.eps / ball.length(delta), delta)
