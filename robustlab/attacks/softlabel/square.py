@@ -35,11 +35,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 
@@ -72,7 +73,7 @@ def square(
         x: images (N, C, H, W), in the box.
         y: (N,) labels; None takes the model's prediction.
         norm: ``"linf"`` or ``"l2"``.
-        eps: radius ε > 0 in units of x; a number or (N,).
+        eps: radius ε ≥ 0 in units of x; a number or (N,).
         queries: at most so many points are tried in each restart.
         p_init: share of the pixels changed at first, in (0, 1].
         loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`).
@@ -83,8 +84,8 @@ def square(
         progress: show a bar in a terminal.
 
     Returns:
-        AttackResult; a sample that was not fooled gets its point of smallest g. Cost without success: ``queries`` a
-        restart and 1 for the clean check. A success has 1 more, for the final check. No gradients.
+        AttackResult; a sample that was not fooled gets its point of smallest g. Cost without success: ``queries``
+        per restart and 1 for the clean check. A success has 1 more, for the final check. No gradients.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -97,31 +98,32 @@ def square(
     checks.at_least("restarts", restarts, 1, integer=True)
     checks.positive("p_init", p_init)
     checks.at_most("p_init", p_init, 1)
-    g = attacker_loss(loss)
-    victim = Victim.of(victim)
+    g, victim = attacker_loss(loss), Victim.of(victim)
     checks.images(x, victim.bounds)
     checks.pictures(x)
     eps = checks.per_sample("eps", eps, x)
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
-        best, best_loss = session.x.clone(), session.x.new_full(session.x.shape[:1], torch.inf)
-        noise, rows = session.noise(seed), session.active
+        best, search = Best(session), (_Linf if norm == "linf" else _L2)(session)
         for restart in range(restarts):
-            search = (_Linf if norm == "linf" else _L2)(session, rows, eps[rows], noise.take(rows))
+            live = session.live(session.unmet() if restart else None, eps=eps, noise=session.noise(seed))
+            live.points, live.loss = live.x, torch.full_like(live.eps, torch.inf)
+            live.keep(session.can_pay(live))
             for i in bar(range(queries), show=progress, label="square"):
-                if not bool((paying := session.can_pay(search.rows)).all()):
-                    search.leave(~paying, best, best_loss)
-                if not search.rows.numel():
+                if not len(live):
                     break
                 p = _share(i, queries, p_init, rescale)
-                proposal = search.start((restart, 0)) if i == 0 else search.propose((restart, i), p)
-                answer = session.ask(proposal, search.rows)
-                aim = None if session.target is None else session.target[search.rows]
-                search.choose(proposal, g(answer.logits, session.y[search.rows], aim), answer.met)
-                if bool(answer.met.any()):
-                    search.leave(answer.met, best, best_loss)
-            rows = search.rows
-            search.leave(torch.ones_like(rows, dtype=torch.bool), best, best_loss)
-        return session.result(best, asked=True)
+                points = search.start(live, (restart, 0)) if i == 0 else search.propose(live, (restart, i), p)
+                answer = session.ask(points, live, g)
+                value = torch.where(answer.met, -torch.inf, answer.loss)
+                better = value < live.loss
+                live.points = torch.where(beside(better, points), points, live.points)
+                live.loss = torch.where(better, value, live.loss)
+                paying = session.can_pay(live)
+                stay = ~answer.met if paying is None else ~answer.met & paying
+                if i + 1 == queries or not bool(stay.all()):  # images are not copied at every query
+                    best.keep(live, live.points, live.loss)
+                    live.keep(stay)
+        return session.result(best.points, asked=True)
 
 
 def _share(i: int, queries: int, p_init: float, rescale: bool) -> float:
@@ -131,46 +133,19 @@ def _share(i: int, queries: int, p_init: float, rescale: bool) -> float:
 
 
 class _Search(ABC):
-    """Where the samples ``rows`` stand in one restart: their best ``points`` and the loss there."""
+    """How the points of live images are changed."""
 
-    def __init__(self, session: Session, rows: Tensor, eps: Tensor, noise: Noise) -> None:
-        self.rows, self.noise, self.bounds = rows, noise, (session.low, session.high)
-        self.clean, self.eps = session.x[rows], eps.reshape(-1, 1, 1, 1)
-        self.points = self.clean
-        self.loss = eps.new_full(eps.shape, torch.inf)
-        self.channels, self.height, self.width = self.clean.shape[1:]
+    def __init__(self, session: Session) -> None:
+        self.low, self.high = session.low, session.high
+        self.channels, self.height, self.width = session.x.shape[1:]
 
     @abstractmethod
-    def start(self, draw: tuple[int, int]) -> Tensor:
+    def start(self, live: Live, draw: tuple[int, int]) -> Tensor:
         """The first point of every sample."""
 
     @abstractmethod
-    def propose(self, draw: tuple[int, int], p: float) -> Tensor:
-        """The points with a share ``p`` of their pixels changed."""
-
-    def choose(self, proposal: Tensor, loss: Tensor, met: Tensor) -> None:
-        """Keep what is better."""
-        better = met | (loss < self.loss)
-        self.points = torch.where(better.reshape(-1, 1, 1, 1), proposal, self.points)
-        self.loss = torch.where(better, loss, self.loss)
-        self.loss[met] = -torch.inf
-
-    def leave(self, out: Tensor, best: Tensor, best_loss: Tensor) -> None:
-        """Take some samples out, their points into ``best`` if they are better than what is there."""
-        better = out & (self.loss < best_loss[self.rows])
-        chosen = self.rows[better]
-        best[chosen], best_loss[chosen] = self.points[better], self.loss[better]
-        stay = ~out
-        self.rows, self.noise, self.clean = self.rows[stay], self.noise.take(stay), self.clean[stay]
-        self.eps, self.points, self.loss = self.eps[stay], self.points[stay], self.loss[stay]
-
-    def draw(self, draw: tuple[int, int], count: int) -> Tensor:
-        """(n, count) uniform numbers."""
-        return self.noise.uniform(draw, (count,), torch.float64)
-
-    def signs(self, unit: Tensor) -> Tensor:
-        """Uniform numbers (n, m) as random signs in the dtype of the images."""
-        return torch.where(unit < 0.5, -1.0, 1.0).to(self.clean.dtype)
+    def propose(self, live: Live, draw: tuple[int, int], p: float) -> Tensor:
+        """``live.points`` with a share ``p`` of their pixels changed."""
 
     def windows(self, unit: Tensor, side: int) -> Tensor:
         """Uniform numbers (n, 2) as squares in the image: the (n, side²) places of their pixels in its rows."""
@@ -184,58 +159,65 @@ class _Search(ABC):
 class _Linf(_Search):
     """δ = ±ε."""
 
-    def start(self, draw: tuple[int, int]) -> Tensor:
+    def start(self, live: Live, draw: tuple[int, int]) -> Tensor:
         shape = (-1, self.channels, 1, self.width)
-        return self.moved(self.signs(self.draw(draw, self.channels * self.width)).reshape(shape))
+        unit = live.noise.uniform(draw, (self.channels * self.width,), torch.float64)
+        return self.moved(live, _signs(unit, live.x).reshape(shape))
 
-    def propose(self, draw: tuple[int, int], p: float) -> Tensor:
+    def propose(self, live: Live, draw: tuple[int, int], p: float) -> Tensor:
         side = min(max(round(math.sqrt(p * self.height * self.width)), 1), self.height, self.width)
-        unit = self.draw(draw, 2 + self.channels)
+        unit = live.noise.uniform(draw, (2 + self.channels,), torch.float64)
         place = self.windows(unit[:, :2], side)[:, None].expand(-1, self.channels, -1)
-        changed = self.moved(self.signs(unit[:, 2:])[:, :, None, None]).flatten(2).gather(2, place)
-        return self.points.flatten(2).scatter(2, place, changed).reshape(self.points.shape)
+        changed = self.moved(live, _signs(unit[:, 2:], live.x)[:, :, None, None]).flatten(2).gather(2, place)
+        return live.points.flatten(2).scatter(2, place, changed).reshape(live.points.shape)
 
-    def moved(self, sign: Tensor) -> Tensor:
-        return (self.clean + sign * self.eps).clamp_(*self.bounds)
+    def moved(self, live: Live, sign: Tensor) -> Tensor:
+        return torch.addcmul(live.x, sign, beside(live.eps, sign)).clamp_(self.low, self.high)
 
 
 class _L2(_Search):
     """‖δ‖₂ = ε before clipping."""
 
-    def start(self, draw: tuple[int, int]) -> Tensor:
+    def start(self, live: Live, draw: tuple[int, int]) -> Tensor:
         side = max(min(self.height, self.width) // 5, 1)
         down, right = self.height // side, self.width // side
-        unit = self.draw(draw, down * right * (self.channels + 1))
+        unit = live.noise.uniform(draw, (down * right * (self.channels + 1),), torch.float64)
         turned = unit[:, : down * right].reshape(-1, 1, down, right, 1, 1) < 0.5
-        sign = self.signs(unit[:, down * right :]).reshape(-1, self.channels, down, right, 1, 1)
-        bump = _bumps(side, self.clean)
+        sign = _signs(unit[:, down * right :], live.x).reshape(-1, self.channels, down, right, 1, 1)
+        bump = _bumps(side, live.x)
         tiles = sign * torch.where(turned, bump, bump.T)  # (n, C, down, right, side, side)
-        delta = torch.zeros_like(self.clean)
+        delta = torch.zeros_like(live.x)
         top, left = (self.height - down * side) // 2, (self.width - right * side) // 2
         patch = tiles.transpose(3, 4).reshape(-1, self.channels, down * side, right * side)
         delta[:, :, top : top + down * side, left : left + right * side] = patch
-        return self.moved(delta)
+        return self.moved(live, delta)
 
-    def propose(self, draw: tuple[int, int], p: float) -> Tensor:
+    def propose(self, live: Live, draw: tuple[int, int], p: float) -> Tensor:
         side = max(round(math.sqrt(p * self.height * self.width)), 3) | 1
         side = min(side, self.height, self.width)
-        unit = self.draw(draw, 5 + self.channels)
-        delta = (self.points - self.clean).flatten(2)
+        unit = live.noise.uniform(draw, (5 + self.channels,), torch.float64)
+        delta = (live.points - live.x).flatten(2)
         to, source = self.windows(unit[:, :2], side), self.windows(unit[:, 2:4], side)
         into, out_of = (place[:, None].expand(-1, self.channels, -1) for place in (to, source))
         bump = _bumps(side, delta)
         shape = torch.where(unit[:, 4:5] < 0.5, bump.flatten(), bump.T.flatten())[:, None]  # (n, 1, side²)
-        fresh = self.signs(unit[:, 5:])[:, :, None] * shape + _unit(delta.gather(2, into))
+        fresh = _signs(unit[:, 5:], live.x)[:, :, None] * shape + _unit(delta.gather(2, into))
 
         square_of = delta.square()
         emptied = torch.zeros_like(delta[:, :1]).scatter_(2, to[:, None], 1.0).scatter_(2, source[:, None], 1.0)
-        unspent = (self.eps.flatten(1).square() - square_of.sum(dim=(1, 2))[:, None]).clamp_min(0)
+        unspent = (live.eps[:, None].square() - square_of.sum(dim=(1, 2))[:, None]).clamp_min(0)
         budget = unspent / self.channels + (square_of * emptied).sum(dim=2)  # (n, C)
         delta = delta.scatter(2, out_of, 0.0).scatter_(2, into, _unit(fresh) * budget.sqrt()[:, :, None])
-        return self.moved(delta.reshape(self.clean.shape))
+        return self.moved(live, delta.reshape(live.x.shape))
 
-    def moved(self, delta: Tensor) -> Tensor:
-        return (self.clean + self.eps * _unit(delta.flatten(1)).reshape(delta.shape)).clamp_(*self.bounds)
+    def moved(self, live: Live, delta: Tensor) -> Tensor:
+        unit = _unit(delta.flatten(1)).reshape(delta.shape)
+        return (live.x + beside(live.eps, delta) * unit).clamp_(self.low, self.high)
+
+
+def _signs(unit: Tensor, like: Tensor) -> Tensor:
+    """Uniform numbers (n, m) as random signs in the dtype of the images."""
+    return torch.where(unit < 0.5, -1.0, 1.0).to(like.dtype)
 
 
 def _unit(rows: Tensor) -> Tensor:
