@@ -95,9 +95,14 @@ class Best:
     where they belong.
     """
 
-    def __init__(self, session: Books, tolerance: float = 0.0) -> None:
-        """``tolerance``: a value must be smaller by this fraction, so that of equal points the first is kept."""
-        self._points = copied(session.start.x)
+    def __init__(self, session: Books, tolerance: float = 0.0, points: Batch = None) -> None:
+        """Nothing found so far.
+
+        Args:
+            tolerance: a value must be smaller by this fraction, so that of equal points the first is kept.
+            points: what stands beside ``session.active`` until then, a tensor or a tuple of tensors; None for x.
+        """
+        self._points = copied(session.start.x if points is None else points)
         like = first(self._points)
         plain = isinstance(self._points, Tensor) and like.is_floating_point()
         dtype = like.dtype if plain else torch.float64  # of what is no float the values may have any
@@ -108,7 +113,7 @@ class Best:
 
     @property
     def points(self) -> Batch:
-        """(n, ...) beside ``session.active``; x where nothing was found."""
+        """(n, ...) beside ``session.active``; x where nothing was found, if nothing else was given."""
         self.settle()
         return self._points
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import one_pixel
-from robustlab.attacks.softlabel.one_pixel import _keep, _others
+from robustlab.attacks.softlabel.one_pixel import _best, _images, _others
 from robustlab.geometry.keyed import Noise
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, mlp
@@ -142,11 +142,10 @@ def test_a_success_is_kept_before_a_less_probable_label() -> None:
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     with Victim(mlp((1, 2, 2))).session(x, torch.tensor([0])) as session:
         genes = torch.tensor([[[[0, 0, 0.1]], [[0, 1, 0.2]], [[1, 0, 0.3]]]], dtype=torch.float64)
-        best, fitness = x.clone(), torch.tensor([[0.0, -1.0, 1.0]], dtype=torch.float64)
-        _keep(session, best, torch.tensor([0]), genes, fitness, torch.tensor([[False, False, True]]))
-        assert best.flatten().tolist() == [0, 0, 0.3, 0]
-        _keep(session, best, torch.tensor([0]), genes, fitness, torch.tensor([[False, False, False]]))
-        assert best.flatten().tolist() == [0, 0.2, 0, 0]
+        fitness = torch.tensor([[0.0, -1.0, 1.0]], dtype=torch.float64)
+        for met, found in ((True, [0, 0, 0.3, 0]), (False, [0, 0.2, 0, 0])):
+            top, _ = _best(genes, fitness, torch.tensor([[False, False, met]]))
+            assert _images(session, x, top).flatten().tolist() == found
 
 
 def test_many_questions_are_counted_one_by_one() -> None:
@@ -158,7 +157,7 @@ def test_many_questions_are_counted_one_by_one() -> None:
     with Victim(model, access="soft").session(x, torch.tensor([0, 0]), access="soft") as session:
         points = torch.zeros(2, 5, 2, dtype=torch.float64)
         points[1, 2:, 0] = 1.0
-        answer = session.ask_many(points, torch.tensor([0, 1]))
+        answer = session.ask_many(points, session.live())
         assert answer.logits.shape == (2, 5, 2)
         assert answer.met.tolist() == [[False] * 5, [False, False, True, True, True]]
         assert session.queries.tolist() == [6, 6] and session.first_success.tolist() == [-1, 4]

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, attacker_loss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session
+from robustlab.attacker.session import Answer, Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import get_norm
+from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
 
@@ -66,8 +68,8 @@ def on_manifold(
         victim: a Victim, or a model with logits (N, K).
         x: (N, ...), in the box.
         y: (N,) labels, which also say on whose manifold to search; None takes the model's prediction.
-        manifold: a :class:`Manifold`.
-        eps: radius ε > 0 (η of the paper) in units of the code; a number or (N,).
+        manifold: a :class:`Manifold`; a module is held in evaluation mode.
+        eps: radius ε ≥ 0 (η of the paper) in units of the code; a number or (N,).
         latent: (N, ...) codes of x where they are known; None asks the encoder.
         bounds: (low, high) that the codes are held in; None leaves them free.
         steps: number K ≥ 1 of gradient steps, from a random start in the ball.
@@ -98,48 +100,40 @@ def on_manifold(
     alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
     if latent is not None and (not isinstance(latent, Tensor) or len(latent) != len(x)):
         raise ValueError(f"latent: want a tensor of {len(x)} codes, got {getattr(latent, 'shape', latent)}")
-    with victim.session(x, y, ids=ids, loss=g) as session:
-        best, lowest = session.x.clone(), session.x.new_full(session.x.shape[:1], torch.inf)
-        rows = session.active
-        if not rows.numel():
-            return session.result(best)
-        center = (
-            manifold.encode(session.x[rows], session.y[rows]) if latent is None else latent[rows].detach().to(session.x)
-        )
-        radius, step = beside(eps[rows], center), beside(alpha[rows], center)
-        low, high = center - radius, center + radius
+    latent = None if latent is None else latent.detach().to(x)
+    with victim.session(x, y, ids=ids, loss=g) as session, evaluating(manifold):
+        best, live = Best(session), session.live(eps=eps, alpha=alpha, latent=latent, noise=session.noise(seed))
+        if not len(live):
+            return session.result()
+        center = manifold.encode(live.x, live.y) if latent is None else live.latent
+        radius = beside(live.eps, center)
+        live.low, live.high = center - radius, center + radius
         if bounds is not None:
-            low, high = low.clamp(*bounds), high.clamp(*bounds)
-        start = get_norm("linf").uniform(session.noise(seed).take(rows), 0, center, eps[rows])
-        z = torch.maximum(torch.minimum(center + start, high), low)
+            live.low, live.high = live.low.clamp(*bounds), live.high.clamp(*bounds)
+        live.z = torch.clamp(center + get_norm("linf").uniform(live.noise, 0, center, live.eps), live.low, live.high)
         for k in bar(range(steps + 1), show=progress, label="on_manifold"):
-            if not bool((going := session.can_pay(rows)).all()):
-                rows, z, low, high, step = rows[going], z[going], low[going], high[going], step[going]
-            if not rows.numel():
+            live.keep(session.can_pay(live))
+            if not len(live):
                 break
-            points, loss_now, met, grad = _look(session, manifold, z, rows, g, slope=k < steps)
-            better = met | (loss_now < lowest[rows])
-            best[rows[better]], lowest[rows[better]] = points[better], loss_now[better]
-            z = torch.maximum(torch.minimum(z - step * grad.sign(), high), low)
-            if bool(met.any()):
-                going = ~met
-                rows, z, low, high, step = rows[going], z[going], low[going], high[going], step[going]
-        return session.result(best, asked=True)
+            points, answer, grad = _look(session, manifold, live, g, slope=bool(k < steps))
+            best.keep(live, points, torch.where(answer.met, -torch.inf, answer.loss))
+            live.z = torch.clamp(live.z - beside(live.alpha, grad) * grad.sign(), live.low, live.high)
+            live.keep(~answer.met)
+        return session.result(best.points, asked=True)
 
 
 def _look(
-    session: Session, manifold: Manifold, z: Tensor, rows: Tensor, g: LossFunction, slope: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The images of the codes z, their loss, whether the goal is met, and the loss's gradient in z if asked for."""
+    session: Session, manifold: Manifold, live: Live, g: LossFunction, slope: bool
+) -> tuple[Tensor, Answer, Tensor]:
+    """The images of the codes ``live.z``, the answer about them, and the loss's gradient in z if asked for, else 0."""
     with torch.enable_grad():
-        z = z.detach().requires_grad_(bool(slope))
-        made = manifold.decode(z, session.y[rows])
-    points = made.detach().clamp(session.low, session.high)  # the gradient passes by the clipping
+        z = live.z.detach().requires_grad_(slope)
+        made = manifold.decode(z, live.y)
+    points = torch.clamp(made.detach(), session.low, session.high)  # the gradient passes by the clipping
     if points.shape[1:] != session.x.shape[1:]:
         raise ValueError(f"manifold: want decode to give {tuple(session.x.shape[1:])}, got {tuple(points.shape[1:])}")
     if not slope:
-        answer = session.ask(points, rows)
-        return points, g(answer.logits, session.y[rows]), answer.met, torch.zeros_like(z)
-    answer = session.gradient(points, rows, g)
+        return points, session.ask(points, live, g), torch.zeros_like(z)
+    answer = session.gradient(points, live, g)
     (grad,) = torch.autograd.grad(made, z, answer.grad)
-    return points, answer.loss, answer.met, grad.nan_to_num(0.0, 0.0, 0.0)
+    return points, answer, grad.nan_to_num(0.0, 0.0, 0.0)

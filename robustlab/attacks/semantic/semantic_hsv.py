@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import Best
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.data.color import hsv_to_rgb, rgb_to_hsv
@@ -66,27 +67,23 @@ def semantic_hsv(
     if x.dim() != 4 or x.shape[1] != 3:
         raise ValueError(f"x: want color images (N, 3, H, W), got shape {tuple(x.shape)}")
     with victim.session(x, y, ids=ids, access="hard") as session:
-        low, width = session.low, session.high - session.low
-        hsv = rgb_to_hsv(((session.x - low) / width).clamp(0, 1))
-        best, shift, noise, rows = (
-            session.x.clone(),
-            session.x.new_zeros(2, 1, len(session.x)),
-            session.noise(seed),
-            session.active,
-        )
+        low, width, start = session.low, session.high - session.low, session.start
+        best = Best(session, points=(start.x, start.x.new_zeros(len(start), 2)))
+        live = session.live(noise=session.noise(seed))
+        live.hsv = rgb_to_hsv(((live.x - low) / width).clamp(0, 1))
         for trial in bar(range(trials), show=progress, label="semantic_hsv"):
-            rows = rows[session.can_pay(rows)]
-            if not rows.numel():
+            live.keep(session.can_pay(live))
+            if not len(live):
                 break
-            unit = noise.take(rows).uniform(trial, (2,), session.x.dtype)
-            turn, gain = unit[:, 0], (2 * unit[:, 1] - 1) * (trial / trials)
-            points = (low + width * _shifted(hsv[rows], turn, gain)).clamp(low, session.high)
-            _, met = session.ask_labels(points, rows)
-            won = rows[met]
-            best[won], shift[0, 0, won], shift[1, 0, won] = points[met], turn[met], gain[met]
-            rows = rows[~met]
-        kept = {"hue": shift[0], "saturation": shift[1]} if trace else None
-        return session.result(best, asked=True, trace=kept)
+            shift = live.noise.uniform(trial, (2,), session.x.dtype)
+            shift[:, 1] = (2 * shift[:, 1] - 1) * (trial / trials)
+            points = torch.clamp(low + width * _shifted(live.hsv, *shift.unbind(1)), low, session.high)
+            _, met = session.ask_labels(points, live)
+            best.keep(live, (points, shift), torch.zeros_like(shift[:, 0]), met)
+            live.keep(~met)
+        shifts = session.x.new_zeros(2, 1, len(session.x)).index_copy_(2, session.active, best.points[1].T[:, None])
+        kept = {"hue": shifts[0], "saturation": shifts[1]} if trace else None
+        return session.result(best.points[0], asked=True, trace=kept)
 
 
 def _shifted(hsv: Tensor, turn: Tensor, gain: Tensor) -> Tensor:

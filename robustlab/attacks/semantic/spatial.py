@@ -19,16 +19,17 @@ limits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.domain import Bound
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, attacker_loss
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session
+from robustlab.attacker.session import Answer, Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.progress import bar
 
@@ -98,31 +99,36 @@ def spatial(
     alpha = checks.per_sample("step_size", step_size, x)
     access = "white" if search == "first_order" else "soft"
     with victim.session(x, y, ids=ids, kappa=kappa, access=access, loss=g) as session:
-        found = _Search(session, g, session.x.new_tensor([rotation, translation, translation]))
-        if search == "first_order":
-            _descend(found, steps, alpha, seed, progress)
-        else:
-            tries = _grid(grid, session.x) if search == "grid" else _random(session, k, seed)
-            rows = session.active
-            for unit in bar(list(tries), show=progress, label="spatial"):
-                rows = rows[session.can_pay(rows)]
-                if not rows.numel():
-                    break
-                rows = found.ask(rows, unit(rows))
-        kept = (found.unit * found.limits).T.unsqueeze(1) if trace else None
-        names = ("rotation", "down", "right")
-        return session.result(
-            found.best, asked=True, trace=None if kept is None else dict(zip(names, kept, strict=True))
-        )
+        limits, points = session.x.new_tensor([rotation, translation, translation]), _grid(grid, session.x)
+        tries = {"grid": len(points), "random": k, "first_order": steps + 1}[search]
+        best, live = _identity(session, g), session.live(noise=session.noise(seed), alpha=alpha)
+        for i in bar(range(tries), show=progress, label="spatial"):
+            live.keep(session.can_pay(live))
+            if not len(live):
+                break
+            if search == "grid":
+                live.unit = points[i].expand(len(live), 3)
+            elif search == "random" or i == 0:
+                live.unit = live.noise.uniform(i, (3,), live.x.dtype, -1.0, 1.0)
+            slope = search == "first_order" and bool(i < steps)
+            moved, answer, grad = _look(session, live, limits, g, slope)
+            best.keep(live, (moved, live.unit), torch.where(answer.met, -torch.inf, answer.loss))
+            if slope:
+                live.unit = (live.unit - live.alpha[:, None] * grad.sign()).clamp(-1, 1)
+            live.keep(~answer.met)
+        found, unit = best.points
+        kept = session.x.new_zeros(3, 1, len(session.x)).index_copy_(2, session.active, (unit * limits).T[:, None])
+        traces = dict(zip(("rotation", "down", "right"), kept, strict=True)) if trace else None
+        return session.result(found, asked=True, trace=traces)
 
 
-def transform(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, fill: float = 0.0) -> Tensor:
+def transform(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, fill: Bound = 0.0) -> Tensor:
     """T_{φ,t}: turn images about their center, counterclockwise, then move them; differentiable in φ and t.
 
     Args:
         x: (N, C, H, W).
         degrees, down, right: (N,); shifts are fractions of H and W.
-        fill: value of what lies outside the image.
+        fill: value of what lies outside the image, a number or a tensor that broadcasts with an image.
     """
     _, _, height, width = x.shape
     rows = torch.arange(height, dtype=x.dtype, device=x.device) - (height - 1) / 2
@@ -134,72 +140,36 @@ def transform(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, fill: flo
     across = u * (cos * (2 / width)) - v * (sin * (2 / width))
     along = u * (sin * (2 / height)) + v * (cos * (2 / height))
     where = torch.stack([across, along], dim=-1)
-    if fill == 0:
+    if not isinstance(fill, Tensor) and fill == 0:
         return F.grid_sample(x, where, mode="bilinear", padding_mode="zeros", align_corners=False)
     return F.grid_sample(x - fill, where, mode="bilinear", padding_mode="zeros", align_corners=False) + fill
 
 
-class _Search:
-    """The transformation of smallest g of every sample so far, in units of the limits: (N, 3) in [−1, 1]."""
-
-    def __init__(self, session: Session, g: LossFunction, limits: Tensor) -> None:
-        self.session, self.g, self.limits = session, g, limits
-        self.best, self.unit = session.x.clone(), session.x.new_zeros(session.x.shape[0], 3)
-        self.loss = session.x.new_zeros(session.x.shape[0])
-        if session.clean is not None:
-            self.loss = g(session.clean, session.y, None, session.kappa)  # the identity is one of the transformations
-
-    def points(self, rows: Tensor, unit: Tensor) -> Tensor:
-        """T(x) for the samples ``rows``, in the box."""
-        low, high = self.session.low, self.session.high
-        return transform(self.session.x[rows], *(unit * self.limits).unbind(1), fill=low).clamp(low, high)
-
-    def ask(self, rows: Tensor, unit: Tensor) -> Tensor:
-        """Try one transformation of each of ``rows``; returns those that are not fooled."""
-        points = self.points(rows, unit)
-        answer = self.session.ask(points, rows)
-        self.keep(rows, unit, points, self.g(answer.logits, self.session.y[rows], None, self.session.kappa), answer.met)
-        return rows[~answer.met]
-
-    def keep(self, rows: Tensor, unit: Tensor, points: Tensor, loss: Tensor, met: Tensor) -> None:
-        better = met | (loss < self.loss[rows])
-        chosen = rows[better]
-        self.best[chosen], self.unit[chosen], self.loss[chosen] = points[better], unit[better], loss[better]
-
-
-def _grid(counts: tuple[int, int, int], like: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """All combinations but the identity, the mildest first."""
+def _grid(counts: tuple[int, int, int], like: Tensor) -> Tensor:
+    """All combinations but the identity, the mildest first: (tries, 3) in units of the limits."""
     axes = [torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double() for n in counts]
     points = torch.cartesian_prod(*axes)
     points = points[points.norm(dim=1).argsort(stable=True)].to(like)
-    for point in points[points.abs().amax(dim=1) > 1e-6]:
-        yield lambda rows, point=point: point.expand(rows.shape[0], 3)
+    return points[points.abs().amax(dim=1) > 1e-6]
 
 
-def _random(session: Session, k: int, seed: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """k draws for each sample, uniform within the limits."""
-    noise = session.noise(seed)
-    for draw in range(k):
-        yield lambda rows, draw=draw: noise.take(rows).uniform(draw, (3,), session.x.dtype, -1.0, 1.0)
+def _identity(session: Session, g: LossFunction) -> Best:
+    """Points and transformations (n, 3) of smallest g, in units of the limits; the identity is the first of them."""
+    start = session.live(clean=session.clean)
+    best = Best(session, points=(start.x, start.x.new_zeros(len(start), 3)))
+    if session.clean is not None:
+        best.keep(start, best.points, g(start.clean, start.y, None, session.kappa))
+    return best
 
 
-def _descend(found: _Search, steps: int, alpha: Tensor, seed: int, progress: bool) -> None:
-    """Sign steps on (φ, t); the gradient in the pixels is asked of the victim and led back through T."""
-    session, rows = found.session, found.session.active
-    unit = session.noise(seed).take(rows).uniform(0, (3,), session.x.dtype, -1.0, 1.0)
-    for step in bar(range(steps + 1), show=progress, label="spatial"):
-        paying = session.can_pay(rows)
-        rows, unit = rows[paying], unit[paying]
-        if not rows.numel() or step == steps:
-            break
-        with torch.enable_grad():
-            unit.requires_grad_(True)
-            points = found.points(rows, unit)
-        answer = session.gradient(points.detach(), rows, found.g)
-        (grad,) = torch.autograd.grad(points, unit, answer.grad)
-        unit = unit.detach()
-        found.keep(rows, unit, points.detach(), answer.loss, answer.met)
-        going = ~answer.met
-        rows, unit = rows[going], (unit - alpha[rows, None] * grad.sign()).clamp(-1, 1)[going]
-    if rows.numel():
-        found.ask(rows, unit)
+def _look(session: Session, live: Live, limits: Tensor, g: LossFunction, slope: bool) -> tuple[Tensor, Answer, Tensor]:
+    """T(x) in the box, the answer about it, and the slope of g in the transformation if it is asked for, else 0."""
+    with torch.set_grad_enabled(slope):
+        unit = live.unit.detach().requires_grad_(slope)
+        moved = transform(live.x, *(unit * limits).unbind(1), fill=session.low)
+        points = torch.clamp(moved, session.low, session.high)
+    if not slope:
+        return points, session.ask(points, live, g), torch.zeros_like(unit)
+    answer = session.gradient(points.detach(), live, g)
+    (grad,) = torch.autograd.grad(points, unit, answer.grad)
+    return points.detach(), answer, grad

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.domain import Bound
+from robustlab.attacker.live import Best, Live
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
@@ -53,7 +55,7 @@ def one_pixel(
         x: (N, C, H, W), in the box.
         y: (N,) labels; None takes the model's prediction.
         pixels: how many may change, each in all its channels.
-        population: candidates a sample, at least 4.
+        population: candidates per sample, at least 4.
         generations: rounds of children, at most.
         weight: F > 0, the differential weight.
         target: a label, or (N,), for a targeted attack.
@@ -78,47 +80,44 @@ def one_pixel(
     checks.images(x, victim.bounds)
     checks.pictures(x)
     with victim.session(x, y, target=target, ids=ids, access="soft") as session:
-        noise, rows, best = session.noise(seed), session.active, session.x.clone()
-        rows = rows[session.can_pay(rows, population)]
-        if not rows.numel():
-            return session.result(best, asked=True)
-        genes = _first(session, noise.take(rows), pixels, population)
-        fitness, met = _ask(session, rows, genes)
-        for g in bar(range(1, generations + 1), show=progress, label="one_pixel"):
-            going = ~met.any(dim=1) & session.can_pay(rows, population)
-            _keep(session, best, rows[~going], genes[~going], fitness[~going], met[~going])
-            rows, genes, fitness, met = rows[going], genes[going], fitness[going], met[going]
-            if not rows.numel():
+        best, live = Best(session), session.live(noise=session.noise(seed))
+        for g in bar(range(generations + 1), show=progress, label="one_pixel"):
+            live.keep(session.can_pay(live, population))
+            if not len(live):
                 break
-            one, two, three = _others(noise.take(rows), g, population).unbind(dim=2)
-            child = _at(genes, one) + weight * (_at(genes, two) - _at(genes, three))
-            child = _clip(session, child)
-            value, won = _ask(session, rows, child)
-            better = won | (value < fitness - 1e-9 * fitness.abs().clamp_min(1.0))
-            genes = torch.where(better[..., None, None], child, genes)
-            fitness, met = torch.where(better, value, fitness), won
-        _keep(session, best, rows, genes, fitness, met)
-        return session.result(best, asked=True)
+            if g == 0:
+                live.genes = child = _first(session, live.noise, pixels, population)
+                live.fitness, live.met = _ask(session, live, child)
+            else:
+                one, two, three = _others(live.noise, g, population).unbind(dim=2)
+                child = _at(live.genes, one) + weight * (_at(live.genes, two) - _at(live.genes, three))
+                child = _clip(session, child)
+                value, live.met = _ask(session, live, child)
+                better = live.met | (value < live.fitness - 1e-9 * live.fitness.abs().clamp_min(1.0))
+                live.genes = torch.where(better[..., None, None], child, live.genes)
+                live.fitness = torch.where(better, value, live.fitness)
+            top, value = _best(live.genes, live.fitness, live.met)
+            best.keep(live, _images(session, live.x, top)[:, 0], value)
+            live.keep(~live.met.any(dim=1))
+        return session.result(best.points, asked=True)
 
 
-# A candidate is a (pixels, 2 + C) table, one line a pixel: row, column, values. A population: (n, P, pixels, 2 + C).
+# A candidate is a (pixels, 2 + C) table, one line per pixel: row, column, values in units of the box. A population:
+# (n, P, pixels, 2 + C).
 
 
 def _first(session: Session, noise: Noise, pixels: int, population: int) -> Tensor:
     """Generation 0."""
     shape, channels, dtype = (population, pixels), session.x.shape[1], session.x.dtype
     row, column = (noise.uniform((0, i), (*shape, 1), dtype) * session.x.shape[2 + i] for i in (0, 1))
-    mean, spread = 128 / 255, 127 / 255
-    value = session.low + (session.high - session.low) * (
-        mean + spread * noise.normal((0, 2), (*shape, channels), dtype)
-    )
+    value = 128 / 255 + 127 / 255 * noise.normal((0, 2), (*shape, channels), dtype)
     return _clip(session, torch.cat([row, column, value], dim=3))
 
 
 def _clip(session: Session, genes: Tensor) -> Tensor:
     """Rows and columns into the image, values into the box."""
     place = [genes[..., [i]].clamp(0, session.x.shape[2 + i] - 0.5) for i in (0, 1)]
-    return torch.cat([*place, genes[..., 2:].clamp(session.low, session.high)], dim=3)
+    return torch.cat([*place, genes[..., 2:].clamp(0, 1)], dim=3)
 
 
 def _others(noise: Noise, generation: int, population: int) -> Tensor:
@@ -133,42 +132,42 @@ def _others(noise: Noise, generation: int, population: int) -> Tensor:
 
 
 def _at(genes: Tensor, which: Tensor) -> Tensor:
-    """The candidates ``which`` (n, P) of each sample."""
-    return genes.gather(1, which[..., None, None].expand_as(genes))
+    """The candidates ``which`` (n, m) of each sample."""
+    return genes.gather(1, which[..., None, None].expand(-1, -1, *genes.shape[2:]))
 
 
-def _images(clean: Tensor, genes: Tensor) -> Tensor:
+def _images(session: Session, clean: Tensor, genes: Tensor) -> Tensor:
     """Candidates (n, P, pixels, 2 + C) set into the images ``clean`` (n, C, H, W): (n, P, C, H, W)."""
-    population, pixels = genes.shape[1:3]
+    (population, pixels), (channels, _, width) = genes.shape[1:3], clean.shape[1:]
     images = clean[:, None].repeat(1, population, 1, 1, 1)
     place = genes[..., :2].long()
-    place = place[..., 0] * clean.shape[3] + place[..., 1]
+    place = place[..., 0] * width + place[..., 1]
     for j in range(pixels):  # one after the other: two lines may name the same pixel
-        index = place[:, :, j, None, None].expand(-1, -1, clean.shape[1], 1)
-        images.flatten(3).scatter_(3, index, genes[:, :, j, 2:, None])
+        low, high = (_there(end, clean, place[:, :, j]) for end in (session.low, session.high))
+        value = torch.clamp(low + (high - low) * genes[:, :, j, 2:], low, high)
+        index = place[:, :, j, None, None].expand(-1, -1, channels, 1)
+        images.flatten(3).scatter_(3, index, value[..., None])
     return images
 
 
-def _ask(session: Session, rows: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
-    """Log odds, to be minimized, and whether the goal is met: (n, P) each; blocks of samples bound the memory."""
-    block = max(1, _AT_ONCE // max(1, genes.shape[1] * session.x[0].numel()))
-    parts = []
-    for some, table in zip(rows.split(block), genes.split(block), strict=True):
-        answer = session.ask_many(_images(session.x[some], table), some)
-        label = (session.y if session.target is None else session.target)[some, None, None].expand(
-            -1, genes.shape[1], 1
-        )
-        logits = answer.logits.double()
-        odds = logits.gather(2, label) - logits.scatter(2, label, -torch.inf).logsumexp(dim=2, keepdim=True)
-        value = odds.squeeze(2) if session.target is None else -odds.squeeze(2)
-        parts.append((value.nan_to_num(torch.inf, torch.inf, -torch.inf), answer.met))
-    return torch.cat([value for value, _ in parts]), torch.cat([met for _, met in parts])
+def _there(end: Bound, clean: Tensor, place: Tensor) -> Bound:
+    """An end of the box in every channel of the pixels ``place`` (n, P): a number, or (n, P, C)."""
+    return end.expand(clean.shape[1:]).flatten(1)[:, place].movedim(0, -1) if isinstance(end, Tensor) else end
 
 
-def _keep(session: Session, best: Tensor, rows: Tensor, genes: Tensor, fitness: Tensor, met: Tensor) -> None:
-    """Write each sample's best candidate into ``best``: of those that meet the goal, if there are any."""
-    if not rows.numel():
-        return
-    fitness = torch.where(met.any(dim=1, keepdim=True) & ~met, torch.inf, fitness)
-    top = fitness.argmin(dim=1, keepdim=True)
-    best[rows] = _images(session.x[rows], _at(genes, top))[:, 0]
+def _ask(session: Session, live: Live, genes: Tensor) -> tuple[Tensor, Tensor]:
+    """Log odds, to be minimized, and whether the goal is met, (n, P) each; so many at once as bound the memory."""
+    parts = genes.split(max(1, _AT_ONCE // live.x.numel()), dim=1)
+    answers = [session.ask_many(_images(session, live.x, part), live) for part in parts]
+    logits = torch.cat([answer.logits for answer in answers], dim=1).double()
+    label = (live.y if live.target is None else live.target)[:, None, None].expand(-1, genes.shape[1], 1)
+    odds = (logits.gather(2, label) - logits.scatter(2, label, -torch.inf).logsumexp(dim=2, keepdim=True)).squeeze(2)
+    value = odds if live.target is None else -odds
+    return value.nan_to_num(torch.inf, torch.inf, -torch.inf), torch.cat([answer.met for answer in answers], dim=1)
+
+
+def _best(genes: Tensor, fitness: Tensor, met: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample's best candidate (n, 1, pixels, 2 + C) and its fitness: one that meets the goal, if there is any."""
+    won = met.any(dim=1)
+    top = torch.where(won[:, None] & ~met, torch.inf, fitness).argmin(dim=1, keepdim=True)
+    return _at(genes, top), torch.where(won, -torch.inf, fitness.gather(1, top).squeeze(1))
