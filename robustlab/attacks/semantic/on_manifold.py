@@ -22,12 +22,13 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.live import Best, Live
-from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Answer, Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import get_norm
+from robustlab.geometry.projections import clip
 from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
@@ -55,7 +56,7 @@ def on_manifold(
     bounds: tuple[float, float] | None = None,
     steps: int = 40,
     step_size: float | Tensor | None = None,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     seed: int = 0,
     ids: Tensor | None = None,
     progress: bool = False,
@@ -110,14 +111,14 @@ def on_manifold(
         live.low, live.high = center - radius, center + radius
         if bounds is not None:
             live.low, live.high = live.low.clamp(*bounds), live.high.clamp(*bounds)
-        live.z = torch.clamp(center + get_norm("linf").uniform(live.noise, 0, center, live.eps), live.low, live.high)
+        live.z = clip(center + get_norm("linf").uniform(live.noise, 0, center, live.eps), live.low, live.high)
         for k in bar(range(steps + 1), show=progress, label="on_manifold"):
             live.keep(session.can_pay(live))
             if not len(live):
                 break
             points, answer, grad = _look(session, manifold, live, g, slope=bool(k < steps))
             best.keep(live, points, torch.where(answer.met, -torch.inf, answer.loss))
-            live.z = torch.clamp(live.z - beside(live.alpha, grad) * grad.sign(), live.low, live.high)
+            live.z = clip(live.z - beside(live.alpha, grad) * grad.sign(), live.low, live.high)
             live.keep(~answer.met)
         return session.result(best.points, asked=True)
 
@@ -129,7 +130,7 @@ def _look(
     with torch.enable_grad():
         z = live.z.detach().requires_grad_(slope)
         made = manifold.decode(z, live.y)
-    points = torch.clamp(made.detach(), session.low, session.high)  # the gradient passes by the clipping
+    points = clip(made.detach(), session.low, session.high)  # the gradient passes by the clipping
     if points.shape[1:] != session.x.shape[1:]:
         raise ValueError(f"manifold: want decode to give {tuple(session.x.shape[1:])}, got {tuple(points.shape[1:])}")
     if not slope:

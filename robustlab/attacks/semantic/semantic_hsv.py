@@ -23,6 +23,7 @@ from robustlab.attacker.live import Best
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.data.color import hsv_to_rgb, rgb_to_hsv
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -77,7 +78,7 @@ def semantic_hsv(
                 break
             shift = live.noise.uniform(trial, (2,), session.x.dtype)
             shift[:, 1] = (2 * shift[:, 1] - 1) * (trial / trials)
-            points = torch.clamp(low + width * _shifted(live.hsv, *shift.unbind(1)), low, session.high)
+            points = clip(low + width * _shifted(live.hsv, *shift.unbind(1)), low, session.high)
             _, met = session.ask_labels(points, live)
             best.keep(live, (points, shift), torch.zeros_like(shift[:, 0]), met)
             live.keep(~met)

@@ -19,6 +19,7 @@ limits.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,11 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Best, Live
-from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Answer, Session
+from robustlab.attacker.session import Access, Answer, Session
 from robustlab.attacker.victim import Model, Victim
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -39,14 +41,14 @@ def spatial(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    search: str = "grid",
+    search: Literal["grid", "random", "first_order"] = "grid",
     rotation: float = 30.0,
     translation: float = 0.1,
     grid: tuple[int, int, int] = (31, 5, 5),
     k: int = 10,
     steps: int = 50,
     step_size: float | Tensor = 0.1,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     kappa: float = 0.0,
     seed: int = 0,
     ids: Tensor | None = None,
@@ -97,7 +99,7 @@ def spatial(
     checks.images(x, victim.bounds)
     checks.pictures(x)
     alpha = checks.per_sample("step_size", step_size, x)
-    access = "white" if search == "first_order" else "soft"
+    access: Access = "white" if search == "first_order" else "soft"
     with victim.session(x, y, ids=ids, kappa=kappa, access=access, loss=g) as session:
         limits, points = session.x.new_tensor([rotation, translation, translation]), _grid(grid, session.x)
         tries = {"grid": len(points), "random": k, "first_order": steps + 1}[search]
@@ -166,8 +168,9 @@ def _look(session: Session, live: Live, limits: Tensor, g: LossFunction, slope: 
     """T(x) in the box, the answer about it, and the slope of g in the transformation if it is asked for, else 0."""
     with torch.set_grad_enabled(slope):
         unit = live.unit.detach().requires_grad_(slope)
-        moved = transform(live.x, *(unit * limits).unbind(1), fill=session.low)
-        points = torch.clamp(moved, session.low, session.high)
+        degrees, down, right = (unit * limits).unbind(1)
+        moved = transform(live.x, degrees, down, right, fill=session.low)
+        points = clip(moved, session.low, session.high)
     if not slope:
         return points, session.ask(points, live, g), torch.zeros_like(unit)
     answer = session.gradient(points.detach(), live, g)

@@ -27,6 +27,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.keyed import Noise
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 _AT_ONCE = 2**24  # elements of images that are asked about together
@@ -144,7 +145,7 @@ def _images(session: Session, clean: Tensor, genes: Tensor) -> Tensor:
     place = place[..., 0] * width + place[..., 1]
     for j in range(pixels):  # one after the other: two lines may name the same pixel
         low, high = (_there(end, clean, place[:, :, j]) for end in (session.low, session.high))
-        value = torch.clamp(low + (high - low) * genes[:, :, j, 2:], low, high)
+        value = clip(low + (high - low) * genes[:, :, j, 2:], low, high)
         index = place[:, :, j, None, None].expand(-1, -1, channels, 1)
         images.flatten(3).scatter_(3, index, value[..., None])
     return images

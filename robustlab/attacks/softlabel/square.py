@@ -30,18 +30,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.live import Best, Live
-from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import get_norm
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a run of 10,000 queries
@@ -52,11 +54,11 @@ def square(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: Literal["l2", "linf"] = "linf",
     eps: float | Tensor,
     queries: int = 5000,
     p_init: float = 0.8,
-    loss: str | LossFunction = "margin",
+    loss: LossName | LossFunction = "margin",
     restarts: int = 1,
     rescale: bool = False,
     target: int | Tensor | None = None,
@@ -172,7 +174,7 @@ class _Linf(_Search):
         return live.points.flatten(2).scatter(2, place, changed).reshape(live.points.shape)
 
     def moved(self, live: Live, sign: Tensor) -> Tensor:
-        return torch.addcmul(live.x, sign, beside(live.eps, sign)).clamp_(self.low, self.high)
+        return clip(torch.addcmul(live.x, sign, beside(live.eps, sign)), self.low, self.high)
 
 
 class _L2(_Search):
@@ -212,7 +214,7 @@ class _L2(_Search):
 
     def moved(self, live: Live, delta: Tensor) -> Tensor:
         unit = _unit(delta.flatten(1)).reshape(delta.shape)
-        return (live.x + beside(live.eps, delta) * unit).clamp_(self.low, self.high)
+        return clip(live.x + beside(live.eps, delta) * unit, self.low, self.high)
 
 
 def _signs(unit: Tensor, like: Tensor) -> Tensor:

@@ -33,12 +33,12 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.live import Best, Live
-from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.apgd_descent import Descent, checkpoints
-from robustlab.geometry.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, ProperNorm, get_norm
 from robustlab.progress import bar
 
 _PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # of multi_eps: radius over ε, share of the steps
@@ -49,11 +49,11 @@ def apgd(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     steps: int = 100,
     restarts: int = 1,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     target: int | Tensor | None = None,
     toward: int | Tensor | None = None,
     init: Tensor | None = None,

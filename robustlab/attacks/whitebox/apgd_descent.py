@@ -12,6 +12,7 @@ from robustlab.attacker.live import Live
 from robustlab.attacker.parts import beside
 from robustlab.attacker.session import Answer
 from robustlab.geometry.norms import Norm
+from robustlab.geometry.projections import clip
 
 _MOMENTUM = 0.75
 _ETA = {"linf": 2.0, "l2": 2.0, "l1": 1.0}  # η_0 over ε
@@ -42,11 +43,11 @@ class Descent:
         """At x + P(δ) in the ball of that radius (n,); ``own``: a δ to whose support ℓ1 adapts."""
         low, high = self.low - live.x, self.high - live.x
         delta = self.ball.project_box(delta, radius, low, high)
-        live.points = torch.clamp(live.x + delta, self.low, self.high)
+        live.points = clip(live.x + delta, self.low, self.high)
         live.low, live.high = low, high  # of δ; ℓ∞: the ends of ball ∩ box
         if self.ball.name == "linf":
             low, high = live.x - beside(radius, live.x), live.x + beside(radius, live.x)
-            live.low, live.high = low.clamp_(self.low, self.high), high.clamp_(self.low, self.high)
+            live.low, live.high = clip(low, self.low, self.high), clip(high, self.low, self.high)
         live.radius, live.step = radius, _ETA[self.ball.name] * radius  # ε of this phase, η
         live.before, live.best = live.points, live.points  # one step ago, at the smallest loss
         live.grad = live.best_grad = torch.zeros_like(live.points)
@@ -120,7 +121,7 @@ class Descent:
         if self.ball.name == "linf":
             return points.clamp_(live.low, live.high)
         delta = self.ball.project_box(points.sub_(live.x), live.radius, live.low, live.high)
-        return delta.add_(live.x).clamp_(self.low, self.high)
+        return clip(delta.add_(live.x), self.low, self.high)
 
 
 def _support(delta: Tensor, eps: Tensor) -> Tensor:

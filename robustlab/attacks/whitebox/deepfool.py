@@ -21,6 +21,7 @@ hyperplane between the target and the class that leads at present.
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest, leading_classes
 from robustlab.geometry.norms import Norm, get_norm
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -42,7 +44,7 @@ def deepfool(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "l2",
+    norm: Literal["l2", "linf"] = "l2",
     steps: int = 50,
     overshoot: float = 0.02,
     candidates: int = 10,
@@ -88,7 +90,7 @@ def deepfool(
             live.keep(session.can_pay(live))
             if not len(live):
                 break
-            points = torch.clamp(live.x + (1 + overshoot) * live.delta, session.low, session.high)
+            points = clip(live.x + (1 + overshoot) * live.delta, session.low, session.high)
             answer, classes, slopes = session.jacobian(points, live, partial(_classes, live))
             won = session.secure(answer.logits, live)
             best.keep(live, points, ball.length(points - live.x), won)
@@ -97,7 +99,7 @@ def deepfool(
                 slopes = _free(slopes, points.unsqueeze(1), session)
             extra = 0.0 if k < 3 else 1e-4 * session.width
             move, stuck = _to_nearest(ball, answer.logits, classes, slopes, extra)
-            live.delta = torch.clamp(live.x + (live.delta + move), session.low, session.high).sub_(live.x)
+            live.delta = clip(live.x + (live.delta + move), session.low, session.high).sub_(live.x)
             live.keep(~(won | stuck))
         return session.result(best.points, asked=True, revert=True)
 

@@ -36,7 +36,8 @@ from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
 from robustlab.attacks.whitebox.minimum_norm import closest, leading_classes, pull
-from robustlab.geometry.norms import Norm, get_norm
+from robustlab.geometry.norms import Norm, ProperNorm, get_norm
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 
@@ -45,7 +46,7 @@ def fab(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     steps: int = 100,
     restarts: int = 1,
     eps: float | Tensor | None = None,
@@ -126,7 +127,7 @@ def fab(
                 if live.target is not None:  # several boundaries meet there: no leaning back before it is reached
                     alpha *= best.of(live).isfinite()
                 to, from_x = both.add_(moves.reshape(both.shape), alpha=eta)
-                points = torch.lerp(to, from_x, beside(alpha, to)).clamp_(*box)
+                points = clip(torch.lerp(to, from_x, beside(alpha, to)), *box)
 
                 won = session.secure(session.ask(points, live).logits, live)
                 delta = points - live.x
@@ -141,7 +142,7 @@ def _around(ball: Norm, live: Live, best: Best, restart: int, session: Session) 
     reach = ball.length(torch.maximum(live.x - session.low, session.high - live.x))
     reach = torch.minimum(reach, best.of(live))
     reach = reach if live.eps is None else torch.minimum(reach, live.eps)
-    return torch.clamp(live.x + ball.uniform(live.noise, restart, live.x, reach / 2), session.low, session.high)
+    return clip(live.x + ball.uniform(live.noise, restart, live.x, reach / 2), session.low, session.high)
 
 
 def _flat(end: Bound, x: Tensor) -> Bound:

@@ -13,15 +13,15 @@ clipping afterwards (in ℓ∞ both are the same point). A sample that is alread
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.losses import LossFunction, attacker_loss
+from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.pgd import pgd
-from robustlab.geometry.norms import get_norm
+from robustlab.geometry.norms import ProperNorm, get_norm
+from robustlab.geometry.projections import clip
 
 
 def fgsm(
@@ -29,9 +29,9 @@ def fgsm(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     target: int | Tensor | None = None,
     seed: int = 0,
     ids: Tensor | None = None,
@@ -71,7 +71,7 @@ def fgsm(
             return session.result(session.start.x)
         grad = session.gradient(live.x, live, g).grad
         delta = ball.linear_max(-grad, live.eps, session.low - live.x, session.high - live.x)
-        return session.result(torch.clamp(live.x + delta, session.low, session.high))
+        return session.result(clip(live.x + delta, session.low, session.high))
 
 
 def bim(
@@ -79,11 +79,11 @@ def bim(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: str = "linf",
+    norm: ProperNorm = "linf",
     eps: float | Tensor,
     steps: int = 10,
     step_size: float | Tensor | None = None,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     target: int | Tensor | None = None,
     seed: int = 0,
     ids: Tensor | None = None,
