@@ -32,8 +32,6 @@ UNIT = (0.0, 1.0)
 Output = Literal["logits", "probs"]
 Bare = nn.Module | Graph | str | Path | Callable[..., Any]
 """A module, a graph or the path of an ONNX file; under soft or hard access any callable."""
-Model: TypeAlias = "Victim | Bare"
-"""What can be attacked: a victim, or a bare model, of which a victim with all defaults is made."""
 
 
 class Victim:
@@ -279,6 +277,10 @@ class _Following:
         if key not in self._copies:
             self._copies[key] = self._graph.to(x.device, x.dtype)
         return self._copies[key](x)
+
+
+Model: TypeAlias = Victim | Bare
+"""What can be attacked: a victim, or a bare model, of which a victim with all defaults is made."""
 
 
 def as_logits(probs: Tensor) -> Tensor:
