@@ -43,6 +43,10 @@ class RegressionData:
     columns: tuple[str, ...]
     one_hot: tuple[tuple[int, ...], ...] = ()
 
+    def __repr__(self) -> str:
+        rows = f"{len(self.x_train)} train, {len(self.x_test)} test"
+        return f"RegressionData({self.name!r}, {rows}, {len(self.columns)} columns)"
+
 
 def diabetes(*, n_train: int = 300, seed: int = 0, dtype: torch.dtype = torch.float64) -> RegressionData:
     """Progression of diabetes in 442 patients, scaled to [0, 1], with sex and the group of age as one-hot columns.

@@ -314,7 +314,7 @@ def test_bad_input() -> None:
 
 def test_a_loader_is_read_batch_by_batch(tmp_path: Path, short_square: None) -> None:
     model, x, y = problem()
-    run = {"eps": EPS, "attacks": ["apgd-ce", "square"], "batch_size": 4, "seed": 2}
+    run = {"eps": EPS, "attacks": ["apgd-ce", "apgd-t"], "batch_size": 4, "seed": 2}
     whole, loader = autoattack(model, x, y, **run), DataLoader(TensorDataset(x, y), 7)
     for _ in range(2):  # the second time from the files
         report = autoattack(model, loader, state=tmp_path / "run", **run)

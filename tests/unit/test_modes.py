@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robustlab.models import modes
-from robustlab.models.modes import evaluating
+from robustlab.models.modes import evaluating, frozen, training_mode
 
 
 def net() -> nn.Sequential:
@@ -109,3 +109,31 @@ def test_parameters_may_stay_free() -> None:
     model = net()
     with evaluating(model, freeze=False):
         assert model[0].weight.requires_grad
+
+
+def test_frozen_holds_parameters_alone() -> None:
+    model = net().train()
+    before, mean = state(model), model[1].running_mean.clone()
+    noise = torch.get_rng_state()
+    with frozen(model):
+        assert not any(p.requires_grad for p in model.parameters()) and model.training
+        model(torch.randn(5, 3))
+    assert state(model) == before
+    assert not torch.equal(model[1].running_mean, mean) and not torch.equal(torch.get_rng_state(), noise)
+
+
+def test_training_mode_asks_the_model_itself() -> None:
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self[1].eval()  # as many do with their batch norm
+            return self
+
+    model = Frozen(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    with pytest.raises(KeyError), training_mode(model):
+        assert model[0].training and not model[1].training
+        with evaluating(model):
+            assert not model[0].training
+        assert model[0].training and not model[1].training
+        raise KeyError
+    assert not any(part.training for part in model.modules())

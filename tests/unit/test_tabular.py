@@ -57,3 +57,7 @@ def test_splits() -> None:
     for n in (0, 442):
         with pytest.raises(ValueError, match="n_train"):
             diabetes(n_train=n)
+
+
+def test_repr_is_a_line() -> None:
+    assert repr(diabetes()) == "RegressionData('diabetes', 300 train, 142 test, 14 columns)"
