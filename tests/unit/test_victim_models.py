@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.domain import Tokens
 from robustlab.attacker.losses import ATTACKER_LOSSES
 from robustlab.attacker.victim import Victim, accuracy, predict
 from robustlab.attacks import ddn, deepfool, pgd, square
@@ -27,6 +28,7 @@ from robustlab.graph.trace import trace
 from robustlab.models import modes
 from tests.suite.cases import noise_box
 from tests.suite.models import IMAGE, Then, convnet
+from tests.suite.other_inputs import VOCABULARY, Words, net, sentences
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 
 Named = namedtuple("Named", "logits features")
@@ -148,8 +150,9 @@ def test_a_graph_follows_the_dtype_of_x() -> None:
     model, x, y = problem()
     graph = trace(model, IMAGE)
     before = [value for node in graph.nodes[1:] for value in vars(node.op).values() if isinstance(value, Tensor)]
-    assert_same(pgd(graph, x, y, eps=0.1, steps=4), pgd(model, x, y, eps=0.1, steps=4))
-    single = pgd(graph, x.float(), y, eps=0.1, steps=4)
+    victim = Victim(graph)
+    assert_same(pgd(victim, x, y, eps=0.1, steps=4), pgd(model, x, y, eps=0.1, steps=4))
+    single = pgd(victim, x.float(), y, eps=0.1, steps=4)
     assert single.x_adv.dtype == torch.float32
     assert torch.equal(single.success, pgd(convnet(dtype=torch.float32), x.float(), y, eps=0.1, steps=4).success)
     assert all(value.dtype == torch.float64 for value in before if value.is_floating_point())
@@ -199,6 +202,13 @@ def test_a_wrapper_that_casts(inside: torch.dtype, outside: torch.dtype, back: b
         assert torch.equal(predict(model, result.x_adv) != y, result.success)
     curve = evaluate(model, x, y, attack=pgd, eps=[0.3], steps=2)
     assert curve.accuracy.numel() > 0
+
+
+def test_half_precision_beside_tokens_goes_up() -> None:
+    """Tokens have no dtype that tells in which the attack computes."""
+    model = Then(net(Words), lambda z: z.half())
+    with Victim(model, domain=Tokens(VOCABULARY)).session(sentences(3), domain=Tokens) as session:
+        assert session.clean.dtype == torch.float32
 
 
 def test_a_dtype_that_the_model_cannot_take() -> None:
