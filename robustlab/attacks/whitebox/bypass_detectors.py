@@ -17,7 +17,6 @@ attacks, the likeliest wrong class first, until one succeeds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +74,7 @@ def bypass_detectors(
     seed: int = 0,
     ids: Tensor | None = None,
     progress: bool = False,
-    **arguments: Any,
+    **arguments: object,
 ) -> AttackResult:
     """Fool a classifier without being noticed by its detector.
 

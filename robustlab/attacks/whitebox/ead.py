@@ -49,7 +49,7 @@ def ead(
     *,
     norm: Literal["l1"] = "l1",
     beta: float = 1e-3,
-    rule: str = "en",
+    rule: Literal["en", "l1"] = "en",
     scaled: bool = False,
     target: int | Tensor | None = None,
     kappa: float = 0.0,

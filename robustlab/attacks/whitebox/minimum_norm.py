@@ -12,6 +12,7 @@ from robustlab.attacker.losses import beyond
 from robustlab.attacker.parts import beside
 from robustlab.attacker.session import Session
 from robustlab.geometry.norms import Norm
+from robustlab.geometry.projections import clip
 
 
 def closest(session: Session) -> Best:
@@ -53,7 +54,7 @@ def pull(session: Session, best: Best, norm: Norm, steps: int = 3) -> None:
         part = (live.below / (live.below - live.above)).nan_to_num_(0.5, 0.5, 0.5).clamp_(0.0, 1.0)
         where = torch.lerp(live.inside, live.outside, part)
         points = torch.lerp(live.x, live.far, beside(where, live.far))
-        points = points.clamp_(session.low, session.high)
+        points = clip(points, session.low, session.high)
         answer = session.ask(points, live)
         won, value = session.secure(answer.logits, live), excess(session, answer.logits, live)
         best.keep(live, points, norm.length(points - live.x), won)

@@ -10,10 +10,11 @@ Source: Gowal et al., "Scalable verified training for provably robust image clas
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
-from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.node import Graph
 from robustlab.verification.propagation.backward import interval_bound
 from robustlab.verification.propagation.certificate import Interval, certificate
@@ -32,7 +33,7 @@ def ibp(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    norm: ProperNorm = "linf",
+    norm: Literal["linf"] = "linf",
     eps: float | Tensor,
     box: Interval | None = (0.0, 1.0),
 ) -> Certificate:
