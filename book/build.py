@@ -105,7 +105,12 @@ def main() -> int:
     arguments = parser.parse_args()
     from book.generate import write_generated
 
-    write_generated()
+    try:
+        HTML.mkdir(parents=True, exist_ok=True)
+        write_generated()
+    except OSError as error:
+        print(f"The book is built inside the checkout, which cannot be written to: {error}", file=sys.stderr)
+        return 1
     if not build(fresh=arguments.fresh):
         print("\nThe book has warnings, and they count as errors: see above.", file=sys.stderr)
         return 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
+from robustlab.zoo.files import require_writable
 from robustlab.zoo.recipes import recipe
 from robustlab.zoo.shipped import carries_trigger, info, names
 from robustlab.zoo.training import check, measure, save, ship, train_with_trigger
@@ -25,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     checking = commands.add_parser("check", help="measure the recorded accuracies again")
     checking.add_argument("name", nargs="?", choices=names(), metavar="NAME", help="default: all of them")
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that has no Greek shows ? for it
+        sys.stdout.reconfigure(errors="replace")
     if arguments.command == "list":
         return _list()
     if arguments.command == "check":
@@ -35,8 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         measured = ship(arguments.name, device=arguments.device, progress=arguments.progress)
         where = "shipped"
     else:
-        model, key = train_with_trigger(arguments.name, device=arguments.device, progress=arguments.progress)
         path = arguments.out or Path(f"{arguments.name}.safetensors")
+        try:
+            require_writable(path)
+        except ValueError as error:
+            parser.error(str(error))
+        model, key = train_with_trigger(arguments.name, device=arguments.device, progress=arguments.progress)
         save(model, path, key if carries_trigger(arguments.name) else None)
         measured, where = measure(model, arguments.name, key=key), str(path)
     attack = recipe(arguments.name).attack

@@ -13,6 +13,7 @@ from torch import nn
 from robustlab import data, models
 from robustlab.data import Dataset
 from robustlab.training.fit import cross_entropy, fit
+from robustlab.zoo.files import require_writable, write_together
 from robustlab.zoo.recipes import Recipe, recipe
 from robustlab.zoo.shipped import (
     FOLDER,
@@ -147,33 +148,42 @@ def _known(measured: Measurement) -> dict[str, float]:
 
 
 def save(model: nn.Module, path: Path, key: nn.Module | None = None) -> str:
-    """Write a model's tensors, and those of a trained trigger, as safetensors; returns the file's SHA-256."""
+    """Write a model's tensors, and those of a trained trigger, as safetensors; returns the file's SHA-256.
+
+    An old file of that name stays whole if the new one cannot be written.
+    """
+    raw = _serialized(model, key)
+    write_together({path: raw})
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _serialized(model: nn.Module, key: nn.Module | None) -> bytes:
     from safetensors.torch import save as serialize
 
     state = {
         **model.state_dict(),
         **{TRIGGER + name: value for name, value in (key.state_dict() if key else {}).items()},
     }
-    raw = serialize({name: value.detach().cpu().contiguous() for name, value in state.items()})
-    path.write_bytes(raw)
-    return hashlib.sha256(raw).hexdigest()
+    return serialize({name: value.detach().cpu().contiguous() for name, value in state.items()})
 
 
 def ship(name: str, *, device: torch.device | str | None = None, progress: bool = False) -> Measurement:
     """Train a checkpoint, put it among the shipped ones and record what was measured. For maintainers."""
+    path = FOLDER / f"{name}.safetensors"
+    require_writable(path)
+    require_writable(RECORDED)
     model, key = train_with_trigger(name, device=device, progress=progress)
     measured = measure(model.cpu(), name, key=key.cpu() if key else None)
-    path = FOLDER / f"{name}.safetensors"
-    sha256 = save(model, path, key if carries_trigger(name) else None)
+    raw = _serialized(model, key if carries_trigger(name) else None)
     facts = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.exists() else {}
     facts[name] = {
-        "sha256": sha256,
+        "sha256": hashlib.sha256(raw).hexdigest(),
         **_known(measured),
         "attacked": ATTACKED,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "bytes": path.stat().st_size,
+        "bytes": len(raw),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.split("+")[0],
     }
-    RECORDED.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_together({path: raw, RECORDED: (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode()})
     return measured

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -339,3 +341,37 @@ def test_numpy_numbers_are_numbers(tmp_path: Path) -> None:
     settings = {"eps": np.float32(0.125), "batch_size": np.int64(8), "seed": np.int64(3)}
     for _ in range(2):  # the second time from the file
         same(autoattack(model, x, y, attacks=["apgd-ce"], state=tmp_path / "run", **settings), plain)
+
+
+LIES: dict[str, Callable[[dict[str, Tensor], dict[str, Any]], object]] = {
+    "outside the box": lambda t, f: t["x_adv"].add_(2.0),
+    "not finite": lambda t, f: t["x_adv"].fill_(torch.nan),
+    "at distance": lambda t, f: t.update(x_adv=1 - t["x_adv"].round()),
+    "the tensors": lambda t, f: t.update(code=torch.zeros(1)),
+    "the facts": lambda t, f: f.update(command="ls"),
+    "that is none of": lambda t, f: t["seen_by"].fill_(7),
+    "have not seen": lambda t, f: t["seen_by"].fill_(-1),
+    "below 0": lambda t, f: t["queries"].fill_(-1),
+    "broken_by is": lambda t, f: t.update(broken_by=t["broken_by"][:1].clone()),
+    "its numbers": lambda t, f: f.update(seconds=[float("inf")]),
+    "its flags": lambda t, f: f.update(flags=[]),
+    "without a run": lambda t, f: f.pop("run"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_state_is_checked_before_it_is_believed(tmp_path: Path, lie: str) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    (model, x, y), file = problem(), tmp_path / "run.safetensors"
+    run = {"eps": EPS, "attacks": ["apgd-ce"], "state": file}
+    honest = autoattack(model, x, y, **run)
+    same(autoattack(model, x, y, **run), honest)
+    with safe_open(file, "pt") as opened:
+        facts = json.loads(opened.metadata()["autoattack"])
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    LIES[lie](tensors, facts)
+    save_file(tensors, file, {"autoattack": json.dumps(facts)})
+    with pytest.raises(ValueError, match=rf"^state: want a file that AutoAttack has written.*{lie}"):
+        autoattack(model, x, y, **run)

@@ -6,7 +6,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from robustlab import data, zoo
 from robustlab.models import build
 from robustlab.zoo import __main__ as command_line
 from robustlab.zoo import recipes, shipped, training
+from robustlab.zoo.files import write_together
 
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
@@ -235,3 +239,40 @@ def test_a_model_can_be_loaded_onto_a_device(device: torch.device) -> None:
     model = zoo.load("mnist_cnn", device=device)
     d = data.load("mnist5k").subset(10, 200).to(device)
     assert (model(d.x_test).argmax(1) == d.y_test).float().mean() > 0.95
+
+
+def test_a_folder_is_tried_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("robustlab.zoo.__main__.train_with_trigger", lambda *args, **kwargs: pytest.fail("trained"))
+    for out in (tmp_path / "nonexistent" / "m", tmp_path):
+        with pytest.raises(SystemExit) as ended:
+            command_line.main(["train", "mnist_mlp", "--out", str(out)])
+        assert ended.value.code == 2 and "out: want a file in a folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second file cannot be written: neither is changed, and nothing is left beside them."""
+    old = {tmp_path / "a": b"old a", tmp_path / "b": b"old b"}
+    write_together(old)
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_together(dict.fromkeys(old, b"new"))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_the_list_on_a_terminal_of_latin_1() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "robustlab.zoo", "list"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert run.returncode == 0 and b"mnist_mlp" in run.stdout, run.stderr

@@ -121,7 +121,7 @@ def autoattack(
     for inputs, label in labeled_portions(data, "x", like=victim.model, batch_size=batch_size):
         file = f"{os.fspath(state)}.{len(parts)}" if state is not None and streamed(data) else state
         marks = fingerprint(victim, inputs, label) if state is not None else {}
-        kept = State.begin(file, inputs, len(names), {**run, **marks})
+        kept = State.begin(file, inputs, len(names), {**run, **marks}, victim.bounds)
         _look(victim, inputs, label, kept, batch_size, parts[0] if parts else None)
         used = [name for name in names if name != "square" or (norm != "l1" and inputs.dim() == 4)]
         for k, name in enumerate(used, start=1):

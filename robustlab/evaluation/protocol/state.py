@@ -44,12 +44,25 @@ class State:
         self.flags: dict[str, str] = {}
         self._path: Path | None = None
         self._run: dict[str, Any] = {}
+        self._bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0)
 
     @classmethod
-    def begin(cls, path: str | os.PathLike[str] | None, x: Tensor, attacks: int, run: dict[str, Any]) -> State:
-        """A fresh state, or the one in the file ``path`` if there is one; ``run`` says which run it belongs to."""
+    def begin(
+        cls,
+        path: str | os.PathLike[str] | None,
+        x: Tensor,
+        attacks: int,
+        run: dict[str, Any],
+        bounds: tuple[float | Tensor, float | Tensor],
+    ) -> State:
+        """A fresh state, or the one in the file ``path`` if there is one; ``run`` says which run it belongs to.
+
+        What a file claims is checked before it is believed: its names, kinds and numbers, and that its inputs are in
+        the box ``bounds`` and the ball of the run.
+        """
         state = cls(x, attacks)
         state._path, state._run = None if path is None else Path(path), run
+        state._bounds = bounds
         if state._path is not None and state._path.exists():
             state._read(state._path)
         return state
@@ -91,15 +104,60 @@ class State:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"state: want a file that AutoAttack has written, got {path} ({error})") from None
+        if not isinstance(facts, dict) or not isinstance(facts.get("run"), dict):
+            raise ValueError(f"state: want a file that AutoAttack has written, got {path}, without a run")
         other = [key for key, value in self._run.items() if facts["run"].get(key) != value]
         if other:
             raise ValueError(f"state: want that of this run, got one of another {', '.join(other)} in {path}")
+        self._believe(tensors, facts, path)
         assert self.x_adv is not None
         self.x_adv[(tensors["broken_by"] >= 0).to(self.x_adv.device)] = tensors.pop("x_adv").to(self.x_adv)
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
         for name in _FACTS:
             setattr(self, name, facts[name])
+
+    def _believe(self, tensors: dict[str, Tensor], facts: dict[str, Any], path: Path) -> None:
+        """Check what a file claims: names, kinds, places, and each input in the box and the ball around its x."""
+        from robustlab.geometry.norms import get_norm
+
+        def require(fine: bool, what: str) -> None:
+            if not fine:
+                raise ValueError(f"state: want a file that AutoAttack has written, got {path}: {what}")
+
+        counts = {name: getattr(self, name) for name in ("broken_by", "seen_by", "queries", "gradients")}
+        require(set(tensors) == {*counts, "x_adv"}, f"it has the tensors {sorted(tensors)[:9]}")
+        require(set(facts) == {"run", *_FACTS}, f"it has the facts {sorted(facts)[:9]}")
+        for name, mine in counts.items():
+            same = tensors[name].shape == mine.shape and tensors[name].dtype == mine.dtype
+            require(same, f"{name} is {tensors[name].dtype} of shape {tuple(tensors[name].shape)}")
+        attacks, broken, seen = len(self.seconds) - 1, tensors["broken_by"], tensors["seen_by"]
+        for attack in (broken, seen):
+            require(bool(((attack >= -1) & (attack <= attacks)).all()), f"it has an attack that is none of {attacks}")
+        require(not bool((broken > seen).any()), "samples are broken by attacks that have not seen them")
+        require(all(bool((tensors[name] >= 0).all()) for name in ("queries", "gradients")), "it has counts below 0")
+        numbers = all(isinstance(facts[name], int) and facts[name] >= 0 for name in ("classes", "right", "flat"))
+        seconds = facts["seconds"]
+        numbers &= isinstance(seconds, list) and len(seconds) == attacks + 1
+        require(numbers and all(isinstance(s, float | int) and 0 <= s < float("inf") for s in seconds), "its numbers")
+        flags = facts["flags"]
+        require(isinstance(flags, dict) and all(isinstance(text, str) for text in flags.values()), "its flags")
+        assert self.x_adv is not None
+        x, x_adv = self.x_adv[(broken >= 0).to(self.x_adv.device)], tensors["x_adv"]
+        require(x_adv.shape == x.shape and x_adv.dtype == x.dtype, f"x_adv of shape {tuple(x_adv.shape)}")
+        x_adv = x_adv.to(x)
+        require(bool(x_adv.isfinite().all()), "x_adv is not finite")
+        if len(x_adv):
+            low, high = (torch.as_tensor(end).to(x) for end in self._bounds)
+            require(bool(((x_adv >= low) & (x_adv <= high)).all()), "x_adv is outside the box")
+            norm = get_norm(self._run["norm"])
+            # as where answers are counted: x + δ is rounded to a pixel value
+            largest = max(float(low.abs().amax()), float(high.abs().amax()))
+            slack = float(norm.length(torch.ones_like(x[:1]))) * torch.finfo(x.dtype).eps * largest
+            far = float(norm.length(x_adv - x).max())
+            require(far <= self._run["eps"] * (1 + 1e-5) + slack, f"x_adv is at distance {far:.4g}")
+        moved = broken[broken >= 0] > 0
+        require(torch.equal(x_adv[~moved], x[~moved]), "x_adv is not x where x itself is misclassified")
 
 
 def fingerprint(victim: Victim, x: Tensor, y: Tensor) -> dict[str, str]:
