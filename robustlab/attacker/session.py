@@ -85,7 +85,7 @@ class Session:
         self._queries = torch.zeros(n, dtype=torch.int64, device=device)
         self._gradients = torch.zeros_like(self._queries)
         self._first_success = torch.full_like(self._queries, -1)
-        self._lives: list[Live] = []
+        self._asking: list[Live] = []  # those about which something was asked that is not yet in the counts
         self._strayed: list[Any] = []  # of each question what tells whether it was outside the domain
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
@@ -118,9 +118,12 @@ class Session:
     def everyone(self) -> Live:
         """All samples of the batch, those too that have met the goal at x."""
         rows = torch.arange(len(self._queries), device=self._queries.device)
-        found = Live(self, rows, x=self.x, y=self.y, target=self.target)
-        self._lives.append(found)
-        return found
+        return Live(self, rows, x=self.x, y=self.y, target=self.target)
+
+    def of(self, rows: Tensor) -> Live:
+        """Samples by their places in the batch, (n,) int64, each as often as it is named."""
+        labels = {"y": self.y, "target": self.target}
+        return Live(self, rows, x=take(self.x, rows), **{k: v if v is None else v[rows] for k, v in labels.items()})
 
     def _check_logits(self, logits: Reply, min_classes: int) -> int:
         n, dims, wish = (len(self.y), 2, "K") if self.answer == "classes" else (len(self.y), 3, "T, K")
@@ -141,7 +144,7 @@ class Session:
             among: bool beside ``active``; None for all.
             rows: tensors (N, ...) or Noise of the whole batch, which become attributes of the Live.
         """
-        self._lives = [live for live in self._settled()._lives if live is self.start or len(live)]
+        self._settled()
         place = None if among is None else among.nonzero().flatten()
         start: dict[str, Any] = {name: getattr(self.start, name) for name in ("rows", "x", "y", "target")}
         if place is not None:
@@ -150,9 +153,7 @@ class Session:
         fields: dict[str, Any] = {
             name: value if whole or value is None else filtered(value, start["rows"]) for name, value in rows.items()
         }
-        found = Live(self, place=place, **start, **fields)
-        self._lives.append(found)
-        return found
+        return Live(self, place=place, **start, **fields)
 
     def unmet(self) -> Tensor:
         """Bool beside ``active``: the samples whose goal has never been met so far."""
@@ -162,7 +163,6 @@ class Session:
 
     def ask(self, points: Batch, live: Live, loss: LossFunction | None = None) -> Answer:
         """Scores of ``points``, which belong to the samples ``live``, and their loss; one query each."""
-        live = self._as_live(live)
         self._need("soft")
         answer = self._answer(points)
         empty = torch.empty(0)
@@ -174,7 +174,6 @@ class Session:
 
         The labels are (n,), or (n, T) of a sequence; of boxes there are none, so that the goal alone is told.
         """
-        live = self._as_live(live)
         if self.kappa:
             raise ValueError("kappa: want 0 under hard access, where no scores are seen")
         answer = self._answer(points)
@@ -185,15 +184,13 @@ class Session:
 
         Boxes are told as the model says them, of n·m points in one batch.
         """
-        live = self._as_live(live)
         self._need("soft")
         n, m = first(points).shape[:2]
         answer = self._answer(every(lambda part: part.flatten(0, 1), points))
         y, rows = live.y.repeat_interleave(m), live.rows.repeat_interleave(m)
         target = None if live.target is None else live.target.repeat_interleave(m)
         met = self.met(answer, Live(self, rows, y=y, target=target)).reshape(n, m)
-        live._met.append(met)
-        live._asked += m
+        self._book(live, met)
         empty = torch.empty(0)
         return Answer(answer if self.answer == "boxes" else answer.unflatten(0, (n, m)), met, empty, empty)
 
@@ -203,7 +200,6 @@ class Session:
         Of several inputs, those of floats have a gradient; in the place of the others stands None. A ``loss`` of boxes
         is a function of the answer as it comes.
         """
-        live = self._as_live(live)
         self._need("white")
         points = self._leaf(points)
 
@@ -223,7 +219,6 @@ class Session:
         Returns the answer, the classes (n, C) = choose(logits), and the gradients of z_k − z_first for the others,
         (n, C − 1, ...). One query and C − 1 gradients per sample.
         """
-        live = self._as_live(live)
         self._need("white")
         points = self._leaf(points)
 
@@ -245,12 +240,10 @@ class Session:
 
     def goal_margin(self, logits: Tensor, live: Live) -> Tensor:
         """How clearly the goal is met by logits of the samples ``live``; positive means met."""
-        live = self._as_live(live)
         return goal_margin(logits, live.y, live.target)
 
     def met(self, answer: Reply, live: Live) -> Tensor:
         """Goal met: argmax ≠ y or argmax = target, and, where κ > 0, with a margin of at least κ. NaN never wins."""
-        live = self._as_live(live)
         if self._goal is not None:
             return self._checked_goal(self._goal(answer, live.rows), len(live))
         top, label = answer.max(dim=1)  # NaN is taken for the largest
@@ -268,7 +261,6 @@ class Session:
 
     def secure(self, logits: Tensor, live: Live) -> Tensor:
         """Goal met with κ + 1e-4·max(1, largest |logit|) to spare, so that rounding cannot undo it."""
-        live = self._as_live(live)
         return self.goal_margin(logits, live) >= self.kappa + spare(logits)
 
     def check_toward(self, label: Tensor) -> None:
@@ -304,8 +296,7 @@ class Session:
         Bool (n,), for :meth:`robustlab.attacker.live.Live.keep`; None where there is no budget.
         """
         if self.budget is None:
-            return None if isinstance(live, Live) else torch.ones_like(live, dtype=torch.bool)
-        live = self._as_live(live)
+            return None
         return self.queries[live.rows] + cost + 1 <= self.budget
 
     def settle(self, live: Live) -> None:
@@ -315,27 +306,34 @@ class Session:
         """
         if not live._asked:
             return
+        self._asking.remove(live)
         rows = live.rows
         met = torch.cat(live._met, dim=1)  # (n, questions)
         new = (self._first_success[rows] < 0) & met.any(dim=1)
         after = self._queries[rows] + met.int().argmax(dim=1) + 1
         self._first_success[rows] = torch.where(new, after, self._first_success[rows])
-        self._queries[rows] += live._asked
-        self._gradients[rows] += live._differentiated
+        self._queries.index_add_(0, rows, torch.full_like(rows, live._asked))  # a place may be named twice
+        self._gradients.index_add_(0, rows, torch.full_like(rows, live._differentiated))
         live._asked = live._differentiated = 0
         live._met.clear()
 
     def _settled(self) -> Session:
-        for live in self._lives:
+        for live in list(self._asking):
             self.settle(live)
         return self
 
     def _count(self, live: Live, answer: Reply) -> Tensor:
         """Book one query for each live sample; note first successes; return whether the goal is met."""
         met = self.met(answer, live)
-        live._met.append(met.unsqueeze(1))
-        live._asked += 1
+        self._book(live, met.unsqueeze(1))
         return met
+
+    def _book(self, live: Live, met: Tensor) -> None:
+        """Note one query for each column of ``met`` (n, m)."""
+        if not live._asked:
+            self._asking.append(live)
+        live._met.append(met)
+        live._asked += met.shape[1]
 
     # Means -----------------------------------------------------------------------------------------------------
 
@@ -360,7 +358,7 @@ class Session:
         success[self.active] = False
         final = copied(self.x)
         if x_adv is not None and len(self.active):
-            points = every(lambda part, like: part.to(like.dtype), self._fitted(x_adv), self.start.x)
+            points = every(lambda part, like: part.to(like.dtype), x_adv, self.start.x)
             if not revert:
                 final = put(final, self.active, points)
             live = self.live(~self.unmet() if asked else None)
@@ -409,22 +407,6 @@ class Session:
                         raise  # else what fails in either way raises below
             found = work(every(lambda part: part.clone(memory_format=torch.contiguous_format), points), False)
         self._careful = True
-        return found
-
-    # While attacks move to Live -----
-
-    def _fitted(self, x_adv: Batch) -> Batch:
-        n = size(x_adv)
-        return x_adv if n == len(self.active) else take(x_adv, self.active)
-
-    def _as_live(self, live: Any) -> Live:
-        if isinstance(live, Live):
-            return live
-        self._settled()
-        self._lives = [v for v in self._lives if not getattr(v, "_old", False)]
-        found = Live(self, live, y=self.y[live], target=None if self.target is None else self.target[live])
-        found._old = True
-        self._lives.append(found)
         return found
 
     def _need(self, access: Access) -> None:

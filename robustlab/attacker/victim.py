@@ -3,9 +3,9 @@
 An attack opens a :class:`~robustlab.attacker.session.Session` on a :class:`Victim` and works through it::
 
     with Victim.of(model).session(x, y, target=target) as session:
-        rows = session.active                           # samples whose goal is not met at x
-        answer = session.gradient(points, rows, loss)   # one query and one gradient a row
-        return session.result(x_adv)                    # checked once more on the caller's model
+        live = session.live()                           # samples whose goal is not met at x
+        answer = session.gradient(points, live, loss)   # one query and one gradient for each of them
+        return session.result(points)                   # checked once more on the caller's model
 """
 
 from __future__ import annotations

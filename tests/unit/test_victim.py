@@ -75,16 +75,16 @@ def test_goals_at_x() -> None:
 def test_kappa_is_part_of_the_goal() -> None:
     with Victim(linear()).session(X[:2], torch.tensor([1, 0]), kappa=0.6) as session:
         assert session.active.tolist() == [1]  # margins 0.8 and 0.5
-        assert session.met(torch.tensor([[0.0, 0.7, 0.0]]), session.active).tolist() == [True]
+        assert session.met(torch.tensor([[0.0, 0.7, 0.0]]), session.live()).tolist() == [True]
 
 
 def test_answers_match_autograd() -> None:
     model, rows = linear(), torch.tensor([1, 0])
     with Victim(model).session(X, Y) as session:
-        points = X[rows] * 0.5
-        answer = session.gradient(points, rows, ATTACKER_LOSSES["ce"])
-        also, classes, jacobian = session.jacobian(points, rows, lambda z: z.argsort(1)[:, -2:])
-        asked = session.ask(points, rows)
+        points, live = X[rows] * 0.5, session.of(rows)
+        answer = session.gradient(points, live, ATTACKER_LOSSES["ce"])
+        also, classes, jacobian = session.jacobian(points, live, lambda z: z.argsort(1)[:, -2:])
+        asked = session.ask(points, live)
         assert session.queries.tolist() == [4, 4, 1]
         assert session.gradients.tolist() == [2, 2, 0]
     points.requires_grad_(True)
@@ -99,8 +99,8 @@ def test_answers_match_autograd() -> None:
 
 
 def test_access_limits_questions() -> None:
-    rows = torch.arange(3)
     with Victim(linear(), access="soft").session(X, Y, access="soft") as session:
+        rows = session.everyone()
         session.ask(X, rows)
         with pytest.raises(ValueError, match="access: this question needs 'white'"):
             session.gradient(X, rows, ATTACKER_LOSSES["ce"])
@@ -108,6 +108,7 @@ def test_access_limits_questions() -> None:
             session.jacobian(X, rows, lambda z: z.argsort(1))
     with Victim(linear(), access="hard").session(X, Y, access="hard") as session:
         assert session.clean is None
+        rows = session.everyone()
         labels, met = session.ask_labels(X, rows)
         assert labels.tolist() == [0, 1, 0] and met.tolist() == [False, False, True]
         with pytest.raises(ValueError, match="access: this question needs 'soft'"):
@@ -127,12 +128,13 @@ def test_nothing_outside_the_box_is_asked(change: Callable[[Tensor], Tensor]) ->
 
 def test_budget_keeps_one_query_for_the_final_check() -> None:
     with Victim(linear(), budget=4).session(X, Y) as session:
-        rows = session.active
-        assert session.can_pay(rows).all() and session.can_pay(rows, 2).all() and not session.can_pay(rows, 3).any()
-        session.ask(X[rows], rows)
-        session.ask(X[rows], rows)
-        assert not session.can_pay(rows).any()
-        assert session.result(X).queries[rows].tolist() == [4, 4]
+        rows, live = session.active, session.live()
+        paying = [session.can_pay(live, cost) for cost in (1, 2, 3)]
+        assert [mask.tolist() for mask in paying if mask is not None] == [[True, True], [True, True], [False, False]]
+        session.ask(live.x, live)
+        session.ask(live.x, live)
+        assert session.can_pay(live).tolist() == [False, False]  # type: ignore[union-attr]
+        assert session.result(live.x).queries[rows].tolist() == [4, 4]
 
 
 def test_first_success_counts_queries() -> None:
@@ -155,7 +157,7 @@ def test_revert_returns_x_where_it_fails() -> None:
 
 def test_secure_asks_for_a_margin_that_survives_rounding() -> None:
     with Victim(linear()).session(X, Y) as session:
-        rows = torch.tensor([0])
+        rows = session.of(torch.tensor([0]))
         assert session.secure(torch.tensor([[0.0, 1.1e-4, -1.0]]), rows).tolist() == [True]
         assert session.secure(torch.tensor([[0.0, 0.9e-4, -1.0]]), rows).tolist() == [False]
         assert session.secure(torch.tensor([[100.0, 100.005, -1.0]]), rows).tolist() == [False]
@@ -189,7 +191,7 @@ def test_double_use_of_one_victim() -> None:
     """A Victim holds no state of a call: two at once do not disturb one another."""
     victim = Victim(linear())
     with victim.session(X, Y) as first, victim.session(X, Y) as second:
-        first.ask(X, torch.arange(3))
+        first.ask(X, first.everyone())
         assert second.queries.tolist() == [1, 1, 1] and first.queries.tolist() == [2, 2, 2]
     assert all(p.requires_grad for p in victim.model.parameters())  # type: ignore[union-attr]
 
@@ -282,21 +284,22 @@ class Clumsy(nn.Module):
 
 
 def test_the_layout_is_tried_once_in_a_call() -> None:
-    model, x, rows = Clumsy(), torch.rand(5, 3, 4, 4), torch.arange(5)
+    model, x = Clumsy(), torch.rand(5, 3, 4, 4)
     y = predict(model, x)
     model.calls = 0
     with Victim(model).session(x, y) as session:
-        session.gradient(x, rows, ATTACKER_LOSSES["ce"])
-        session.ask(x, rows)
-        session.ask_many(x[:, None], rows)
-        session.jacobian(x, rows, lambda z: z.argsort(1))
+        live = session.everyone()
+        session.gradient(x, live, ATTACKER_LOSSES["ce"])
+        session.ask(x, live)
+        session.ask_many(x[:, None], live)
+        session.jacobian(x, live, lambda z: z.argsort(1))
         assert model.calls == 6, "at x, in vain, and four questions"
         assert session.queries.tolist() == [5] * 5 and session.gradients.tolist() == [2] * 5
         session.result(x)
     with Victim(model).session(x, y) as session:
         model.broken = True
         with pytest.raises(RuntimeError, match="broken, contiguous: True"):
-            session.gradient(x, rows, ATTACKER_LOSSES["ce"])
+            session.gradient(x, session.everyone(), ATTACKER_LOSSES["ce"])
         assert session.queries.tolist() == [1] * 5 and session.gradients.tolist() == [0] * 5
 
 
@@ -321,9 +324,9 @@ def test_a_backward_pass_that_cannot_bear_channels_last() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return Viewing.apply(self.conv(x).relu()).mean(dim=(2, 3))
 
-    x, rows = torch.rand(5, 3, 6, 6), torch.arange(5)
+    x = torch.rand(5, 3, 6, 6)
     with Victim(Net()).session(x) as session:
-        answer = session.gradient(x, rows, ATTACKER_LOSSES["ce"])
+        answer = session.gradient(x, session.everyone(), ATTACKER_LOSSES["ce"])
         assert (
             answer.grad.shape == x.shape
             and session.queries.tolist() == [2] * 5
@@ -366,5 +369,5 @@ def test_the_judge_sees_a_margin_that_single_precision_does_not() -> None:
     with Victim(Close()).session(X, torch.tensor([1, 1, 0])) as session:
         assert session.active.tolist() == [0, 1]
         assert session.clean is not None and session.clean.dtype == torch.float32
-        assert session.ask(X, torch.arange(3)).logits.dtype == torch.float32
+        assert session.ask(X, session.everyone()).logits.dtype == torch.float32
         assert session.result(X).success.tolist() == [False, False, True]

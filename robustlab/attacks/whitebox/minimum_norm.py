@@ -70,29 +70,3 @@ def excess(session: Session, logits: Tensor, live: Live) -> Tensor:
 def cosine(first: float, last: float, step: int, steps: int) -> float:
     """From ``first`` at step 0 to ``last`` at step ``steps``, along half a cosine."""
     return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-class Closest(Best):
-    """While attacks move to Live."""
-
-    def __init__(self, session: Session, norm: Norm) -> None:
-        super().__init__(session, tolerance=1e-6)
-        self.session, self.norm = session, norm
-
-    @property
-    def distance(self) -> Tensor:
-        full = self.session.x.new_full((len(self.session.x),), torch.inf)
-        full[self.session.active] = self.value
-        return full
-
-    def keep(self, rows, points, length, won):  # type: ignore
-        live = Live(self.session, rows, torch.searchsorted(self.session.active, rows))
-        super().keep(live, points, length, won)
-
-    def pull(self, steps: int = 3) -> None:
-        pull(self.session, Best.__new__(Best) if False else _Plain(self), self.norm, steps)
-
-
-class _Plain(Best):
-    def __init__(self, other: Closest) -> None:
-        self.__dict__ = other.__dict__

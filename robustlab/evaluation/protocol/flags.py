@@ -32,16 +32,16 @@ def first_look(victim: Victim, x: Tensor, y: Tensor) -> tuple[dict[str, str], in
     flags: dict[str, str] = {}
     with victim.session(x, y, access="soft") as session:
         assert session.clean is not None
-        every = torch.arange(len(x), device=x.device)
+        everyone = session.everyone()
         before = _copy(victim)
         with _gradients_taken() as taken:
-            answers = [session.clean, session.ask(x, every).logits]
+            answers = [session.clean, session.ask(x, everyone).logits]
         if taken or _copy(victim) != before:
             flags["dynamic"] = DYNAMIC
-        answers += [session.ask(x, every).logits for _ in range(_REPEATS - 2)]
+        answers += [session.ask(x, everyone).logits for _ in range(_REPEATS - 2)]
         if _differ(answers):
             flags["randomized"] = RANDOMIZED
-        elif len(x) > 1 and _batch_matters(session, every):
+        elif len(x) > 1 and _batch_matters(session):
             flags["batch_dependent"] = BATCH
         if victim.output == "logits" and _are_probabilities(session.clean):
             flags["probabilities"] = PROBABILITIES
@@ -52,7 +52,7 @@ def zero_gradients(session: Session, loss: LossFunction) -> int:
     """How many of the samples whose goal is not met have an input gradient of ``loss`` that is 0 everywhere."""
     if not session.active.numel():
         return 0
-    grad = session.gradient(session.x[session.active], session.active, loss).grad
+    grad = session.gradient(session.start.x, session.start, loss).grad
     return int((grad.flatten(1) == 0).all(dim=1).sum())
 
 
@@ -63,10 +63,10 @@ def _differ(answers: list[Tensor]) -> bool:
     return bool((labels != labels[0]).any()) or bool(((units - units[0]).norm(dim=2) > _SPREAD).any())
 
 
-def _batch_matters(session: Session, every: Tensor) -> bool:
+def _batch_matters(session: Session) -> bool:
     """The first sample alone against itself among the others."""
     assert session.clean is not None
-    alone = session.ask(session.x[:1], every[:1]).logits
+    alone = session.ask(session.x[:1], session.of(session.y.new_zeros(1))).logits
     return float((alone - session.clean[:1]).abs().max()) > 1e-3 * max(1.0, float(session.clean[:1].abs().max()))
 
 

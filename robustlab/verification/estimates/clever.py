@@ -169,7 +169,9 @@ def _maxima(
         noise = Noise(seed, session.ids[rows] * many + point)  # each point of each sample has a number of its own
         center = session.x[rows]
         points = (center + ball.uniform(noise, _SAMPLE, center, limit[rows])).clamp_(session.low, session.high)
-        _, _, slopes = session.jacobian(points, rows, lambda _, rows=rows: pairs[rows])
+        live = session.of(rows)
+        _, _, slopes = session.jacobian(points, live, lambda _, rows=rows: pairs[rows])
+        session.settle(live)
         length = ball.dual.length(slopes.flatten(0, 1)).reshape(slopes.shape[:2])
         maxima.scatter_reduce_(0, (place // samples)[:, None].expand_as(length), length, "amax")
     return maxima.reshape(n, batches, -1).transpose(1, 2)
