@@ -1,4 +1,4 @@
-"""The attacker's losses g of survey section 2.2, one number a sample, and the pieces that they share.
+"""The attacker's losses g of survey section 2.2, one number per sample, and the pieces that they share.
 
 An attacker MINIMIZES g. With logits z, label y, target t and confidence κ:
 

@@ -30,13 +30,13 @@ FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
 def stratified_order(labels: np.ndarray, per_class: list[int], rng: np.random.Generator) -> list[np.ndarray]:
-    """Disjoint index sets with `per_class[i]` samples a class, each ordered in blocks of one per class."""
+    """Disjoint index sets with `per_class[i]` samples per class, each ordered in blocks of one per class."""
     classes = np.unique(labels)
     shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
     parts, start = [], 0
     for count in per_class:
         if min(map(len, shuffled)) < start + count:
-            raise ValueError(f"labels: want at least {start + count} samples a class, got {min(map(len, shuffled))}")
+            raise ValueError(f"labels: want at least {start + count} samples per class, got {min(map(len, shuffled))}")
         table = np.stack([rows[start : start + count] for rows in shuffled], axis=1)  # (count, classes)
         parts.append(rng.permuted(table, axis=1).reshape(-1))
         start += count

@@ -13,7 +13,7 @@ from robustlab.data.dataset import Dataset
 
 
 def two_moons(n_train: int = 400, n_test: int = 200, *, noise: float = 0.05, seed: int = 0) -> Dataset:
-    """Two interleaved half circles, one a class.
+    """Two interleaved half circles, one per class.
 
     Class 0 lies on (cos t, sin t) and class 1 on (1 - cos t, 1/2 - sin t), t uniform in [0, pi]; Gaussian
     noise is added, the plane is scaled by 1/4 about the middle of the two and moved into the unit square.

@@ -5,7 +5,7 @@ For a norm and a radius ε the robust accuracy is the share of samples that keep
     RA(ε) = P( ŷ_θ(x + δ) = y  for all ‖δ‖ ≤ ε with x + δ in the box ),
 
 and an attack bounds it from above: a sample counts as robust as long as nobody has fooled the model on it. Balls are
-nested, so one number a sample says everything that is known: the smallest distance at which it was fooled. Hence the
+nested, so one number per sample says everything that is known: the smallest distance at which it was fooled. Hence the
 curve never rises, a sample that fell at one ε is not attacked again at a larger one, and an attack that finds minimal
 distances gives the whole curve in one run.
 """

@@ -6,7 +6,7 @@ All projections are exact Euclidean projections (:mod:`robustlab.geometry.projec
     project(δ, ε)                    = argmin_u ‖u − δ‖₂  subject to ‖u‖_p ≤ ε
     project_box(δ, ε, low, high)     = the same, subject to low ≤ u ≤ high as well (low ≤ 0 ≤ high)
 
-``eps`` is a number or one value a sample, (N,). For ℓ0 it is a number of elements.
+``eps`` is a number or one value per sample, (N,). For ℓ0 it is a number of elements.
 """
 
 from __future__ import annotations

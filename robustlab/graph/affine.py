@@ -61,12 +61,12 @@ class ScaleShift(Affine):
 
         def beside(number: Tensor) -> Tensor:
             if number[0].numel() == number.shape[1 : 2 if number.dim() > 1 else 1].numel():
-                return number  # one a channel, or one for all: the same in every window
+                return number  # one per channel, or one for all: the same in every window
             return forms.pick(number.expand(1, *shapes[0]))
 
         scale, shift = (n.reshape((1,) * (len(shapes[0]) + 1 - n.dim()) + n.shape) for n in (self.scale, self.shift))
         shift = beside(shift)
-        if shift.dim() > 2 and shift.shape[0] == 1 and shift[0, 0].numel() == 1:  # one a channel: sums first
+        if shift.dim() > 2 and shift.shape[0] == 1 and shift[0, 0].numel() == 1:  # one per channel: sums first
             constant = forms.coef.flatten(2).sum(dim=2) @ shift.flatten().expand(forms.coef.shape[1])
         else:
             constant = forms.dot(shift)

@@ -1,7 +1,7 @@
 """What the engine asks of an operator: three rules, one for each way of passing through it.
 
     interval    bounds of the output from bounds of the inputs             (interval bound propagation)
-    relax       linear functions below and above a nonlinear operator      (its relaxation, once a sample)
+    relax       linear functions below and above a nonlinear operator      (its relaxation, once per sample)
     backward    forms on the output → forms on the inputs and a constant   (CROWN's step, once a form)
 
 For an affine operator z = W·x + b the backward rule is exact, ⟨a, z⟩ = ⟨Wᵀa, x⟩ + ⟨a, b⟩. For a nonlinear one it is a

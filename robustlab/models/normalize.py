@@ -12,7 +12,7 @@ class Normalize(nn.Module):
     """(x - mean) / std, per channel.
 
     Args:
-        mean, std: one number for all channels, or one a channel (dimension 1 of the batch), in units of the
+        mean, std: one number for all channels, or one per channel (dimension 1 of the batch), in units of the
             raw input. They are buffers: they follow ``.to()`` and ``.double()`` and are saved with the model.
 
     Raises:
@@ -27,7 +27,7 @@ class Normalize(nn.Module):
         super().__init__()
         mean_, std_ = (torch.as_tensor(v, dtype=torch.get_default_dtype()).reshape(-1) for v in (mean, std))
         if len(mean_) != len(std_) or not len(mean_):
-            raise ValueError(f"mean, std: want one number each, or one a channel, got {len(mean_)} and {len(std_)}")
+            raise ValueError(f"mean, std: want one number each, or one per channel, got {len(mean_)} and {len(std_)}")
         if not bool(torch.isfinite(mean_).all()):
             raise ValueError(f"mean: want finite numbers, got {mean}")
         if not bool(((std_ > 0) & torch.isfinite(std_)).all()):

@@ -10,7 +10,7 @@ label y by construction. Read the other way round, the class that explains an im
 
 Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014); Sohn, Lee and Yan, "Learning structured output
 representation using deep conditional generative models" (2015), for the label as an input. The class-wise manifold is
-that of Stutz, Hein and Schiele (2019), who train one network a class.
+that of Stutz, Hein and Schiele (2019), who train one network per class.
 """
 
 from __future__ import annotations

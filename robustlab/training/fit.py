@@ -53,7 +53,7 @@ class Objective(Protocol[Trained_contra]):
 
 @dataclass(frozen=True)
 class History:
-    """What happened during :func:`fit`, one entry an epoch.
+    """What happened during :func:`fit`, one entry per epoch.
 
     Attributes:
         loss: mean of the objective over the epoch's samples, as they were trained on.
@@ -114,7 +114,7 @@ def fit(
             of such pairs, whose batches are collected first.
         objective: see :class:`Objective`; by default the mean cross-entropy.
         epochs: passes over the data, at least 1. Each visits every sample once, in a new order.
-        batch_size: samples a step, default 100. A remainder of one sample joins the batch before it, since batch norm
+        batch_size: samples per step, default 100. A remainder of one sample joins the batch before it, since batch norm
             cannot train on one.
         lr: peak learning rate.
         optimizer: ``"adam"``, ``"adamw"``, ``"sgd"`` (Nesterov momentum 0.9), or a callable that makes one, called as

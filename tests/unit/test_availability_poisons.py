@@ -104,7 +104,7 @@ def test_modified_features(how: str) -> None:
             both = inside[a] & inside[b]
             same = bool((moved[a][both].sign() == moved[b][both].sign()).all())
             if how == "shortcut" and y[a] == y[b]:
-                assert same, "one pattern a class"
+                assert same, "one pattern per class"
     if model is not None:
         goal = (y + 1) % 4
         with torch.no_grad():

@@ -95,7 +95,7 @@ def test_stratified_order_partitions_in_balanced_blocks() -> None:
     assert not set(first) & set(second)
     for part in (first, second):
         assert np.array_equal(np.sort(labels[part].reshape(-1, 3), axis=1), np.tile([0, 1, 2], (len(part) // 3, 1)))
-    with pytest.raises(ValueError, match="want at least 8 samples a class, got 7"):
+    with pytest.raises(ValueError, match="want at least 8 samples per class, got 7"):
         make_embedded.stratified_order(labels, [8], np.random.default_rng(0))
 
 

@@ -44,7 +44,7 @@ def test_overshoot_scales_the_result(overshoot: float) -> None:
 
 
 def test_candidates_are_the_largest_logits() -> None:
-    """12 classes, 4 candidates: 3 gradients an iteration, and only those classes are considered."""
+    """12 classes, 4 candidates: 3 gradients per iteration, and only those classes are considered."""
     model, x, y = affine_problem(12, 20, 6, CPU, spread=1.0)
     victim = Victim(model, bounds=WIDE)
     few, all_of_them = deepfool(victim, x, y, candidates=4), deepfool(victim, x, y, candidates=12)

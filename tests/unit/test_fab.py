@@ -116,7 +116,7 @@ def test_steps_are_those_of_the_algorithm(norm: str, beta: float) -> None:
     model, x, y = affine_problem(2, 10, 5, CPU, spread=1.0)
     seen = Recording(model)
     fab(Victim(seen, bounds=WIDE), x, y, norm=norm, steps=2, alpha_max=0.1, eta=1.05, beta=beta)
-    asked = seen.points[2:5:2]  # clean, then two forwards a step: for the gradient, and of the new point
+    asked = seen.points[2:5:2]  # clean, then two forwards per step: for the gradient, and of the new point
     assert torch.equal(seen.points[1], x)
     ball = get_norm(norm)
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_restarts_begin_near_x(norm: str, eps: float | None) -> None:
 
 
 def test_toward_leaves_y_by_one_boundary() -> None:
-    """One gradient an iteration; the best over all classes is at least as good as DeepFool's; errors name the rows."""
+    """One gradient per iteration; the best over all classes is at least as good as DeepFool's; errors name the rows."""
     model, x = mlp((6,), 4), noise_box(8, (6,), torch.float64) * 0.6 + 0.2
     y = model(x).argmax(1)
     best = torch.full((8,), torch.inf, dtype=torch.float64)

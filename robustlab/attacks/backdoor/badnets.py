@@ -87,7 +87,7 @@ class PatchTrigger(Trigger):
         size: side of the named patterns, pixels.
         position: a corner such as ``"bottom-right"``, ``"center"``, or (row, column) of the top left pixel.
         margin: pixels between the patch and the edges, for the corners.
-        color: of the named patterns: a number in [0, 1], or one a channel.
+        color: of the named patterns: a number in [0, 1], or one per channel.
 
     Raises:
         ValueError, TypeError: for a wrong argument; on use, if the patch does not fit into the image.

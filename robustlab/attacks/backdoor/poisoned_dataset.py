@@ -44,7 +44,7 @@ class PoisonedDataset(Poisoned):
         data: a Dataset, whose training part is used, or a pair (x, y) of tensors. It is copied, not changed.
         trigger: any module from inputs to inputs of the same shape.
         rate: fraction of poisoned samples, in (0, 1].
-        target: the label t; or one a class, so that class k gets the label ``target[k]`` ("all-to-all").
+        target: the label t; or one per class, so that class k gets the label ``target[k]`` ("all-to-all").
         clean_label: poison only samples that have the target label already.
         include_target: whether samples of the target class may be poisoned without ``clean_label``.
         rate_of: ``"data"`` (default) or ``"eligible"``.

@@ -2,9 +2,9 @@
 
 Goldblum, Tsipras, Xie, Chen, Schwarzschild, Song, Madry, Li and Goldstein, "Data security for machine learning: Data
 poisoning, backdoor attacks, and defenses" (2020), on untargeted attacks that leave labels alone. Three ways, from weak
-to strong: noise (the control), one pattern a class (Yu et al., "Availability attacks create shortcuts", 2022, where the
-pattern is easier to learn than the images), and adversarial examples of a surrogate (Fowl et al., "Adversarial examples
-make strong poisons", 2021).
+to strong: noise (the control), one pattern per class (Yu et al., "Availability attacks create shortcuts", 2022, where
+the pattern is easier to learn than the images), and adversarial examples of a surrogate (Fowl et al., "Adversarial
+examples make strong poisons", 2021).
 """
 
 from __future__ import annotations

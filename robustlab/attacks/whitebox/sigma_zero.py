@@ -71,7 +71,7 @@ def sigma_zero(
         progress: show a bar in a terminal.
 
     Returns:
-        AttackResult; where it fails, x. Cost: one query and one gradient a step.
+        AttackResult; where it fails, x. Cost: one query and one gradient per step.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.

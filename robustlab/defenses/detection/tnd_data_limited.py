@@ -3,7 +3,7 @@
 Wang, Zhang, Liu, Chen, Xiong and Wang, "Practical detection of trojan neural networks: Data-limited and data-free
 cases" (2020), the data-limited detector. In a backdoored network a universal perturbation and perturbations made for
 one image each find the same shortcut, so that they leave the same logits behind. Both live in the mask model
-x̂(m, δ) = (1 − m)·x + m·δ. With one clean image a class, for each candidate class k:
+x̂(m, δ) = (1 − m)·x + m·δ. With one clean image per class, for each candidate class k:
 
     universal:   minimize over one (m, δ)
         Σ_{y_i ≠ k} max{f_{y_i} − max_{t ≠ y_i} f_t, −κ} + Σ_{y_i = k} max{max_{t ≠ k} f_t − f_k, −κ}  at x̂_i,  + λ‖m‖₁

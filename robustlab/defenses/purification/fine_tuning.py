@@ -37,7 +37,7 @@ def fine_tuning(
         data: clean inputs and labels, a Dataset (its training part), a pair (x, y) or a loader.
         epochs: passes over the data, at least 1.
         lr: peak learning rate; its schedule is ``"cosine"``, which starts at the peak.
-        batch_size: samples a step.
+        batch_size: samples per step.
         optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"``.
         seed: of the order of the samples.
 

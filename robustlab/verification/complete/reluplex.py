@@ -56,7 +56,7 @@ def reluplex(
         x: (N, ...) in the box.
         y: (N,) labels; None takes the model's own prediction.
         norm: ``"linf"``.
-        eps: ε > 0, one number or one a sample, in the units of x.
+        eps: ε > 0, one number or one per sample, in the units of x.
         timeout: seconds for each sample (default 60), None for no limit; then nothing is known of it.
         box: the range of valid inputs (default (0, 1)).
 

@@ -61,7 +61,7 @@ def verify(
         x: (N, ...) in the box.
         y: (N,) labels; None takes the model's own prediction.
         norm: ``"linf"``, the only one.
-        eps: ε > 0, one number or one a sample, in the units of x.
+        eps: ε > 0, one number or one per sample, in the units of x.
         method: ``"branch_and_bound"`` (default), ``"milp"`` or ``"reluplex"``.
         timeout: seconds for each sample (default 60); None for no limit.
         memory: GB that the open domains of branch and bound may take (default 2); None for no limit.

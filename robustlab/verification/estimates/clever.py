@@ -72,7 +72,7 @@ def clever(
         radius: R > 0, or (N,): radius of the ball that is sampled, and the largest score. Scores for different radii
             are not comparable.
         target: None for all classes but y; a label, or (N,), for a targeted score; ``"random"``, ``"top2"`` (the
-            largest other logit at x) or ``"least"`` (the smallest logit) choose one target a sample.
+            largest other logit at x) or ``"least"`` (the smallest logit) choose one target per sample.
         batches: N_b ≥ 2, the number of maxima.
         samples: N_s, points whose gradients each maximum is taken over.
         level: of the Kolmogorov–Smirnov test; a fit with a smaller p-value is rejected. 0 accepts all.
@@ -83,7 +83,7 @@ def clever(
     Returns:
         Estimate. ``value`` is the score, (N,); ``details`` holds, for each of the C classes tried, (N, C):
         ``classes``, ``scores``, ``lipschitz`` (â), ``shape``, ``p_value``, ``fitted`` (False where the largest
-        maximum stands in); and ``maxima``, (N, C, N_b). Cost: N_b·N_s + 1 queries and C·N_b·N_s gradients a sample. A
+        maximum stands in); and ``maxima``, (N, C, N_b). Cost: N_b·N_s + 1 queries and C·N_b·N_s gradients per sample. A
         gradient that is not finite counts as 0, as in all of robustlab.
 
     Raises:
@@ -103,7 +103,7 @@ def clever(
         checks.one_of("target", target, CHOICES)
     victim = Victim.of(victim)
     if victim.budget is not None and victim.budget < batches * samples + 1:
-        raise ValueError(f"budget: want at least {batches * samples + 1} queries a sample, got {victim.budget}")
+        raise ValueError(f"budget: want at least {batches * samples + 1} queries per sample, got {victim.budget}")
     label = None if isinstance(target, str) else target
     with victim.session(x, y, target=label, ids=ids) as session:
         if session.clean is None:  # an empty batch

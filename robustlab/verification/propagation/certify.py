@@ -104,7 +104,7 @@ def certify(
         x: (N, ...), inside the box, of the model's dtype.
         y: (N,) labels; None takes the model's predictions.
         norm: ``"l1"``, ``"l2"`` or ``"linf"``; for other p ask :func:`bounds` on a ``Ball``.
-        eps: radius of the ball, above 0, or one a sample (N,), in the units of x.
+        eps: radius of the ball, above 0, or one per sample (N,), in the units of x.
         method: one of ``robustlab.verification.propagation.certify.METHODS``.
         box: the range of valid inputs, which cuts off the ball; None for no limits.
         options: the method's own.

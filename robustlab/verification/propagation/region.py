@@ -97,7 +97,7 @@ class Ball(Region):
 
     Args:
         x: (N, *shape), the centers, inside the box.
-        eps: a number, or one a sample (N,); 0 is allowed.
+        eps: a number, or one per sample (N,); 0 is allowed.
         norm: ``"l1"``, ``"l2"``, ``"linf"``, or any p ≥ 1 as a number.
         box: (low, high) of valid inputs; None for no limits.
 
