@@ -13,8 +13,8 @@ PYTEST    := $(PY) -m pytest $(PARALLEL)
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters lint \
-        types clean system system-and-browser
+.PHONY: help book serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters \
+        lint clean system system-and-browser
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##\( .*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -66,12 +66,10 @@ lab: $(STAMP)  ## open the chapters in JupyterLab
 chapters: $(STAMP)  ## run the chapters again, in place
 	@$(PY) -m book.execute
 
-lint: $(STAMP)  ## check style and imports with ruff
+lint: $(STAMP)  ## check style, imports and types
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check --quiet .
-
-types: $(STAMP)  ## check types with mypy
-	@$(PY) -m mypy
+	@$(PY) -m mypy --no-error-summary
 
 clean:  ## remove what was built; `rm -r .venv` removes the environment too
 	rm -rf _build book/generated build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
