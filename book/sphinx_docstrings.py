@@ -25,13 +25,14 @@ KEEP = re.compile(
     r"|:[\w:]+:`[^`]+`"  # roles
     r"|(?<![\w*])(?P<star>\*{1,2})(?=\S)[^*\n]+?(?<=\S)(?P=star)(?![\w*])"  # emphasis
 )
-# Names that a signature should show, rather than what they stand for; the last two are type variables.
+# Names that a signature should show, rather than what they stand for: unions and type variables.
 ALIASES = (
     "Access",
     "Attack",
     "Bare",
     "Batch",
     "Builder",
+    "Details",
     "Draw",
     "Eps",
     "LossFunction",
@@ -62,9 +63,11 @@ def to_restructured_text(lines: list[str]) -> list[str]:
 
 
 def escape(line: str) -> str:
-    """``line`` with stray bars, stars, back-quotes and trailing underscores taken literally."""
-    parts, end = [], 0
-    for kept in KEEP.finditer(line):
+    """``line`` with stray bars, stars, back-quotes and trailing underscores taken literally; ``* `` begins an item."""
+    item = re.match(r" *\* (?=\S)", line)
+    end = item.end() if item else 0
+    parts = [line[:end]]
+    for kept in KEEP.finditer(line, end):
         parts += [_escape_plain(line[end : kept.start()]), kept.group()]
         end = kept.end()
     return "".join([*parts, _escape_plain(line[end:])])

@@ -100,6 +100,7 @@ def test_a_block_that_is_literal_already_stays() -> None:
         ("max_{k} z_k and z_ alone", r"max\_{k} z_k and z\_ alone"),
         ("see :func:`load_data` and :class:`~a.B`", "see :func:`load_data` and :class:`~a.B`"),
         ("``a | b`` stays, c | d does not", r"``a | b`` stays, c \| d does not"),
+        ("* an item: 2 * 3", r"* an item: 2 \* 3"),
     ],
 )
 def test_what_would_be_markup_is_escaped(line: str, expected: str) -> None:

@@ -38,11 +38,12 @@ class TanhBox:
 def begin(live: Live, start: Tensor, c: float, lr: float) -> None:
     """The first run of every sample.
 
-    Notes as attributes of ``live``:
-        start, c, lr, slack: from which w the next run begins, with which weight and step size of Adam, and the largest
-            penalty of what counts as its success.
-        w, mean, square, step: where the run is, Adam's moments, steps done.
-        won, previous: whether the run has succeeded; its objective when that was last looked at.
+    What it notes as attributes of ``live``:
+
+    * start, c, lr, slack: from which w the next run begins, with which weight and step size of Adam, and the largest
+      penalty of what counts as its success;
+    * w, mean, square, step: where the run is, Adam's moments, steps done;
+    * won, previous: whether the run has succeeded; its objective when that was last looked at.
     """
     live.start, live.w = start, start.clone()
     live.mean, live.square = torch.zeros_like(start), torch.zeros_like(start)

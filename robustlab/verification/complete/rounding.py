@@ -2,7 +2,7 @@
 
 A solver proves something of the function; what runs is a program that rounds. With weights of 2²⁴ and a difference that
 float32 cannot hold, the function keeps a label and the program does not. So errors are carried forward beside
-intervals: each sum adds ``WIDEN`` units of its terms, as the bounds of :mod:`~robustlab.verification.propagation` do,
+intervals: each sum adds ``WIDEN`` units of its terms, as the bounds of ``robustlab.verification.propagation`` do,
 and each operator passes on what its input has, times its slope at most.
 """
 
