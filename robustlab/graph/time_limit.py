@@ -28,11 +28,6 @@ def time_limit(end: float) -> Iterator[None]:
         _END.reset(token)
 
 
-def time_left() -> float:
-    """Seconds until the limit, at least 0.01, for solvers that take a limit of their own; infinity without one."""
-    return max(0.01, _END.get() - time.monotonic())
-
-
 def tick() -> None:
     """To be called in every loop whose rounds take some milliseconds.
 

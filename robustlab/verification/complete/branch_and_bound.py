@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
-from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.verification.complete.branching import (
     Domains,
     costly_relu,
@@ -38,9 +37,9 @@ from robustlab.verification.complete.branching import (
     select,
     sensitive_side,
 )
-from robustlab.verification.complete.descent import descend, stacked
+from robustlab.verification.complete.descent import descend, graph_device, stacked
 from robustlab.verification.complete.leaf import leaf_minimum
-from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, graph_device, relative
+from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict
 from robustlab.verification.complete.verify import verify
 from robustlab.verification.propagation.alpha_crown import optimized_bound
 from robustlab.verification.propagation.bound_options import BoundOptions
@@ -48,7 +47,6 @@ from robustlab.verification.propagation.layers import Layers, layer_bounds
 from robustlab.verification.propagation.region import Box
 
 FEW_INPUTS = 12  # up to so many inputs that vary, these are split
-TOGETHER = 2**23  # coefficients of one step of all domains that are bounded at once
 _THIN = 1e-9  # boxes without a side longer than this are not split
 
 
@@ -134,13 +132,7 @@ def solve(
         split = "input" if varying <= FEW_INPUTS or not graph.relus else "relu"
     if steps is None:
         steps = 0 if split == "input" else 10
-    try:
-        with time_limit(clock.end):
-            cases = relative(graph, cases)
-            search = _Search(graph, cases, replay, clock, split, batch, memory, steps)
-            return search.run(progress)
-    except OutOfTime:
-        return Verdict("timeout")
+    return _Search(graph, cases, replay, clock, split, batch, memory, steps).run(progress)
 
 
 class _Search:
@@ -156,23 +148,15 @@ class _Search:
         steps: int,
     ) -> None:
         self.graph, self.cases, self.replay, self.clock = graph, cases, replay, clock
-        self.split, self.steps = split, steps
+        self.split, self.batch, self.steps = split, batch, steps
         self.most = float("inf") if memory is None else 1e9 * memory
-        # so many that one backward step stays well under a second
-        self.batch = max(1, min(batch, TOGETHER // (graph.widest * max(1, *(len(case.d) for case in cases)))))
         self.low, self.high, self.C, self.d = (part.to(graph_device(graph)) for part in stacked(cases))
         self.witness: Tensor | None = None
         self.tie = False  # whether a domain was given up without an answer
         self.count = {"domains": 0.0, "leaves": 0.0}
 
     def run(self, progress: bool) -> Verdict:
-        """Bound and branch until nothing is open, or the time is over in the middle of it."""
-        try:
-            return self._run(progress)
-        except OutOfTime:
-            return Verdict("falsified" if self.witness is not None else "timeout", self.witness, self.count)
-
-    def _run(self, progress: bool) -> Verdict:
+        """Bound and branch until nothing is open."""
         from tqdm import tqdm
 
         shape, n = self.graph.input_shape, len(self.low)

@@ -30,11 +30,8 @@ from robustlab.graph.hinge import Clamp, Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.pool import MaxPool
-from robustlab.graph.time_limit import tick
 
 Array = NDArray[np.float64]
-
-_TOGETHER = 128  # coefficients that go through an operator between two looks at the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +41,7 @@ class System:
     Attributes:
         low, high: (n + r,) bounds of the variables, inputs first.
         P, p: (r, n + r) and (r,), the ReLUs' inputs.
-        lower, upper: (r,), bounds of the ReLUs' inputs, lower < 0 < upper, in units of the larger of the two.
+        lower, upper: (r,), bounds of the ReLUs' inputs, lower < 0 < upper.
         O, o: (m, n + r) and (m,), the outputs.
     """
 
@@ -100,18 +97,14 @@ class _Encoder:
         rows = [F.pad(part, (0, 1 + width - part.shape[1])) for part in self.rows]
         relus = torch.cat([*rows, torch.empty(0, 1 + width, dtype=torch.float64)])
         pieces = (self.low, self.high, relus[:, 1:], relus[:, 0], self.lower, self.upper, output[:, 1:], output[:, 0])
-        return _in_units(System(*(piece.numpy() for piece in pieces)))
+        return System(*(piece.numpy() for piece in pieces))
 
     def _apply(self, node: Node, parts: list[Tensor], known: Bounds | None) -> Tensor:
         op = node.op
         assert op is not None
         if op.affine:
-            zero = op.forward(*(torch.zeros_like(part[:1]) for part in parts))
-            found = [op.forward(*(part[:1] for part in parts))]
-            for some in zip(*(part[1:].split(_TOGETHER) for part in parts), strict=True):
-                tick()
-                found.append(op.forward(*some) - zero)
-            return torch.cat(found)
+            linear = op.forward(*parts) - op.forward(*(torch.zeros_like(part[:1]) for part in parts))
+            return torch.cat([op.forward(*(part[:1] for part in parts)), linear[1:]])
         (z,) = parts
         if isinstance(op, Hinge):
             return self._sum((op.left, z), (op.right - op.left, self._relu(z, known)))
@@ -157,7 +150,6 @@ class _Encoder:
         flat = z.flatten(1)
         best = flat[:, windows[0] - 1]
         for window in windows[1:]:
-            tick()
             flat, best = self._pad(flat), self._pad(best)
             rise = torch.where(window > 0, flat[:, (window - 1).clamp_min(0)] - best, 0.0)
             best = self._sum((1.0, best), (1.0, self._relu(rise, None)))
@@ -181,18 +173,6 @@ class _Encoder:
             if factor:
                 total = total + factor * self._pad(value)
         return total
-
-
-def _in_units(system: System) -> System:
-    """Each ReLU's output in units of the largest absolute value of its input: solvers' tolerances are absolute."""
-    unit = np.maximum(np.abs(system.lower), np.abs(system.upper))
-    rows, columns = 1 / unit[:, None], np.concatenate([np.ones(system.inputs), unit])
-    high = system.high.copy()
-    high[system.inputs :] /= unit
-    return System(
-        system.low, high, system.P * rows * columns, system.p / unit, system.lower / unit, system.upper / unit,
-        system.O * columns, system.o,
-    )  # fmt: skip
 
 
 def _shift(z: Tensor, by: float) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode
-from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one, relative
+from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.verify import verify
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.layers import layer_bounds
@@ -81,7 +81,7 @@ def solve(graph: Graph, cases: list[Case], replay: Replay, clock: Clock) -> Verd
         key = (case.low.data_ptr(), case.high.data_ptr())
         if key not in systems:  # the cases of one label share their box
             systems[key] = tight_system(graph, case, clock)
-        return _decide(systems[key], relative(graph, [case])[0], replay, clock)
+        return _decide(systems[key], case, replay, clock)
 
     return one_by_one(cases, decide, clock)
 
@@ -176,20 +176,20 @@ def _minimize(
     """
     from scipy.optimize import Bounds, LinearConstraint
     from scipy.optimize import milp as highs
-    from scipy.sparse import csr_array, diags, eye, hstack, vstack
+    from scipy.sparse import csr_array
 
     n, r, k = system.inputs, len(system.p), len(case.d)
     C, d = case.C.numpy(), case.d.numpy()
     l, u = np.minimum(system.lower, 0.0), np.maximum(system.upper, 0.0)
-    own = csr_array(eye(r, n + r, k=n))
-    before, column = own - csr_array(system.P), csr_array((r, 1))
+    P, one = system.P, np.hstack([np.zeros((r, n)), np.eye(r)])
+    zero, column = np.zeros((r, r)), np.zeros((r, 1))
     # Variables: inputs, a, z, t.
-    rows = vstack([
-        hstack([before, csr_array((r, r)), column]),  # a − b ≥ 0
-        hstack([before, csr_array(diags(-l)), column]),  # a − b − l·z ≤ −l
-        hstack([own, csr_array(diags(-u)), column]),  # a − u·z ≤ 0
-        hstack([csr_array(C @ system.O), csr_array((k, r)), csr_array(-np.ones((k, 1)))]),  # margin − t ≤ 0
-    ]) if r else csr_array(np.hstack([C @ system.O, -np.ones((k, 1))]))  # fmt: skip
+    rows = np.vstack([
+        np.hstack([one - P, zero, column]),  # a − b ≥ 0
+        np.hstack([one - P, -np.diag(l), column]),  # a − b − l·z ≤ −l
+        np.hstack([one, -np.diag(u), column]),  # a − u·z ≤ 0
+        np.hstack([C @ system.O, np.zeros((k, r)), -np.ones((k, 1))]),  # margin − t ≤ 0
+    ])  # fmt: skip
     free = np.full(r, np.inf)
     low = np.concatenate([system.p, -free, -free, np.full(k, -np.inf)])
     high = np.concatenate([free, system.p - l, np.zeros(r), -(C @ system.o + d)])

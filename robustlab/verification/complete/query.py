@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from robustlab.graph.node import Graph
-from robustlab.graph.time_limit import OutOfTime, tick, time_limit
-
 Status = Literal["verified", "falsified", "unknown", "timeout"]
-TIE = 1e-6  # solvers' answers within this of zero, in units of the outputs' scale, decide nothing
+TIE = 1e-6  # solvers' answers within this of zero decide nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,43 +83,12 @@ class Clock:
         return self.left == 0.0
 
 
-def relative(graph: Graph, cases: Sequence[Case]) -> list[Case]:
-    """The same cases in units of the outputs' scale, so that ``TIE`` is relative to it.
-
-    The scale of a case is the largest Σ|C·f(x)| + |d| of a row at five points of its box.
-    """
-    found = []
-    for case in cases:
-        shares = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None]
-        points = (case.low + shares * (case.high - case.low)).to(graph_device(graph))
-        with torch.no_grad():
-            tick()
-            y = graph(points.reshape(-1, *graph.input_shape)).flatten(1).abs().cpu()
-        scale = float((y @ case.C.abs().T + case.d.abs()).max()) if len(case.d) else 1.0
-        scale = scale if 0 < scale < torch.inf else 1.0
-        found.append(replace(case, C=case.C / scale, d=case.d / scale))
-    return found
-
-
-def graph_device(graph: Graph) -> torch.device:
-    """Where the weights of a graph are."""
-    for node in graph.nodes:
-        for value in vars(node.op).values() if node.op is not None else ():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value.device
-    return torch.device("cpu")
-
-
 def one_by_one(cases: Sequence[Case], decide: Callable[[Case], Verdict], clock: Clock) -> Verdict:
     """Decide each case by itself: the first counterexample ends it, and all must be verified."""
     details: dict[str, float] = {}
     status: Status = "verified"
     for case in cases:
-        try:
-            with time_limit(clock.end):
-                verdict = Verdict("timeout") if clock.over else decide(case)
-        except OutOfTime:
-            verdict = Verdict("timeout")
+        verdict = Verdict("timeout") if clock.over else decide(case)
         for key, count in verdict.details.items():
             details[key] = details.get(key, 0) + count
         if verdict.status == "falsified":
@@ -132,8 +98,8 @@ def one_by_one(cases: Sequence[Case], decide: Callable[[Case], Verdict], clock: 
     return Verdict(status, None, details)
 
 
-def label_cases(low: Tensor, high: Tensor, y: int, classes: int, error: Tensor | None = None) -> list[Case]:
-    """The K − 1 cases in which label y loses on a flat box, or may lose by errors (K,) of the outputs."""
+def label_cases(low: Tensor, high: Tensor, y: int, classes: int) -> list[Case]:
+    """The K − 1 cases in which label y loses on a flat box."""
     eye = torch.eye(classes, dtype=torch.float64)
-    error = torch.zeros(classes, dtype=torch.float64) if error is None else error
-    return [Case(low, high, (eye[y] - eye[k])[None], -(error[y] + error[k])[None]) for k in range(classes) if k != y]
+    zero = torch.zeros(1, dtype=torch.float64)
+    return [Case(low, high, (eye[y] - eye[k])[None], zero) for k in range(classes) if k != y]

@@ -19,6 +19,7 @@ the SMT solver with its conflict analysis. For small networks: everything is a d
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode
-from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one, relative
+from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.simplex import Simplex
 from robustlab.verification.complete.verify import verify
 
@@ -73,11 +74,7 @@ def reluplex(
 
 def solve(graph: Graph, cases: list[Case], replay: Replay, clock: Clock) -> Verdict:
     """Decide a query; details count pivots, splits and repairs."""
-
-    def decide(case: Case) -> Verdict:
-        return _decide(graph, relative(graph, [case])[0], replay, clock)
-
-    return one_by_one(cases, decide, clock)
+    return one_by_one(cases, partial(_decide, graph, replay=replay, clock=clock), clock)
 
 
 def _decide(graph: Graph, case: Case, replay: Replay, clock: Clock) -> Verdict:

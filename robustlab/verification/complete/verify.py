@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from importlib import import_module
 from typing import Any, Literal, get_args
 
@@ -14,10 +13,9 @@ from robustlab.attacker.results import Certificate
 from robustlab.attacker.victim import Victim
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
-from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.graph.trace import trace
-from robustlab.verification.complete.query import Clock, Replay, Verdict, graph_device, label_cases
-from robustlab.verification.complete.rounding import rounding_error
+from robustlab.verification.complete.descent import graph_device
+from robustlab.verification.complete.query import Clock, Replay, Verdict, label_cases
 from robustlab.verification.propagation.layers import interval_layers
 from robustlab.verification.propagation.region import Box
 
@@ -25,8 +23,6 @@ __all__ = ["verify"]
 
 SolverName = Literal["branch_and_bound", "milp", "reluplex"]
 METHODS = get_args(SolverName)
-
-_TOO_ROUGH = 0.01  # a larger share of the outputs that rounding may change is not subtracted, but said
 
 
 @full_precision()
@@ -48,13 +44,9 @@ def verify(
     Label y is kept if f_y(x′) > f_k(x′) for all k ≠ y and all x′ in the box with ‖x′ − x‖∞ ≤ ε. A complete verifier
     answers that with yes or with an x′, given time:
 
-    * verified: for every k the solver has shown f_y − f_k > r + 1e-6·s on the ball, in float64, where r is what the
-      model in its own dtype may lose by rounding there, and s the scale of the outputs. So the model that runs keeps
-      its label. Where r cannot be shown to be below 1 % of s (deep networks, enormous weights), it is left out, and the
-      certificate's ``method`` ends in ``in exact arithmetic``: what is shown is then shown of the function;
+    * verified: for every k the solver has shown f_y − f_k > 1e-6 on the ball, in float64;
     * falsified: there is an x′ in the ball whose label, asked of the model itself, is not y;
-    * unknown: time or memory ran out, what decides is that close to a tie, or the model may overflow on the
-      ball.
+    * unknown: time or memory ran out, what decides is within 1e-6 of a tie, or the model may overflow on the ball.
 
     Args:
         model: from (N, ...) to (N, K), with operators that the method knows.
@@ -90,11 +82,9 @@ def verify(
     options: dict[str, Any] = {"progress": progress, "memory": memory} if method == "branch_and_bound" else {}
     victim = Victim(model, bounds=box)
     status = ["verified"] * len(x)
-    found, only_exact = torch.full_like(x, torch.nan), False
+    found = torch.full_like(x, torch.nan)
     with victim.session(x, y) as session:
         graph = trace(model, x).to(torch.float64) if len(x) else None
-        if graph is not None:
-            graph.require_finite()
         for i in range(len(x)):
             assert graph is not None and session.clean is not None
             label = int(session.y[i])
@@ -102,17 +92,12 @@ def verify(
                 status[i], found[i] = "falsified", x[i]
                 continue
             low, high = ball(x[i], float(exact[i]), box)
-            clock, verdict = Clock(timeout), Verdict("timeout")
-            with suppress(OutOfTime), time_limit(clock.end):
-                error = _rounding(graph, low, high, x.dtype)
-                if not bool(error.isfinite().all()):
-                    status[i] = "unknown"
-                    continue
-                if exactly := float(error.max()) > _TOO_ROUGH * float(session.clean[i].abs().max()):
-                    error = torch.zeros_like(error)
-                cases = label_cases(low.flatten(), high.flatten(), label, len(error), error)
-                verdict = solve(graph, cases, _replay(model, x[i], label, low, high), clock, **options)
-                only_exact |= exactly and verdict.status == "verified"
+            if _overflows(graph, low, high, x.dtype):
+                status[i] = "unknown"
+                continue
+            cases = label_cases(low.flatten(), high.flatten(), label, session.clean.shape[1])
+            replay = _replay(model, x[i], label, low, high)
+            verdict: Verdict = solve(graph, cases, replay, Clock(timeout), **options)
             if verdict.witness is not None:
                 found[i] = verdict.witness
             status[i] = verdict.status
@@ -125,18 +110,16 @@ def verify(
         falsified=falsified,
         radius=torch.where(verified, radius, 0.0),
         norm=norm,
-        method=f"{method}, in exact arithmetic" if only_exact else method,
+        method=method,
         counterexample=found if bool(falsified.any()) else None,
     )
 
 
-def _rounding(graph: Graph, low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
-    """What rounding may do to each output on a ball, (K,) on the CPU; infinite where a number may leave the dtype."""
+def _overflows(graph: Graph, low: Tensor, high: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a number on the way may leave the model's dtype: its answer is then not what a solver would reason on."""
     box = Box(*(end.reshape(1, *graph.input_shape).to(graph_device(graph)) for end in (low, high)))
-    layers = interval_layers(graph, box)
-    error = rounding_error(graph, layers, dtype)[0].cpu()
-    largest = torch.stack([bounds.largest.amax() for bounds in layers]).amax()
-    return error if bool(largest <= torch.finfo(dtype).max) else torch.full_like(error, torch.inf)  # NaN neither
+    largest = torch.stack([bounds.largest.amax() for bounds in interval_layers(graph, box)]).amax()
+    return not bool(largest <= torch.finfo(dtype).max)  # NaN neither
 
 
 def ball(x: Tensor, eps: float, box: tuple[float, float]) -> tuple[Tensor, Tensor]:

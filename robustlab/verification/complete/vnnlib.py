@@ -19,26 +19,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from robustlab.graph.files import named, read_file
 from robustlab.graph.time_limit import tick
 from robustlab.verification.complete.query import Case
+from robustlab.verification.complete.vnnlib_terms import COMPARED, Linear, Term, atoms, is_true, numbered, shown
 
 __all__ = ["read_vnnlib"]
 
-Linear = dict[str, float]
-"""Σ coefficient·variable; the empty name is the constant."""
-Term = Any
-"""A word, or a list of terms."""
-
 DEEPEST = 100  # levels of parentheses
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?")
-_COMPARED = ("<=", "<", ">=", ">", "=")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +61,7 @@ class Property:
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether numbers for all X_i and Y_j meet every assertion, in exact arithmetic."""
         exact = {name: Fraction(value) for name, value in values.items()}
-        return all(_true(claim, exact) for claim in self.claims)
+        return all(is_true(claim, exact) for claim in self.claims)
 
 
 def read_vnnlib(path: str | Path) -> Property:
@@ -115,10 +107,10 @@ def parse_vnnlib(text: str) -> Property:
                     if part[0] == "or":
                         choices.append(_checked(part, names))
                     else:
-                        common += _atoms(part, names)
+                        common += atoms(part, names)
             case _:
-                raise ValueError(f"property: want declare-const or assert, got {_show(expression)}")
-    inputs, outputs = _numbered(names, "X"), _numbered(names, "Y")
+                raise ValueError(f"property: want declare-const or assert, got {shown(expression)}")
+    inputs, outputs = numbered(names, "X"), numbered(names, "Y")
     if not inputs:
         raise ValueError("property: want X_0, X_1, …, got no inputs")
     found = Property(inputs, outputs, tuple(common), tuple(choices), tuple(claims))
@@ -161,16 +153,16 @@ def _parts(claim: Term) -> Iterator[Term]:
                 yield from _parts(member)
         case ["or", only]:
             yield from _parts(only)
-        case [str(kind), *_] if kind == "or" or (kind in _COMPARED and len(claim) == 3):
+        case [str(kind), *_] if kind == "or" or (kind in COMPARED and len(claim) == 3):
             yield claim
         case _:
-            raise ValueError(f"property: want and, or or a comparison, got {_show(claim)}")
+            raise ValueError(f"property: want and, or or a comparison, got {shown(claim)}")
 
 
 def _checked(claim: Term, names: Mapping[str, None]) -> Term:
     """A disjunction with its comparisons as atoms: every one of them is read once, and errors come first."""
     return [
-        [_checked(part, names) if part[0] == "or" else _atoms(part, names) for part in _parts(choice)]
+        [_checked(part, names) if part[0] == "or" else atoms(part, names) for part in _parts(choice)]
         for choice in claim[1:]
     ]
 
@@ -245,99 +237,3 @@ class _Part:
                 elif not name:
                     d[row] = value
         return Case(low, high, C, d)
-
-
-def _atoms(claim: Term, names: Mapping[str, None]) -> list[Linear]:
-    """A comparison as linear ≤ 0, twice for an equation."""
-    kind, left, right = claim
-    one, other = _linear(left, names), _linear(right, names)
-    found = [_sum(one, other, -1)] if kind != ">=" and kind != ">" else []
-    found += [_sum(other, one, -1)] if kind in (">=", ">", "=") else []
-    for atom in found:
-        used = [name for name, value in atom.items() if name and value]
-        if not all(map(isfinite, atom.values())):
-            raise ValueError(f"property: want numbers of float64, got larger ones in {_show(claim)}")
-        if len(used) > 1 and any(name[0] == "X" for name in used):
-            raise ValueError(
-                f"property: want bounds of single inputs, got a constraint on {', '.join(sorted(used)[:9])}"
-            )
-    return found
-
-
-def _linear(term: Term, names: Mapping[str, None]) -> Linear:
-    match term:
-        case str(word):
-            return {word: 1.0} if word in names else {"": float(_number(word))}
-        case ["-", only]:
-            return _sum({}, _linear(only, names), -1)
-        case ["+" | "-" as sign, first, *rest]:
-            total = _linear(first, names)
-            for part in rest:
-                _add(total, _linear(part, names), 1 if sign == "+" else -1)
-            return total
-        case ["*", one, other]:
-            left, right = _linear(one, names), _linear(other, names)
-            if set(left) - {""}:
-                left, right = right, left
-            if not set(left) - {""}:
-                return {name: left.get("", 0.0) * value for name, value in right.items()}
-    raise ValueError(f"property: want a linear term, got {_show(term)}")
-
-
-def _number(word: str) -> str:
-    if not _NUMBER.fullmatch(word):
-        raise ValueError(f"property: want a number or a declared variable, got {word[:70]}")
-    return word
-
-
-def _true(claim: Term, values: Mapping[str, Fraction]) -> bool:
-    """What an assertion says of numbers, exactly."""
-    kind, *parts = claim
-    if kind in ("and", "or"):
-        return (all if kind == "and" else any)(_true(part, values) for part in parts)
-    left, right = (_value(part, values) for part in parts)
-    return (kind[0] == "<" and left < right) or (kind[0] == ">" and left > right) or ("=" in kind and left == right)
-
-
-def _value(term: Term, values: Mapping[str, Fraction]) -> Fraction:
-    if isinstance(term, str):
-        return values[term] if term in values else Fraction(_number(term))
-    sign, first, *rest = (term[0], *(_value(part, values) for part in term[1:]))
-    if sign == "*":
-        return first * rest[0]
-    if not rest:
-        return -first if sign == "-" else first
-    return first + sum(rest) if sign == "+" else first - sum(rest)
-
-
-def _sum(left: Linear, right: Linear, factor: float) -> Linear:
-    total = dict(left)
-    _add(total, right, factor)
-    return total
-
-
-def _add(total: Linear, other: Linear, factor: float) -> None:
-    for name, value in other.items():
-        total[name] = total.get(name, 0.0) + factor * value
-
-
-def _numbered(names: Mapping[str, None], letter: str) -> int:
-    """How many variables of a letter there are; they must be numbered from 0."""
-    found = sorted(int(name[2:]) for name in names if name[0] == letter)
-    if found != list(range(len(found))):
-        raise ValueError(f"property: want {letter}_0, {letter}_1, …, each declared once, got {len(found)} declarations")
-    return len(found)
-
-
-def _show(expression: Term) -> str:
-    """The beginning of an expression."""
-    words: list[str] = []
-    todo = [expression]
-    while todo and sum(map(len, words)) < 80:
-        at = todo.pop()
-        if isinstance(at, str):
-            words.append(at[:80])
-        else:
-            todo += [")", *at[:40:][::-1], "("]
-    text = re.sub(r"\( | (?=\))", lambda found: found.group().strip(), " ".join(words))
-    return text if len(text) < 80 else text[:77] + "..."
