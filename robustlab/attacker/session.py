@@ -27,6 +27,7 @@ Goal = Callable[[Reply, Tensor], Tensor]
 """``goal(answer, rows) -> bool (n,)``: whether each of the samples ``rows`` (n,) of the batch is where the attack wants
 it, by the model's answer for them."""
 Found = TypeVar("Found")
+_NEVER = torch.iinfo(torch.int64).max
 
 
 class Model(Protocol):
@@ -84,8 +85,8 @@ class Session:
             self.width = float(torch.as_tensor(self.high - self.low).max())
         self._queries = torch.zeros(n, dtype=torch.int64, device=device)
         self._gradients = torch.zeros_like(self._queries)
-        self._first_success = torch.full_like(self._queries, -1)
-        self._asking: list[Live] = []  # those about which something was asked that is not yet in the counts
+        self._first_success = torch.full_like(self._queries, _NEVER)
+        self._asking: Live | None = None  # about whom something was asked that is not yet in the counts
         self._strayed: list[Any] = []  # of each question what tells whether it was outside the domain
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
@@ -285,11 +286,12 @@ class Session:
     @property
     def first_success(self) -> Tensor:
         """Queries spent when the goal was first met, (N,) int64; −1 where it never was."""
-        return self._settled()._first_success
+        found = self._settled()._first_success
+        return torch.where(found == _NEVER, -1, found)
 
     def forget_successes(self, before: Tensor) -> None:
         """Take back what ``first_success`` has noted since it was ``before``: a phase in which nothing counts."""
-        self._settled()._first_success.copy_(before)
+        self._settled()._first_success = torch.where(before < 0, _NEVER, before)
 
     def can_pay(self, live: Live, cost: int = 1) -> Tensor | None:
         """Which live samples have ``cost`` more queries in their budget, and still one for the final check.
@@ -307,20 +309,18 @@ class Session:
         """
         if not live._asked:
             return
-        self._asking.remove(live)
-        rows = live.rows
+        self._asking, rows = None, live.rows  # in which a place may be named twice
         met = torch.cat(live._met, dim=1)  # (n, questions)
-        new = (self._first_success[rows] < 0) & met.any(dim=1)
-        after = self._queries[rows] + met.int().argmax(dim=1) + 1
-        self._first_success[rows] = torch.where(new, after, self._first_success[rows])
-        self._queries.index_add_(0, rows, torch.full_like(rows, live._asked))  # a place may be named twice
+        after = torch.where(met.any(dim=1), self._queries[rows] + met.int().argmax(dim=1) + 1, _NEVER)
+        self._first_success.scatter_reduce_(0, rows, after, "amin")
+        self._queries.index_add_(0, rows, torch.full_like(rows, live._asked))
         self._gradients.index_add_(0, rows, torch.full_like(rows, live._differentiated))
         live._asked = live._differentiated = 0
         live._met.clear()
 
     def _settled(self) -> Session:
-        for live in list(self._asking):
-            self.settle(live)
+        if self._asking is not None:
+            self.settle(self._asking)
         return self
 
     def _count(self, live: Live, answer: Reply) -> Tensor:
@@ -331,8 +331,8 @@ class Session:
 
     def _book(self, live: Live, met: Tensor) -> None:
         """Note one query for each column of ``met`` (n, m)."""
-        if not live._asked:
-            self._asking.append(live)
+        if self._asking is not live:  # what was asked about others comes first, since samples may be among both
+            self._settled()._asking = live
         live._met.append(met)
         live._asked += met.shape[1]
 

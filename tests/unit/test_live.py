@@ -118,8 +118,11 @@ def test_the_smallest_value_is_kept_and_of_equal_ones_the_first() -> None:
         assert best.value.tolist() == [3.0, 1.0, torch.inf]
         best.keep(live, constant(live, 0.75), torch.zeros(3), torch.tensor([False, True, False]))
         assert kept(best) == [0.25, 0.75, float(x[2, 0])]
-        best.points.zero_()
-    assert torch.equal(x, batch(3)[0]), "the caller's tensor stays as it is"
+        other = Best(session)
+        live.keep(torch.tensor([True, False, True]))
+        other.keep(live, constant(live, 0.5), torch.zeros(2))
+        assert kept(other) == [0.5, float(x[1, 0]), 0.5]
+        assert torch.equal(x, batch(3)[0]), "the caller's tensor stays as it is"
 
 
 def test_a_tolerance_asks_for_more_than_smaller() -> None:
@@ -239,6 +242,7 @@ def test_a_budget_keeps_one_query_for_the_final_check() -> None:
             paying = session.can_pay(live, cost)
             assert paying is not None and paying.tolist() == able
         live.keep(session.can_pay(live, 3))
+        assert session.can_pay(live, 3).tolist() == [True]
         session.ask_many(points([False] * 3)[None], live)
         assert live.rows.tolist() == [1] and session.result(session.start.x).queries.tolist() == [4, 6]
 
