@@ -5,7 +5,7 @@ An attack's loop keeps its state as attributes of one :class:`Live`, which filte
     live = session.live(eps=eps)                 # live.x, live.y, live.target, live.eps: (n, ...)
     live.points = live.x.clone()
     for k in range(steps):
-        answer = session.gradient(live, live.points, loss)
+        answer = session.gradient(live.points, live, loss)
         best.keep(live, live.points, answer.loss)
         live.keep(~answer.met)                   # all of them go on with these samples only
 """

@@ -205,6 +205,17 @@ def test_toward_aims_at_a_label_but_takes_any() -> None:
     torch.testing.assert_close(same.x_adv, apgd(model, x[rows], y[rows], toward=one[rows], **run).x_adv)
 
 
+@pytest.mark.parametrize("budget", [8, 12, 18])
+def test_a_budget_may_end_in_any_ball(budget: int) -> None:
+    """20 steps are 6, 6 and 8 in balls of 3ε, 2ε and ε; without a point in the last one x is returned."""
+    model, x, y = problem()
+    result = apgd(
+        Victim(walled(model, 0, 100.0), budget=budget), x, y * 0, norm="l1", eps=0.8, steps=20, multi_eps=True
+    )
+    assert result.queries.tolist() == [budget - 1] * len(x) and not bool(result.success.any())
+    assert torch.equal(result.x_adv, x) == (budget < 16)
+
+
 def test_multi_eps_ends_in_the_ball_and_counts_no_success_outside() -> None:
     model, x, y = problem(n=30)
     result = apgd(model, x, y, norm="l1", eps=0.8, steps=20, multi_eps=True)

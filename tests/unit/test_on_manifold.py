@@ -45,6 +45,29 @@ def test_on_all_of_space_it_is_pgd() -> None:
     assert 0 < int(ours.success.sum()) < 12
 
 
+def test_the_manifold_is_held_still() -> None:
+    """Evaluation mode and frozen parameters in every call of the manifold, and all of it put back."""
+
+    class Dropping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift, self.drop = torch.nn.Parameter(torch.zeros(())), torch.nn.Dropout(0.5)
+            self.held: list[bool] = []
+
+        def encode(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.decode(x, y)
+
+        def decode(self, z: Tensor, y: Tensor) -> Tensor:
+            self.held.append(not self.drop.training and not self.shift.requires_grad)
+            return self.drop(z + self.shift)
+
+    manifold, x = Dropping(), noise_box(4, (6,), torch.float64)
+    ours = on_manifold(mlp((6,), 3), x, manifold=manifold, eps=0.15, steps=3)
+    theirs = on_manifold(mlp((6,), 3), x, manifold=SPACE, eps=0.15, steps=3)
+    assert torch.equal(ours.x_adv, theirs.x_adv) and len(manifold.held) > 3 and all(manifold.held)
+    assert manifold.drop.training and manifold.shift.requires_grad and manifold.shift.grad is None
+
+
 def test_a_curve_is_searched_as_brute_force_does() -> None:
     model = mlp((2,), 2, gain=6.0, seed=7)
     y = torch.arange(40) % 2

@@ -127,8 +127,6 @@ def apgd(
             own = init is not None and restart == 0
             delta = live.init.to(live.x) if own else _start(ball, live, restart, phases[0][0])
             for factor, count in phases:
-                if not len(live):
-                    break
                 successes, windows = session.first_success.clone(), checkpoints(norm, count)
                 descent.begin(live, delta, factor * live.eps, own)
                 for k in bar(range(count + 1), show=progress and restarts == 1, label="apgd"):
