@@ -103,8 +103,9 @@ def ddn(
             best.keep(live, live.points, live.length, won)
 
             size = ball.length(answer.grad)
-            grad = torch.where(beside(size == 0, live.x), live.random, answer.grad)
-            turn = -width * cosine(1.0, 0.01, k, steps) / torch.where(size == 0, 1.0, size)
+            flat = size < torch.finfo(size.dtype).tiny  # nothing can be divided by a subnormal number
+            grad = torch.where(beside(flat, live.x), live.random, answer.grad)
+            turn = -width * cosine(1.0, 0.01, k, steps) / size.masked_fill(flat, 1.0)
             live.delta = torch.addcmul(live.delta, grad, beside(turn, grad))
             live.eps = torch.minimum(live.eps * torch.where(won, 1 - gamma, 1 + gamma), live.farthest)
             scale = (live.eps / ball.length(live.delta)).nan_to_num_(0.0, 0.0)
