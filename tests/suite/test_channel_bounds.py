@@ -9,10 +9,6 @@ from robustlab.attacker.victim import Victim
 from tests.suite.cases import CASES, EPS, Case, batch, over
 from tests.suite.models import Counting, Then
 
-LATER = {"apgd", "deepfool", "fab", "one_pixel", "spatial"}
-"""Attacks that do not take such a box yet."""
-ABLE = [case for case in CASES if case.row.key not in LATER]
-
 
 class Shifted(Then):
     """The model behind a normalization that is undone: x ↦ model(σ·x + μ), one μ and one σ per channel."""
@@ -87,16 +83,16 @@ class Boxed(Counting):
         return super().forward(x)
 
 
-@over(*ABLE)
+@over(*CASES)
 def test_equal_ends(case: Case, device: torch.device) -> None:
     check_equal_ends(case, device)
 
 
-@over(*ABLE)
+@over(*CASES)
 def test_normalized(case: Case, device: torch.device) -> None:
     check_normalized(case, device, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
 
 
-@over(*(case for case in ABLE if not case.takes("density")))  # which is told of points of one box
+@over(*(case for case in CASES if not case.takes("density")))  # which is told of points of one box
 def test_translated(case: Case, device: torch.device) -> None:
     check_translated(case, device)
