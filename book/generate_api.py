@@ -10,9 +10,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 
-from book.library import Module, modules
 from book.myst import list_table, page
 from book.notebooks import Chapter
+from book.public_names import Module, modules
 from robustlab.teaching.catalogue import FOLDERS, SECTIONS
 
 

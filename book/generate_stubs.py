@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from book.library import exports, packages
 from book.notebooks import ROOT
+from book.public_names import exports, packages
 
 HEAD = "# Written by `python -m book.generate` from the catalogue and the modules' `__all__`.\n"
 

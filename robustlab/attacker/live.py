@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from robustlab.attacker.parts import Batch, copied, first, put, size, take, where
+from robustlab.attacker.parts import Batch, copied, first, ordinary, put, size, take, where
 from robustlab.geometry.keyed import Noise
 
 
@@ -83,9 +83,11 @@ class Live:
             self.place = index
 
 
-def filtered(value: Any, index: Tensor) -> Any:
-    """The rows of an index of a batch, or of a Noise."""
-    return value.take(index) if isinstance(value, Noise) else take(value, index)
+def filtered(value: Any, index: Tensor | None) -> Any:
+    """The rows of an index of a batch, or of a Noise; None for all."""
+    if isinstance(value, Noise):
+        return value if index is None else value.take(index)
+    return ordinary(value) if index is None else take(value, index)
 
 
 class Best:

@@ -37,6 +37,11 @@ def size(x: Batch) -> int:
     return first(x).shape[0]
 
 
+def ordinary(x: Batch) -> Batch:
+    """Without the caller's graph; what was made in inference mode, which takes no part in autograd, is cloned."""
+    return every(lambda part: (part.clone() if part.is_inference() else part).detach(), x)
+
+
 def copied(x: Batch) -> Batch:
     """A copy that shares neither memory nor graph."""
     return every(lambda part: part.detach().clone(), x)

@@ -152,7 +152,7 @@ class Session:
             start = {name: value if value is None else take(value, place) for name, value in start.items()}
         whole = len(start["rows"]) == len(self._queries)
         fields: dict[str, Any] = {
-            name: _usable(value) if whole or value is None else filtered(value, start["rows"])
+            name: value if value is None else filtered(value, None if whole else start["rows"])
             for name, value in rows.items()
         }
         return Live(self, place=place, **start, **fields)
@@ -419,11 +419,6 @@ class Session:
         copy, strayed = self.domain.inside(points, last)
         self._strayed.append(strayed)
         return copy
-
-
-def _usable(value: Any) -> Any:
-    """A tensor made in inference mode cannot take part in autograd; its clone can."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def part_of(value: Any, rows: Tensor, n: int) -> Any:

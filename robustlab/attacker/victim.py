@@ -23,7 +23,7 @@ from robustlab import checks
 from robustlab.attacker.domain import Bound, Box, Domain
 from robustlab.attacker.few_channels import FewChannels
 from robustlab.attacker.losses import AttackerLoss
-from robustlab.attacker.parts import Batch, Reply, every, first, size
+from robustlab.attacker.parts import Batch, Reply, first, ordinary, size
 from robustlab.attacker.session import LEVEL, Access, AnswerKind, Goal, Session
 from robustlab.graph.node import Graph
 from robustlab.models.modes import Mode, evaluating
@@ -167,9 +167,9 @@ class Victim:
         needed = max(min_classes, (loss.min_classes if target is None else loss.min_classes_targeted) if loss else 2)
         with torch.inference_mode(False), torch.no_grad(), self.held(like.device):
             # Tensors made in inference mode cannot take part in autograd; their clones can.
-            x, y, target = (every(_ordinary, v) if v is not None else None for v in (x, y, target))
+            x, y, target = (None if v is None else ordinary(v) for v in (x, y, target))
             yield Session(
-                self._answers, self.domain, self.access, self.budget, x, y, target, _ordinary(ids).to(like.device),
+                self._answers, self.domain, self.access, self.budget, x, y, target, ordinary(ids).to(like.device),
                 kappa=float(kappa), min_classes=needed, answer=self.answer, goal=goal, convolves=self._convolves(),
             )  # fmt: skip
 
@@ -295,10 +295,6 @@ def _scores_in(out: Any) -> Any:
     if hasattr(out, "logits"):
         return out.logits
     return out[0] if isinstance(out, tuple | list) and out else out
-
-
-def _ordinary(t: Tensor) -> Tensor:
-    return (t.clone() if t.is_inference() else t).detach()
 
 
 def predict(model: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 
 import robustlab
 from book.generate import pages
-from book.library import packages
+from book.public_names import packages
 from book.sphinx_docstrings import escape, to_restructured_text
 from tests.every import every
 

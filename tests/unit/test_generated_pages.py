@@ -17,9 +17,9 @@ from book.generate_claims import claims_page, number_text
 from book.generate_parts import PARTS, parts_map
 from book.generate_stubs import stub
 from book.generate_times import times_page, within_budget
-from book.library import exports, modules, packages
 from book.myst import list_table
 from book.notebooks import Chapter, Timing, read_chapter, read_chapters
+from book.public_names import exports, modules, packages
 from book.sphinx_claims import with_numbers
 from robustlab.teaching.catalogue import FOLDERS, Row
 from robustlab.teaching.claims import METADATA_KEY, ClaimRecord

@@ -92,67 +92,87 @@ def zo_minmax(
     checks.in_classes("y", y, count_outputs(model, x))
     start = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device))
     rows = start.permutation(0, len(x))[0, :count]
-    rest = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows, False)
-    low, high = bounds or (-torch.inf, torch.inf)
 
     def directions(draw: tuple[int, int], like: Tensor) -> Tensor:
         return sphere_directions(start.normal(draw, (queries, len(like)), like.dtype)[0])
 
     with evaluating(model, device=x.device):
-        shapes = {name: p.shape for name, p in model.named_parameters()}
+        game = _Game(model, x, y, rows, lam, bounds or (-torch.inf, torch.inf))
         theta = torch.cat([p.detach().flatten() for p in model.parameters()])
         delta = torch.zeros(x[0].numel(), dtype=x.dtype, device=x.device)
-        labels = torch.cat([y[rows], y[rest]])
-
-        def named(vector: Tensor) -> dict[str, Tensor]:
-            """The parameters that a vector stands for, by name."""
-            parts = vector.split([shape.numel() for shape in shapes.values()])
-            return {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
-
-        def moved(deltas: Tensor) -> Tensor:
-            """The poisoned samples for each of k perturbations (k, d): (k, count, ...)."""
-            return (x[rows] + deltas.reshape(-1, 1, *x.shape[1:])).clamp(low, high)
-
-        def of_delta(deltas: Tensor) -> Tensor:
-            """F for each of k perturbations, without the part that does not depend on them. Differences in float64."""
-            z = functional_call(model, named(theta), (moved(deltas).flatten(0, 1),))
-            losses = F.cross_entropy(z.double(), y[rows].repeat(len(deltas)), reduction="none")
-            return losses.reshape(len(deltas), -1).sum(dim=1) / len(x)
-
-        def of_theta(vector: Tensor) -> Tensor:
-            """F for one vector of parameters."""
-            z = functional_call(model, named(vector), (inputs,))
-            return F.cross_entropy(z.double(), labels) + lam * vector.square().sum()
-
-        objective: list[float] = []
+        objective: list[Tensor] = []
         for step in range(steps):
-            inputs = torch.cat([moved(delta[None])[0], x[rest]])
+            of_theta = game.given_delta(delta)
             if learner == "first":
                 slope = _autograd(of_theta, theta)
             else:
                 slope = forward_difference(vmap(of_theta), theta, directions=directions((1, step), theta), mu=mu)
             theta = theta - model_rate * slope
-            objective.append(float(of_theta(theta)))
+            objective.append(of_theta(theta))
+            of_delta = game.given_theta(theta)
             if attacker == "first":
-                slope = _autograd(lambda v: of_delta(v[None])[0], delta)
+                slope = _autograd(of_delta, delta[None])[0]
             else:
                 slope = forward_difference(of_delta, delta, directions=directions((2, step), delta), mu=mu)
             delta = (delta + attack_rate * slope).clamp(-eps, eps)
         changed = x.clone()
-        changed[rows] = moved(delta[None])[0]
+        changed[rows] = game.moved(delta[None])[0]
     return Poisoned(
-        changed, y.clone(), is_poison=~rest, original_y=y.clone(),
+        changed, y.clone(), is_poison=~game.rest, original_y=y.clone(),
         details={
-            "delta": delta.reshape(x.shape[1:]), "model_state": named(theta), "objective": tuple(objective),
+            "delta": delta.reshape(x.shape[1:]), "model_state": game.named(theta),
+            "objective": tuple(torch.stack(objective).tolist()),
             "queries": steps * (queries + 1) if attacker == "zeroth" else 0,
         },
     )  # fmt: skip
 
 
+class _Game:
+    """F(δ, θ) as each player sees it, the other's move given. Differences of values are small, so they are float64."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, rows: Tensor, lam: float, bounds: tuple[float, float]
+    ) -> None:
+        self.model, self.x, self.y, self.rows, self.lam, self.bounds = model, x, y, rows, lam, bounds
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.rest = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows, False)
+
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        """The parameters that a vector stands for, by name."""
+        parts = vector.split([shape.numel() for shape in self.shapes.values()])
+        return {name: part.reshape(self.shapes[name]) for name, part in zip(self.shapes, parts, strict=True)}
+
+    def moved(self, deltas: Tensor) -> Tensor:
+        """The poisoned samples for each of k perturbations (k, d): (k, count, ...)."""
+        return (self.x[self.rows] + deltas.reshape(-1, 1, *self.x.shape[1:])).clamp(*self.bounds)
+
+    def given_delta(self, delta: Tensor) -> Callable[[Tensor], Tensor]:
+        """F of one vector of parameters."""
+        inputs = torch.cat([self.moved(delta[None])[0], self.x[self.rest]])
+        labels = torch.cat([self.y[self.rows], self.y[self.rest]])
+
+        def of_theta(vector: Tensor) -> Tensor:
+            z = functional_call(self.model, self.named(vector), (inputs,))
+            return F.cross_entropy(z.double(), labels) + self.lam * vector.square().sum()
+
+        return of_theta
+
+    def given_theta(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+        """F of each of k perturbations (k, d), without the part that does not depend on them."""
+        parameters = self.named(theta)
+
+        def of_delta(deltas: Tensor) -> Tensor:
+            z = functional_call(self.model, parameters, (self.moved(deltas).flatten(0, 1),))
+            losses = F.cross_entropy(z.double(), self.y[self.rows].repeat(len(deltas)), reduction="none")
+            return losses.reshape(len(deltas), -1).sum(dim=1) / len(self.x)
+
+        return of_delta
+
+
 def _autograd(function: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
     with torch.enable_grad():
         point = vector.detach().requires_grad_(True)
-        (slope,) = torch.autograd.grad(function(point), point)
+        (slope,) = torch.autograd.grad(function(point).sum(), point)
     return slope
 
 
