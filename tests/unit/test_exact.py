@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial, partialmethod
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from robustlab.attacks import pgd
 from robustlab.graph.trace import trace
-from robustlab.verification import bounds, branch_and_bound, milp, reluplex, verify
+from robustlab.verification import bounds, branch_and_bound, certify, milp, reluplex, verify
 from robustlab.verification.complete import branch_and_bound as search
 from robustlab.verification.complete import milp as programs
 from robustlab.verification.complete import reluplex as simplices
@@ -338,3 +341,37 @@ def test_relu_splits_on_any_device(device: torch.device) -> None:
     here = branch_and_bound(net, x, norm="linf", eps=0.1)
     there = branch_and_bound(net.to(device), x.to(device), norm="linf", eps=0.1)
     assert there.status == here.status
+
+
+# Questions at the edge ----------------------------------------------------------------------------------------------
+
+
+@over_solvers
+def test_a_case_without_rows_has_a_solution(name: str) -> None:
+    net, case, _ = instance(0)
+    nothing = Case(case.low, case.high, torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
+    assert ask(net, nothing, name)[0] == "falsified"
+
+
+@pytest.mark.parametrize("door", [verify, certify])
+@pytest.mark.parametrize(("number", "words"), [(torch.nan, "NaN"), (torch.inf, "infinite numbers")])
+def test_weights_that_are_not_finite_are_named(door: Any, number: float, words: str) -> None:
+    net = tiny((3, 4, 3), 0)
+    net[-1].weight.data[0, 0] = number
+    with pytest.raises(ValueError, match=rf"model: want finite weights, got {words} in the weight of node '_?2'"):
+        door(net, torch.full((1, 3), 0.5, dtype=torch.float64), torch.tensor([1]), eps=0.1)
+
+
+def test_the_first_call_imports_no_compiler() -> None:
+    program = """
+import sys, torch
+from robustlab.verification import certify, verify
+net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+for method in ("reluplex", "milp", "branch_and_bound"):
+    verify(net, torch.rand(2, 4), eps=0.05, method=method)
+for method in ("crown", "alpha_crown", "ibp"):
+    certify(net, torch.rand(2, 4), eps=0.05, method=method)
+assert "torch._dynamo" not in sys.modules
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import re
+import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from robustlab.graph.read_onnx import read_onnx
 from robustlab.graph.smooth import Smooth
 from robustlab.verification.__main__ import main
 from robustlab.verification.complete.competition import check
+from robustlab.verification.complete.vnnlib import read_vnnlib
 from tests.unit.relu_patterns import exact_minimum, tiny
 
 onnx = pytest.importorskip("onnx")
@@ -385,3 +389,40 @@ def test_timeout_and_errors(planted: tuple[Path, float], tmp_path: Path, capsys:
     spec.write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))")
     assert main([str(network_file), str(spec)]) == 2
     assert "want 4 inputs and 3 outputs" in capsys.readouterr().err
+
+
+# Relu on two numbers in [−1, 0.1]: assertions, and what is to be answered.
+BOX = "".join(
+    f"(declare-const X_{i} Real)(declare-const Y_{i} Real)(assert (>= X_{i} -1))(assert (<= X_{i} 0.1))\n"
+    for i in range(2)
+)
+LEGAL = {
+    "a box alone": (BOX, ("sat",)),
+    "no outputs declared": (re.sub(r"\(declare-const Y_. Real\)", "", BOX), ("sat",)),
+    "a choice of boxes": (BOX + "(assert (or (<= X_0 0) (<= Y_0 -1)))", ("sat",)),
+    "a point that float32 has not": (
+        BOX + "(assert (>= X_0 0.1)) (assert (>= X_1 0.1)) (assert (>= Y_0 0.1))",
+        ("sat",),
+    ),
+    "strict, at the edge": (BOX + "(assert (< Y_0 0))", ("unknown", "timeout")),
+    "strict, inside": (BOX + "(assert (<= Y_0 0)) (assert (< Y_1 0.05))", ("sat",)),
+    "strict inputs": (BOX + "(assert (> X_0 0.09)) (assert (< X_0 0.1)) (assert (>= Y_0 0.09))", ("sat",)),
+    "2⁴⁰ cases": (BOX + "".join(f"(assert (or (<= Y_0 -{i}) (<= Y_1 -{i})))" for i in range(1, 41)), ("timeout",)),
+}
+
+
+@pytest.mark.parametrize("case", LEGAL)
+def test_legal_properties(tmp_path: Path, case: str) -> None:
+    """In time; and what is written of a witness meets the file's text, in exact arithmetic."""
+    text, wanted = LEGAL[case]
+    (tmp_path / "n.onnx").write_bytes(network([N("Relu", ["x"], ["y"])], {}, (1, 2)).SerializeToString())
+    (tmp_path / "p.vnnlib").write_text(text)
+    start = time.monotonic()
+    answer, witness = check(tmp_path / "n.onnx", tmp_path / "p.vnnlib", timeout=1)
+    assert answer in wanted and time.monotonic() - start < 2.5
+    if witness is not None:
+        words = [pair.split() for pair in re.findall(r"[XY]_\d+ [^)]+", witness)]
+        values = {name: Fraction(number) for name, number in words}
+        assert read_vnnlib(tmp_path / "p.vnnlib").holds(values)
+        for i in range(2):
+            assert max(np.float32(0), np.float32(words[i][1])) == np.float32(words[2 + i][1])

@@ -83,8 +83,10 @@ def verify(
     victim = Victim(model, bounds=box)
     status = ["verified"] * len(x)
     found = torch.full_like(x, torch.nan)
+    graph = trace(model, x).to(torch.float64) if len(x) else None
+    if graph is not None:
+        graph.require_finite()
     with victim.session(x, y) as session:
-        graph = trace(model, x).to(torch.float64) if len(x) else None
         for i in range(len(x)):
             assert graph is not None and session.clean is not None
             label = int(session.y[i])

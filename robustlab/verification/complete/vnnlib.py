@@ -58,9 +58,9 @@ class Property:
         for part in _chosen(start, self.choices):
             yield part.case(self.outputs)
 
-    def holds(self, values: Mapping[str, float]) -> bool:
-        """Whether numbers for all X_i and Y_j meet every assertion, in exact arithmetic."""
-        exact = {name: Fraction(value) for name, value in values.items()}
+    def holds(self, values: Mapping[str, float | Fraction]) -> bool:
+        """Whether numbers for all X_i and Y_j, as they are written, meet every assertion in exact arithmetic."""
+        exact = {name: Fraction(str(value)) for name, value in values.items()}
         return all(is_true(claim, exact) for claim in self.claims)
 
 

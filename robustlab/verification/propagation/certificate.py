@@ -43,6 +43,7 @@ def prepare(
         y = checks.labels("y", y, x)
     checks.at_home(model, x)
     graph = trace(model, x)
+    graph.require_finite()
     if tuple(x.shape[1:]) != graph.input_shape:
         raise ValueError(f"x: want shape (N, {graph.input_shape}), got {tuple(x.shape)}")
     if len(graph.output_shape) != 1 or graph.output_shape[0] < 2:
