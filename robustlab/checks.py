@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Collection
 from itertools import chain
 
 import torch
 from torch import Tensor
+
+
+def warn(message: str) -> None:
+    """Warns of what is legal but hardly meant, at the caller's line from which the library was entered."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("robustlab", "contextlib"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level - 1)
 
 
 def positive(name: str, value: float | Tensor) -> None:

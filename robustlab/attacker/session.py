@@ -57,6 +57,8 @@ class Session:
         width: the largest side of the box, a number.
         active: int64, the samples whose goal is not met at ``x``; the attack works on these only.
         start: these samples, as a Live.
+        lost: (N,) bool, the samples of which the model says NaN at ``x``; their attack has failed, and they are not
+            active.
         clean: the answer at ``x``, logits (N, K) where it is classes, or None for an empty batch or under hard access.
     """
 
@@ -94,6 +96,7 @@ class Session:
         self._careful = False
         self.y = torch.zeros_like(self._queries) if y is None else y
         self.clean: Reply = None
+        self.lost = torch.zeros_like(self._queries, dtype=torch.bool)
         self.active = torch.arange(n, device=device)
         self.start = self.everyone()
         if n:
@@ -104,6 +107,7 @@ class Session:
         answer = self._model(copied(self.x))
         if self.answer != "boxes":
             classes = self._check_logits(answer, min_classes)
+            self.lost = _lost(answer)
             for name, label in (("y", y), ("target", self.target)):
                 if label is not None:
                     checks.in_classes(name, label, classes)
@@ -111,9 +115,10 @@ class Session:
                 self.y = answer.argmax(dim=-1)
         self.clean = None if self.access == "hard" else _in_dtype_of(self.x, answer)
         self.start = self.everyone()
-        met = self._count(self.start, answer)
+        met = self.met(answer, self.start) & ~self.lost
+        self._book(self.start, met.unsqueeze(1))
         self.settle(self.start)
-        self.start.keep(~met)
+        self.start.keep(~(met | self.lost))
         self.active, self.start.place = self.start.rows, None
 
     def everyone(self) -> Live:
@@ -130,8 +135,6 @@ class Session:
         n, dims, wish = (len(self.y), 2, "K") if self.answer == "classes" else (len(self.y), 3, "T, K")
         if logits.dim() != dims or logits.shape[0] != n or not logits.is_floating_point():
             raise ValueError(f"model: want output of shape ({n}, {wish}), got {tuple(logits.shape)} of {logits.dtype}")
-        if bool(logits.isnan().any()):
-            raise ValueError("model: want numbers at x, got NaN")
         if logits.shape[-1] < min_classes:
             raise ValueError(f"model: this attack needs at least {min_classes} classes, got {logits.shape[-1]}")
         return logits.shape[-1]
@@ -347,7 +350,7 @@ class Session:
     ) -> AttackResult:
         """Check the points of the active samples once more and wrap up.
 
-        Samples that met the goal at x are returned as they were, without another query.
+        Samples that met the goal at x are returned as they were, without another query; so are those that are lost.
 
         Args:
             x_adv: points (n, ...) beside ``active``; None where there is none.
@@ -355,7 +358,7 @@ class Session:
             revert: (minimum-norm attacks) a sample whose attack failed gets x back.
             trace: what the attack kept.
         """
-        success = torch.ones_like(self._queries, dtype=torch.bool)
+        success = ~self.lost
         success[self.active] = False
         final = copied(self.x)
         if x_adv is not None and len(self.active):
@@ -419,6 +422,16 @@ class Session:
         copy, strayed = self.domain.inside(points, last)
         self._strayed.append(strayed)
         return copy
+
+
+def _lost(answer: Tensor) -> Tensor:
+    """Which samples have NaN in their scores, (n,); a warning names them."""
+    lost = answer.isnan().flatten(1).any(dim=1)
+    if bool(lost.any()):
+        rows = lost.nonzero().flatten().tolist()
+        more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
+        checks.warn(f"model: want numbers at x, got NaN in rows {rows[:10]}{more}; their attack has failed")
+    return lost
 
 
 def part_of(value: Any, rows: Tensor, n: int) -> Any:

@@ -141,7 +141,6 @@ def check_bad_models(case: Case, device: torch.device) -> None:
         lambda z: z[:-1],
         lambda z: {"scores": z},
         lambda z: z.argmax(1, keepdim=True),
-        lambda z: z * torch.nan,
         lambda z: z[:, :few],
     ]
     for output in outputs:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +63,23 @@ def check_nan_away_from_x(case: Case, device: torch.device) -> None:
         assert not bool(result.success.any())
 
 
+def check_nan_rows(case: Case, device: torch.device) -> None:
+    """NaN at some x costs these samples alone, and one warning names them; the others get what they get anyway."""
+    model, x, y = batch(case, device, n=5)
+    plain = case.run(model, x, y)
+    with pytest.warns(UserWarning, match=r"^model: want numbers at x, got NaN in rows \[1, 3\]") as told:
+        result = check_honest(case, _NaNAt(model, x[[1, 3]]), x, y)
+    assert len(told) == 1, "one warning, not one for each question"
+    assert not bool(result.success[[1, 3]].any()) and torch.equal(result.x_adv[[1, 3]], x[[1, 3]])
+    assert result.queries[[1, 3]].tolist() == [1, 1] and result.gradients[[1, 3]].tolist() == [0, 0]
+    others = torch.tensor([0, 2, 4], device=device)
+    assert torch.equal(result.success[others], plain.success[others])
+    torch.testing.assert_close(result.x_adv[others], plain.x_adv[others], rtol=0, atol=1e-6)
+    with pytest.warns(UserWarning, match=r"got NaN in rows \[0\]"):
+        alone = case.run(_NaNAt(model, x[[1]]), x[[1]], y[[1]])
+    assert not bool(alone.success) and torch.equal(alone.x_adv, x[[1]])
+
+
 def check_infinite_logits(case: Case, device: torch.device) -> None:
     model, x, y = batch(case, device, n=4)
     check_honest(case, Then(model, lambda z: torch.where(z == z.amax(1, keepdim=True), torch.inf, z)), x, y)
@@ -98,6 +116,18 @@ class _NaNAway(nn.Module):
         return self.model(x).masked_fill(far[:, None], torch.nan)
 
 
+class _NaNAt(nn.Module):
+    """NaN at these very points."""
+
+    def __init__(self, model: nn.Module, points: Tensor) -> None:
+        super().__init__()
+        self.model, self.points = model, points.clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = (x[:, None] == self.points).flatten(2).all(dim=2).any(dim=1)
+        return self.model(x).masked_fill(there[:, None], torch.nan)
+
+
 @over(slow=True, kind=tuple(BROKEN))
 def test_broken_model(case: Case, device: torch.device, kind: str) -> None:
     check_broken_model(case, device, kind)
@@ -111,6 +141,11 @@ def test_constant_model(case: Case, device: torch.device) -> None:
 @over()
 def test_nan_away_from_x(case: Case, device: torch.device) -> None:
     check_nan_away_from_x(case, device)
+
+
+@over()
+def test_nan_rows(case: Case, device: torch.device) -> None:
+    check_nan_rows(case, device)
 
 
 @over()

@@ -485,6 +485,8 @@ def test_broken_models() -> None:
     with caught():
         pathological.check_nan_away_from_x(planted("pgd-linf", claims), CPU)
     with caught():
+        pathological.check_nan_rows(planted("pgd-linf", claims), CPU)
+    with caught():
         pathological.check_infinite_logits(planted("pgd-linf-targeted", claims), CPU)
     logits_only = before(lambda victim, **_: {"victim": Victim.of(victim).model})
     with caught():

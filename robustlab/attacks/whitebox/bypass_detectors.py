@@ -130,10 +130,11 @@ def bypass_detectors(
         if victim.budget == 2:
             tries = 0  # the query that ranked the classes was all that could be paid
         success = both.fires(live.x).logical_not_()
+        success &= ~session.lost
         success[session.active] = False
         x_adv, queries, gradients = session.x.clone(), session.queries.clone(), torch.zeros_like(session.y)
         first_success = success.long() * 2 - 1
-        live.keep(~success)
+        live.keep(~(success | session.lost))
         for place in bar(range(tries), show=progress, label="targets"):
             if not len(live):
                 break
