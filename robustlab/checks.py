@@ -18,7 +18,7 @@ def warn(message: str) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("robustlab", "contextlib"):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level - 1)
+    warnings.warn(message, stacklevel=level)
 
 
 def positive(name: str, value: float | Tensor) -> None:
@@ -68,14 +68,15 @@ def one_of(name: str, value: object, wanted: Collection[object]) -> None:
 
 
 def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A finite number, or one per sample, as a float tensor (N,) beside ``like`` (N, ...).
+    """A finite number, or one per sample, as a float tensor (N,) beside ``like`` (N, ...); float32 beside half.
 
     It must be above 0, but for ``eps``, which may be 0: a ball of radius 0 is x alone, while a step of 0 leads nowhere.
     """
     given = value if isinstance(value, (numbers.Real, Tensor)) and not isinstance(value, bool) else None
     if given is None:
         raise TypeError(f"{name}: want a number or a tensor of one per sample, got {value!r}")
-    tensor = torch.as_tensor(given, dtype=like.dtype, device=like.device).detach()
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision would round what a step is
+    tensor = torch.as_tensor(given, dtype=dtype, device=like.device).detach()
     if tensor.dim() and tensor.shape != like.shape[:1]:
         raise ValueError(f"{name}: want a number or shape ({like.shape[0]},), got shape {tuple(tensor.shape)}")
     (not_negative if name == "eps" else positive)(name, tensor)
@@ -113,29 +114,98 @@ def bound(name: str, value: float | Tensor) -> float | Tensor:
     return end
 
 
-def images(x: object, bounds: tuple[float | Tensor, float | Tensor], name: str = "x") -> None:
+def images(x: object, bounds: tuple[float | Tensor, float | Tensor], name: str = "x", *, strict: bool = False) -> None:
     """Raises unless ``x`` is a floating (N, ...) tensor inside the box, without NaN.
 
-    The ends of the box are taken as the dtype of ``x`` holds them: 0.3 in float32 is inside [0, 0.3].
+    The ends of the box are taken as the dtype of ``x`` holds them: 0.3 in float32 is inside [0, 0.3]. So is what passes
+    an end by no more than ``(x - mean) / std`` is rounded, unless that is ``strict``.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: want a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
-        raise TypeError(f"{name}: want a floating dtype, got {x.dtype}; for images say x.float() / 255")
+        raise TypeError(f"{name}: want a floating dtype, got {x.dtype}; for images say {name}.float() / 255")
     if x.dim() < 2:
         raise ValueError(f"{name}: want shape (N, ...), a batch of samples, got shape {tuple(x.shape)}")
     if x.numel() == 0:
         return
     values = x.detach()
-    low, high = (_end(end, values) for end in bounds)
+    low, high = ends = _end(bounds[0], values), _end(bounds[1], values)
+    if not strict:
+        slack = 2 * torch.finfo(x.dtype).eps
+        low, high = low - slack * low.abs(), high + slack * high.abs()
     least, most = torch.aminmax(values)
     if low.dim() or high.dim():
         inside = bool(((low <= values) & (values <= high)).all())
     else:
         inside = bool((low <= least) & (most <= high))
-    if not inside:  # NaN neither
-        ends = ", ".join("one per channel" if end.dim() else f"{float(end):g}" for end in (low, high))
-        raise ValueError(f"{name}: want values in [{ends}], got values in [{float(least)}, {float(most)}]")
+    if not inside:
+        _outside(name, values, (float(least), float(most)), ends)
+
+
+def _outside(name: str, x: Tensor, span: tuple[float, float], ends: tuple[Tensor, Tensor]) -> None:
+    """Raises, and says what is likely meant."""
+    if bool(x.isnan().any()):
+        rows = x.flatten(1).isnan().any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(f"{name}: want numbers, got NaN in rows {rows[:10]}")
+    text = ", ".join("one per channel" if end.dim() else f"{float(end):g}" for end in ends)
+    hint = "Victim(model, bounds=(low, high)) takes other ranges"
+    if span[0] >= 0 and 1 < span[1] <= 255:
+        hint = f"if these are bytes, say {name} / 255; Victim(model, bounds=(0, 255)) takes them as they are"
+    elif span[0] >= -1 and span[1] <= 1:
+        hint = "Victim(model, bounds=(-1, 1)) takes such inputs"
+    raise ValueError(f"{name}: want values in [{text}], got values in [{span[0]}, {span[1]}]; {hint}")
+
+
+TO_NCHW = "if that is (N, H, W, C), say x.permute(0, 3, 1, 2)"
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether images look like (N, H, W, C): few channels at the end, and more than any image has in their place."""
+    return x.dim() == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4
+
+
+def likely(x: Tensor, width: float) -> None:
+    """Warns where inputs ``x`` (N, ...) of a box of that width are hardly what is meant."""
+    if channels_last(x):
+        warn(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}; {TO_NCHW}")
+    if x.numel():
+        least, most = torch.aminmax(x)
+        if 0 < float(most - least) < width / 200:
+            warn(
+                f"bounds: the box is {width:g} wide, but x spans only [{float(least):g}, {float(most):g}]; "
+                "steps of attacks are in widths of the box: give the range of valid inputs"
+            )
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Whether all rows (N, K) are in [0, 1] and sum to one, up to 1e-3 (half precision)."""
+    return bool((((output - 0.5).abs() <= 0.501).all(dim=1) & ((output.sum(dim=1) - 1).abs() < 1e-3)).all())
+
+
+def scores(output: Tensor) -> None:
+    """Warns where what a model gives for logits (N, K) are probabilities, of which losses would saturate."""
+    if output.numel() and are_probabilities(output):
+        warn(
+            'model: its outputs sum to one, as probabilities do; say Victim(model, output="probs"), or give the logits'
+        )
+
+
+def radius(eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[float | Tensor, float | Tensor]) -> Tensor:
+    """ε as :func:`per_sample` gives it, but no more than the box's diameter in ℓ1, ℓ2 or ℓ∞, and a warning if it were.
+
+    A ball of that radius holds the whole box, wherever its center; of larger ones the squares may overflow.
+    """
+    value = per_sample("eps", eps, x)
+    if x.numel():
+        side = (_end(bounds[1], x) - _end(bounds[0], x)).to(value.dtype).expand(x.shape[1:]).flatten()
+        order = {"l1": 1.0, "l2": 2.0, "linf": math.inf}[norm]
+        most, whole = float(value.max()), float(torch.linalg.vector_norm(side, order))
+        if most > whole * (1 + 1e-6):
+            bytes_ = 1 <= most <= 255 and float(side.max()) <= 1
+            meant = f"; did you mean {most:g}/255?" if bytes_ else "; radii are in units of x"
+            warn(f"eps: a ball of radius {most:g} in {norm} holds the whole box, whose diameter is {whole:g}{meant}")
+            value = value.clamp_max(whole * (1 + 1e-6))
+    return value
 
 
 def _end(end: float | Tensor, x: Tensor) -> Tensor:
@@ -189,12 +259,14 @@ def labels(name: str, value: int | Tensor, x: Tensor) -> Tensor:
     if isinstance(value, bool) or not isinstance(value, (numbers.Integral, Tensor)):
         raise TypeError(f"{name}: want an integer or an integer tensor, got {value!r}")
     label = torch.as_tensor(value, device=x.device)
+    one_hot = label.dim() == 2 and label.shape[0] == x.shape[0] and label.shape[1] > 1
+    hint = f"; if these are one-hot, say {name}.argmax(1)" if one_hot else ""
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-        raise TypeError(f"{name}: want integers, got {label.dtype}")
+        raise TypeError(f"{name}: want integers, got {label.dtype}{hint}")
     if label.dim() == 0 and name == "target":
         label = label.expand(x.shape[0])
     if label.shape != x.shape[:1]:
-        raise ValueError(f"{name}: want shape ({x.shape[0]},), got shape {tuple(label.shape)}")
+        raise ValueError(f"{name}: want shape ({x.shape[0]},), got shape {tuple(label.shape)}{hint}")
     return label.to(torch.int64)
 
 

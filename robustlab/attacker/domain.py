@@ -17,6 +17,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.parts import Batch, copied, size
 from robustlab.geometry.norms import measure
+from robustlab.geometry.projections import clip
 
 Bound = float | Tensor
 
@@ -57,8 +58,11 @@ class Domain(ABC):
 class Box(Domain):
     """Floats between two ends, which are numbers, or tensors that broadcast with a sample (one end per channel, say).
 
+    The ends are finite: attacks take their steps in widths of the box, draw from it and change variables to it, so
+    that without an end they would return NaN, or find nothing.
+
     Raises:
-        ValueError, TypeError: unless low < high everywhere.
+        ValueError, TypeError: unless both are finite, and low < high everywhere.
     """
 
     def __init__(self, low: Bound, high: Bound) -> None:
@@ -69,6 +73,8 @@ class Box(Domain):
             raise ValueError(f"bounds: want ends that broadcast with each other, got {self._text()}") from None
         if not bool(below.all()):
             raise ValueError(f"bounds: want (low, high) with low < high, got {self._text()}")
+        if not all(bool(torch.as_tensor(end).isfinite().all()) for end in (self.low, self.high)):
+            raise ValueError(f"bounds: want finite ends, the range of valid inputs, got {self._text()}")
         self._is_plain = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
         if not self._is_plain:  # a number beside a tensor becomes one
             self.low, self.high = (
@@ -91,8 +97,19 @@ class Box(Domain):
         return float(torch.tensor(end, dtype=like.dtype)) if like.is_floating_point() else end
 
     def check(self, x: object, name: str = "x") -> None:
-        """Floats inside the box, without NaN."""
+        """Floats inside the box, without NaN; lengths in it are numbers of their dtype."""
         checks.images(x, (self.low, self.high), name)
+        assert isinstance(x, Tensor)
+        low, high = self.ends(x)
+        most = torch.finfo(x.dtype).max ** 0.5
+        if not bool((torch.as_tensor(high - low) <= most).all()):
+            kind = str(x.dtype).removeprefix("torch.")
+            raise ValueError(f"bounds: want ends whose squared distance {kind} can hold, got {self._text()}")
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """``x`` itself; where it passes an end, by the rounding that the check allows, a copy that does not."""
+        low, high = self.ends(x)
+        return x if bool(((x >= low) & (x <= high)).all()) else clip(x, low, high)
 
     def distances(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
         """ℓ0, ℓ1, ℓ2 and ℓ∞."""

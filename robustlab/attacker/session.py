@@ -28,6 +28,12 @@ Goal = Callable[[Reply, Tensor], Tensor]
 it, by the model's answer for them."""
 Found = TypeVar("Found")
 _NEVER = torch.iinfo(torch.int64).max
+_CUT_OFF = "an output that is differentiable in its input, got one that is cut off from it"
+_NO_GRADIENT = {  # what PyTorch says of a model without a gradient, and we
+    "used in the graph": _CUT_OFF,
+    "use_reentrant": "checkpoints that let input gradients pass, got some with use_reentrant=True; say False",
+    "derivative for": "operators that have a derivative, got one without; attacks on scores do without gradients",
+}
 
 
 class Model(Protocol):
@@ -78,9 +84,11 @@ class Session:
         answer: AnswerKind = "classes",
         goal: Goal | None = None,
         convolves: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         n, device = size(x), first(x).device
         self._model, self.domain, self.access, self.budget = model, domain, access, budget
+        self._dtype = dtype  # of the caller's x, where that is another than the attack computes in
         self.x, self.target, self.ids, self.kappa, self.answer, self._goal = x, target, ids, kappa, answer, goal
         if isinstance(domain, Box):
             self.low, self.high = domain.ends(x)
@@ -373,10 +381,11 @@ class Session:
                 final = put(final, live.rows[won], take(points, won))
         if self.domain.strayed(self._strayed):
             raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
+        given = final if self._dtype is None else final.to(self._dtype)
         return AttackResult(
-            x_adv=final,
+            x_adv=given,
             success=success,
-            distances=self.domain.distances(self.x, final),
+            distances=self.domain.distances(self.x, given),
             queries=self.queries,
             gradients=self.gradients,
             first_success=self.first_success,
@@ -451,8 +460,14 @@ def _input_gradient(value: Tensor, points: Batch, retain: bool = False) -> Batch
     if not leaves:
         raise TypeError("victim: want inputs of floats for a gradient, got others")
     if not value.requires_grad:
-        raise ValueError("model: want an output that is differentiable in its input, got one that is cut off from it")
-    grads = iter(torch.autograd.grad(value, leaves, retain_graph=retain, allow_unused=isinstance(points, tuple)))
+        raise ValueError(f"model: want {_CUT_OFF}")
+    try:
+        grads = iter(torch.autograd.grad(value, leaves, retain_graph=retain, allow_unused=isinstance(points, tuple)))
+    except RuntimeError as error:
+        wish = next((wish for sign, wish in _NO_GRADIENT.items() if sign in str(error)), None)
+        if wish is None:
+            raise
+        raise ValueError(f"model: want {wish}") from error
 
     def finite(part: Tensor) -> Tensor | None:
         if not part.requires_grad:

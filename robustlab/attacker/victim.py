@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -87,7 +88,8 @@ class Victim:
         differentiable = isinstance(model, (nn.Module, Graph))
         if not callable(model) or (access == "white" and not differentiable):
             wish = "an nn.Module, a graph or the path of an ONNX file" if access == "white" else "a callable"
-            raise TypeError(f"model: want {wish} under {access} access, got {type(model).__name__}")
+            hint = "; say model.module()" if type(model).__name__ == "ExportedProgram" else ""
+            raise TypeError(f"model: want {wish} under {access} access, got {type(model).__name__}{hint}")
         if domain is not None and not isinstance(domain, Domain):
             raise TypeError(f"domain: want a Domain, got {type(domain).__name__}")
         if domain is not None and bounds is not UNIT:
@@ -168,10 +170,36 @@ class Victim:
         with torch.inference_mode(False), torch.no_grad(), self.held(like.device):
             # Tensors made in inference mode cannot take part in autograd; their clones can.
             x, y, target = (None if v is None else ordinary(v) for v in (x, y, target))
-            yield Session(
-                self._answers, self.domain, self.access, self.budget, x, y, target, ordinary(ids).to(like.device),
-                kappa=float(kappa), min_classes=needed, answer=self.answer, goal=goal, convolves=self._convolves(),
+            space, x, dtype = self._work(x)
+            session = Session(
+                self._answers if dtype is None else partial(self._answers, dtype=dtype),
+                space, self.access, self.budget, x, y, target, ordinary(ids).to(like.device),
+                kappa=float(kappa), min_classes=needed, answer=self.answer, goal=goal,
+                convolves=self._convolves() and dtype is None, dtype=dtype,
             )  # fmt: skip
+            self._warn(session)
+            yield session
+
+    def _work(self, x: Batch) -> tuple[Domain, Batch, torch.dtype | None]:
+        """The domain and the batch with which an attack works, and the dtype of x if that is another.
+
+        What passes an end of the box by rounding is taken as that end. Beside half precision, which has no room for
+        squares and small steps, attacks compute in float32; the model is asked, and the result given, in the dtype of
+        x, between the ends that this can hold.
+        """
+        if not isinstance(self.domain, Box):
+            return self.domain, x, None
+        x = self.domain.nearest(x)
+        if x.dtype not in (torch.float16, torch.bfloat16):
+            return self.domain, x, None
+        return Box(*self.domain.ends(x)), x.float(), x.dtype
+
+    def _warn(self, session: Session) -> None:
+        """Say what is likely meant where x or the model's answer there is legal, but seldom what one wants."""
+        if isinstance(self.domain, Box):
+            checks.likely(session.x, session.width)
+        if self.answer == "classes" and self.output == "logits" and session.clean is not None:
+            checks.scores(session.clean)
 
     def _check_goal(self, goal: Goal | None, kappa: float) -> None:
         checks.at_least("kappa", kappa, 0.0)
@@ -190,13 +218,17 @@ class Victim:
                 return value.to(like.device, torch.int64)
         return checks.labels(name, value, like)
 
-    def _answers(self, points: Batch, *, fast: bool = False) -> Reply:
-        """The model's answer; ``fast``: a gradient will be asked for, and may go by product and fold."""
+    def _answers(self, points: Batch, *, fast: bool = False, dtype: torch.dtype | None = None) -> Reply:
+        """The model's answer; ``fast``: a gradient will be asked for, and may go by product and fold.
+
+        ``dtype``: of the points as the model takes them; None for their own.
+        """
+        asked = points if dtype is None else points.to(dtype)
         with FewChannels() if fast else nullcontext():
             try:
-                out = self._ask(*points) if isinstance(points, tuple) else self._ask(points)
-            except RuntimeError as error:
-                self._explain(first(points), error)
+                out = self._ask(*asked) if isinstance(asked, tuple) else self._ask(asked)
+            except (RuntimeError, AssertionError) as error:
+                self._explain(first(asked), error)
                 raise
         return self._read(out, first(points))
 
@@ -218,11 +250,18 @@ class Victim:
                 out = as_logits(out)
         return out
 
-    def _explain(self, x: Tensor, error: RuntimeError) -> None:
-        """Raise a clearer error, if the model failed since its dtype or device is not that of x.
+    def _explain(self, x: Tensor, error: RuntimeError | AssertionError) -> None:
+        """Raise a clearer error, if the model failed since it cannot take the dtype, device, layout or size of x.
 
         A model may well cast by itself and fail for another reason: PyTorch's own words tell.
         """
+        if "Guard failed" in str(error) and "size()[0]" in str(error):
+            raise ValueError(
+                f"model: want one that takes any number of samples, got one exported for another than {len(x)}; "
+                "say torch.export.export(..., dynamic_shapes=({0: torch.export.Dim('n')},))"
+            ) from error
+        if checks.channels_last(x) and "channels" in str(error):
+            raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}; {checks.TO_NCHW}") from error
         if any(tensor.is_inference() for tensor in self._tensors()) and "nference" in str(error):
             raise ValueError(
                 "model: want one that was made outside torch.inference_mode, through which gradients pass, "

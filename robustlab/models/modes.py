@@ -12,6 +12,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import FunctionType, ModuleType
 from typing import Any, Literal
 
 import torch
@@ -33,12 +35,13 @@ def evaluating(
     as well, since batch norm then moves its statistics at every query.
 
     Args:
-        models: modules; whatever else is among them (functions, None) is passed over.
+        models: modules, methods of modules, partial functions of either, and objects whose attributes they are (a
+            manifold with an encoder and a decoder, say); whatever else is among them (functions, None) is passed over.
         freeze: whether no parameter requires a gradient inside the block.
         mode: ``"eval"``, or ``"asis"`` to leave the mode of the modules alone.
         device: whose random state is kept beside the CPU's; None for the CPU's alone.
     """
-    parts = {part: None for model in models if isinstance(model, nn.Module) for part in model.modules()}
+    parts = {part: None for model in models for part in _modules(model)}
     held: list[tuple[str, Any]] = [("random state", None)]
     if device is not None and device.type == "cuda":
         held.append(("random state", device))
@@ -50,6 +53,18 @@ def evaluating(
         held += _parameters(parts)
     with _holding(held):
         yield
+
+
+def _modules(handed: object, depth: int = 3) -> Iterator[nn.Module]:
+    """The modules in what is handed to a method, down to attributes of attributes."""
+    if isinstance(handed, nn.Module):
+        yield from handed.modules()
+    elif depth and not isinstance(handed, type | FunctionType | ModuleType):
+        inside = [getattr(handed, "__self__", None), *getattr(handed, "__dict__", {}).values()]
+        if isinstance(handed, partial):
+            inside += [handed.func, *handed.args, *handed.keywords.values()]
+        for value in inside:
+            yield from _modules(value, depth - 1)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A box of its own for every channel, as data normalized channel by channel have it."""
+"""A box of its own for every channel, as data normalized channel by channel have it, and boxes in other units."""
 
 from __future__ import annotations
 
@@ -70,6 +70,17 @@ def check_translated(case: Case, device: torch.device) -> None:
     torch.testing.assert_close(ours.x_adv + mu, plain.x_adv, rtol=0, atol=1e-6)
 
 
+def check_scaled(case: Case, device: torch.device, width: float = 256.0) -> None:
+    """In a box that is as many times as wide: the same attack in other units. Powers of two round nothing."""
+    model, x, y = batch(case, device, n=8)
+    mu, sigma = per_channel(case, (0.0,), x), per_channel(case, (1 / width,), x)
+    plain = case.run(model, x, y)
+    radius = {"eps": width * EPS[case.norm or "linf"]} if case.has_budget and case.norm != "l0" else {}
+    ours = case.run(Victim(Shifted(model, mu, sigma), bounds=(0.0, width)), width * x, y, **radius)
+    assert torch.equal(ours.success, plain.success) and torch.equal(ours.queries, plain.queries)
+    torch.testing.assert_close(ours.x_adv / width, plain.x_adv, rtol=0, atol=1e-6)
+
+
 class Boxed(Counting):
     """Notes whether a question was outside the box."""
 
@@ -96,3 +107,8 @@ def test_normalized(case: Case, device: torch.device) -> None:
 @over(*(case for case in CASES if not case.takes("density")))  # which is told of points of one box
 def test_translated(case: Case, device: torch.device) -> None:
     check_translated(case, device)
+
+
+@over(*(case for case in CASES if not case.takes("density")))  # as above
+def test_scaled(case: Case, device: torch.device) -> None:
+    check_scaled(case, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import pytest
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from tests.suite.cases import CASES, EPS, TARGETED, Case, batch, over
 from tests.suite.models import convnet, mlp
 from tests.suite.test_batch import assert_same
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
+from tests.suite.test_pathological import check_honest
 
 
 def check_zero_budget(case: Case, device: torch.device) -> None:
@@ -29,6 +31,14 @@ def check_zero_budget(case: Case, device: torch.device) -> None:
     result = case.run(model, x, y, eps=some)
     assert torch.equal(result.x_adv[::2], x[::2]), "x was changed where its own ε is 0"
     assert bool(result.x_adv.isfinite().all())
+
+
+def check_huge_budget(case: Case, device: torch.device) -> None:
+    """A ball that holds the whole box, however large its radius: an honest result, and some success."""
+    model, x, y = batch(case, device, n=4, dtype=torch.float32)
+    for eps in (1e3, 1e38, 3e38):
+        result = check_honest(case, model, x, y, eps=eps)
+        assert bool(result.success.any()), f"nothing is found at ε = {eps}, in the whole box"
 
 
 def check_callers_batches(case: Case, device: torch.device, size: int = 3) -> None:
@@ -89,6 +99,12 @@ def check_two_threads(case: Case, device: torch.device) -> None:
 @over(*[case for case in CASES if case.has_budget])
 def test_zero_budget(case: Case, device: torch.device) -> None:
     check_zero_budget(case, device)
+
+
+@pytest.mark.filterwarnings("ignore:eps")  # that the ball holds the whole box
+@over(*[case for case in CASES if case.has_budget and case.norm])
+def test_huge_budget(case: Case, device: torch.device) -> None:
+    check_huge_budget(case, device)
 
 
 @over(size=(1, 3))

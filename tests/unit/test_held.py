@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import (
     Trigger,
     add_delete,
+    biggio_evasion,
+    bypass_detectors,
     evaluate_backdoor,
     exposure,
     feature_modification,
     gradient_matching,
     label_flipping,
+    on_manifold,
+    square,
     statistical_poisoning,
     zo_minmax,
 )
@@ -39,6 +47,9 @@ class Watched(nn.Module):
         free = isinstance(self.weight, nn.Parameter) and self.weight.requires_grad  # functional calls put others there
         self.seen.append(self.training or free)
         return self.inner(*args, **kw)
+
+    def asked(self, *args: Any) -> Any:
+        return self(*args)
 
 
 class Stamp(Trigger):
@@ -87,6 +98,25 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "trigger": (Stamp, lambda m: evaluate_backdoor(net(), DATA, m, 0)),
     "model of a detector": (lambda: Watched(net()), lambda m: spectral_signatures(m, DATA, rate=0.1)),
+    "manifold of parts": (
+        lambda: Watched(lambda z, y: z),
+        lambda m: on_manifold(
+            net(), *DATA, manifold=SimpleNamespace(encode=lambda x, y: x, decode=m), eps=0.1, steps=1
+        ),
+    ),
+    "method as a density": (
+        lambda: Watched(lambda x: x.flatten(1).sum(1)),
+        lambda m: biggio_evasion(net(), *DATA, eps=0.1, density=m.asked, steps=1),
+    ),
+    "partial detector": (
+        lambda: Watched(lambda x, at: x.flatten(1).sum(1) - at),
+        lambda m: bypass_detectors(net(), *DATA, eps=0.1, detector=partial(m, at=1e6), steps=1),
+    ),
+    "method as a judge": (
+        lambda: Watched(lambda x, y: torch.ones(len(y), dtype=torch.bool)),
+        lambda m: unrestricted(net(), *DATA, attacks={"none": keeps}, judge=m.asked),
+    ),
+    "method as a black box": (lambda: Watched(net()), lambda m: square(Victim(m.asked, access="soft"), *DATA, eps=0.1)),
     "judge": (
         lambda: Watched(lambda x, y: torch.ones(len(y), dtype=torch.bool)),
         lambda m: unrestricted(net(), *DATA, attacks={"none": keeps}, judge=m),
@@ -115,3 +145,20 @@ def test_it_is_held_and_put_back(name: str) -> None:
     run(module)
     assert module.seen and not any(module.seen), "asked in training mode, or with free parameters"
     assert module.training and module.weight.requires_grad
+
+
+def test_statistics_of_parts_stand_still() -> None:
+    """Batch norm in a manifold's decoder and in a density, both in training mode, moves nothing."""
+    decoder = nn.Sequential(nn.BatchNorm2d(DATA[0].shape[1]), nn.Sigmoid()).train()
+    density = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(DATA[0][0].numel())).train()
+    before = copy.deepcopy([decoder.state_dict(), density.state_dict()])
+    manifold = SimpleNamespace(encode=lambda x, y: x, decode=lambda z, y: decoder(z), parts=decoder)
+    on_manifold(net(), *DATA, manifold=manifold, eps=0.1, steps=2)
+    biggio_evasion(net(), *DATA, eps=0.1, density=partial(dense, density), steps=2)
+    for was, module in zip(before, (decoder, density), strict=True):
+        assert module.training
+        torch.testing.assert_close(module.state_dict(), was, rtol=0, atol=0)
+
+
+def dense(model: nn.Module, points: Tensor) -> Tensor:
+    return model(points).sum(dim=1)

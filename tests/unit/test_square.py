@@ -145,6 +145,20 @@ def test_restarts_go_on_where_the_first_failed() -> None:
     assert bool((three.queries[~three.success] == 1 + 3 * 20).all())
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_with_a_target_it_takes_the_cross_entropy(norm: str) -> None:
+    """As the authors' code does; the margin without one."""
+    model, x = mlp(SHAPE, 5), noise_box(6, SHAPE, torch.float64)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    run = {"norm": norm, "eps": 0.05, "queries": 30}
+    for target, named, other in (({"target": (y + 1) % 5}, "ce", "margin"), ({}, "margin", "ce")):
+        plain, same, not_same = (
+            square(model, x, y, **run, **target, **loss) for loss in ({}, {"loss": named}, {"loss": other})
+        )
+        assert torch.equal(plain.x_adv, same.x_adv) and not torch.equal(plain.x_adv, not_same.x_adv)
+
+
 def test_bad_input() -> None:
     model, x = mlp((18,), 3), torch.rand(2, 18, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"^x: want images"):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robustlab.attacker.domain import Tokens
 from robustlab.attacker.losses import ATTACKER_LOSSES
@@ -268,6 +269,63 @@ def test_models_in_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
     before = snapshot(wrapped, x, y)
     assert_same(pgd(wrapped, x, y, eps=0.1, steps=4), plain)
     assert_unchanged(before, wrapped, x, y)
+
+
+# Models without a gradient, or of one size ------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, model: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.model, self.reentrant = model, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.model, x, use_reentrant=self.reentrant)
+
+
+def test_checkpoints() -> None:
+    """Reentrant ones let no input gradient pass; the others give what the model alone gives."""
+    model, x, y = problem()
+    assert_same(pgd(Checkpointed(model, False), x, y, eps=0.1, steps=4), pgd(model, x, y, eps=0.1, steps=4))
+    with pytest.raises(ValueError, match=r"^model: want checkpoints that let input gradients pass, got .*; say False"):
+        pgd(Checkpointed(model, True), x, y, eps=0.1, steps=4)
+    queries = {"eps": 0.1, "queries": 9}
+    assert_same(square(Checkpointed(model, True), x, y, **queries), square(model, x, y, **queries))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, that it has newer ways
+def test_quantized_modules() -> None:
+    """They have no gradients, which an error says; attacks on scores work."""
+    _, x, y = problem(torch.float32)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    small = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(
+        ValueError, match=r"^model: want an output that is differentiable in its input, got one that is"
+    ):
+        pgd(small, x, y, eps=0.1, steps=2)
+    assert len(square(small, x, y, eps=0.1, queries=5)) == len(x)
+
+
+def test_an_operator_without_a_derivative() -> None:
+    class Zeta(nn.Module):
+        def forward(self, points: Tensor) -> Tensor:
+            return torch.special.zeta(points.flatten(1)[:, :3] + 2, torch.ones_like(points.flatten(1)[:, :3]))
+
+    with pytest.raises(ValueError, match=r"^model: want operators that have a derivative, got one without; attacks on"):
+        pgd(Zeta(), torch.rand(3, 2, 2, 2), eps=0.1, steps=2)
+
+
+@pytest.mark.slow
+def test_exported_modules() -> None:
+    """Of one batch size: an error that says how to export for all; with that, the results of the model itself."""
+    model, x, y = problem()
+    fixed = torch.export.export(model, (x,))
+    with pytest.raises(TypeError, match=r"^model: want an nn.Module, .* got ExportedProgram; say model.module\(\)"):
+        pgd(fixed, x, y, eps=0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^model: want one that takes any number of samples, got .*dynamic_shapes="):
+        pgd(fixed.module(), x[:4], y[:4], eps=0.1, steps=4)
+    free = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+    assert_same(pgd(free, x, y, eps=0.1, steps=4), pgd(model, x, y, eps=0.1, steps=4))
 
 
 # Threads -------------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def on_manifold(
         best, live = Best(session), session.live(eps=eps, alpha=alpha, latent=latent, noise=session.noise(seed))
         if not len(live):
             return session.result()
-        center = manifold.encode(live.x, live.y) if latent is None else live.latent
+        center = (manifold.encode(live.x.to(x.dtype), live.y) if latent is None else live.latent).to(live.x)
         radius = beside(live.eps, center)
         live.low, live.high = center - radius, center + radius
         if bounds is not None:
@@ -116,7 +116,7 @@ def on_manifold(
             live.keep(session.can_pay(live))
             if not len(live):
                 break
-            points, answer, grad = _look(session, manifold, live, g, slope=bool(k < steps))
+            points, answer, grad = _look(session, manifold, live, g, x.dtype, slope=bool(k < steps))
             best.keep(live, points, torch.where(answer.met, -torch.inf, answer.loss))
             live.z = clip(live.z - beside(live.alpha, grad) * grad.sign(), live.low, live.high)
             live.keep(~answer.met)
@@ -124,12 +124,15 @@ def on_manifold(
 
 
 def _look(
-    session: Session, manifold: Manifold, live: Live, g: LossFunction, slope: bool
+    session: Session, manifold: Manifold, live: Live, g: LossFunction, dtype: torch.dtype, slope: bool
 ) -> tuple[Tensor, Answer, Tensor]:
-    """The images of the codes ``live.z``, the answer about them, and the loss's gradient in z if asked for, else 0."""
+    """The images of the codes ``live.z``, the answer about them, and the loss's gradient in z if asked for, else 0.
+
+    The manifold takes codes of this ``dtype``.
+    """
     with torch.enable_grad():
         z = live.z.detach().requires_grad_(slope)
-        made = manifold.decode(z, live.y)
+        made = manifold.decode(z.to(dtype), live.y).to(live.x)
     points = clip(made.detach(), session.low, session.high)  # the gradient passes by the clipping
     if points.shape[1:] != session.x.shape[1:]:
         raise ValueError(f"manifold: want decode to give {tuple(session.x.shape[1:])}, got {tuple(points.shape[1:])}")

@@ -58,7 +58,7 @@ def square(
     eps: float | Tensor,
     queries: int = 5000,
     p_init: float = 0.8,
-    loss: LossName | LossFunction = "margin",
+    loss: LossName | LossFunction | None = None,
     restarts: int = 1,
     rescale: bool = False,
     target: int | Tensor | None = None,
@@ -78,7 +78,8 @@ def square(
         eps: radius ε ≥ 0 in units of x; a number or (N,).
         queries: at most so many points are tried in each restart.
         p_init: share of the pixels changed at first, in (0, 1].
-        loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`).
+        loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`); None means ``"margin"`` and, with a
+            target, ``"ce"``, as in the authors' code.
         restarts: number of random starts; a sample that is done skips the rest.
         rescale: stretch the schedule of p, which is made for 10,000 queries, to ``queries``.
         target: a label, or (N,), for a targeted attack.
@@ -100,10 +101,11 @@ def square(
     checks.at_least("restarts", restarts, 1, integer=True)
     checks.positive("p_init", p_init)
     checks.at_most("p_init", p_init, 1)
-    g, victim = attacker_loss(loss), Victim.of(victim)
+    default: LossName = "margin" if target is None else "ce"
+    g, victim = attacker_loss(default if loss is None else loss), Victim.of(victim)
     checks.images(x, victim.bounds)
     checks.pictures(x)
-    eps = checks.per_sample("eps", eps, x)
+    eps = checks.radius(eps, x, norm, victim.bounds)
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
         best, search = Best(session), (_Linf if norm == "linf" else _L2)(session)
         for restart in range(restarts):
@@ -219,7 +221,7 @@ class _L2(_Search):
 
 def _signs(unit: Tensor, like: Tensor) -> Tensor:
     """Uniform numbers (n, m) as random signs in the dtype of the images."""
-    return torch.where(unit < 0.5, -1.0, 1.0).to(like.dtype)
+    return 1 - 2 * (unit < 0.5).to(like.dtype)
 
 
 def _unit(rows: Tensor) -> Tensor:

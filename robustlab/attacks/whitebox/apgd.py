@@ -109,7 +109,7 @@ def apgd(
         raise ValueError(f"multi_eps: want False unless norm is 'l1', got True with norm {norm!r}")
     ball, g, victim = get_norm(norm), attacker_loss(loss), Victim.of(victim)
     checks.images(x, victim.bounds)
-    eps = checks.per_sample("eps", eps, x)
+    eps = checks.radius(eps, x, norm, victim.bounds)
     if init is not None:
         checks.same_shape("init", init, x)
         init = init.to(x.device)  # as eps and labels are

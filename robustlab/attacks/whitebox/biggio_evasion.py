@@ -91,7 +91,7 @@ def biggio_evasion(
     checks.at_least("steps", steps, 1, integer=True)
     ball, l2, victim = get_norm(norm), get_norm("l2"), Victim.of(victim)
     checks.images(x, victim.bounds)
-    eps = checks.per_sample("eps", eps, x)
+    eps = checks.radius(eps, x, norm, victim.bounds)
     step = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
     with victim.session(x, y, target=target, ids=ids) as session, evaluating(density):
         fooled, lowest, live = Best(session), Best(session), session.live(eps=eps, step=step)
@@ -102,7 +102,7 @@ def biggio_evasion(
                 break
             ask = session.gradient if k < steps else session.ask
             answer = ask(live.points, live, _margin)
-            p, rise = _density(density, live.points)
+            p, rise = _density(density, live.points, x.dtype)
             total = (answer.loss - lam * p).nan_to_num(torch.finfo(p.dtype).max)
             fooled.keep(live, live.points, total, answer.met)
             lowest.keep(live, live.points, total)
@@ -159,13 +159,13 @@ class KernelDensity:
         return torch.exp(-square / (2 * self.bandwidth**2))
 
 
-def _density(density: Density | None, points: Tensor) -> tuple[Tensor, Tensor]:
-    """p at ``points``, (n,), and its gradient; 0 without a density."""
+def _density(density: Density | None, points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """p at ``points``, (n,), and its gradient; 0 without a density, which takes points of this ``dtype``."""
     if density is None:
         return points.new_zeros(len(points)), torch.zeros_like(points)
     with torch.enable_grad():
         points = points.detach().requires_grad_(True)
-        p = density(points)
+        p = density(points.to(dtype)).to(points)
         (grad,) = torch.autograd.grad(p.sum(), points)
     return p.detach(), grad
 

@@ -115,7 +115,7 @@ def bypass_detectors(
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
-    eps = checks.per_sample("eps", eps, x)
+    eps = checks.radius(eps, x, norm, victim.bounds)
     both = Joint(_logits_of(victim), detector, float(threshold))
     joint = Victim(both, bounds=victim.bounds, mode=victim.mode)
     with victim.session(x, y, target=target, ids=ids) as session, evaluating(detector), joint.held(x.device):
@@ -129,10 +129,10 @@ def bypass_detectors(
             joint.budget = (victim.budget - 1) // tries
         if victim.budget == 2:
             tries = 0  # the query that ranked the classes was all that could be paid
-        success = both.fires(live.x).logical_not_()
+        success = both.fires(x).logical_not_()
         success &= ~session.lost
         success[session.active] = False
-        x_adv, queries, gradients = session.x.clone(), session.queries.clone(), torch.zeros_like(session.y)
+        x_adv, queries, gradients = x.detach().clone(), session.queries.clone(), torch.zeros_like(session.y)
         first_success = success.long() * 2 - 1
         live.keep(~(success | session.lost))
         for place in bar(range(tries), show=progress, label="targets"):
@@ -141,7 +141,7 @@ def bypass_detectors(
             rows = live.rows
             given = {name: part_of(value, rows, len(x)) for name, value in arguments.items()}
             given |= {"norm": norm, "eps": live.eps, "target": live.goals[:, place], "seed": seed, "ids": live.ids}
-            result = attack(joint, live.x, live.y, **given)
+            result = attack(joint, live.x.to(x.dtype), live.y, **given)
             won = result.success
             kept = won if place else torch.ones_like(won)  # of the failures, the point of the likeliest class stays
             x_adv[rows[kept]], success[rows] = result.x_adv[kept], won

@@ -16,7 +16,8 @@ Different here: the goal asks for 1e-4·max(1, largest |logit|) more than κ, so
 Early aborting, c, τ and the mask belong to each sample alone. Where ℓ∞ would give up, it goes on with a factor nearer
 to 1 and an Adam step size that shrinks alike, since 0.9 alone leaves up to 10 % on the table; its first step size is
 0.02 instead of 0.005 and its first c 1e-3 instead of 1e-5, which need fewer steps. ℓ0 counts and freezes elements,
-where the paper freezes a pixel's three channels together.
+where the paper freezes a pixel's three channels together. In all penalties δ is in widths of the box, so that c means
+the same in [0, 1] and [0, 255].
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def cw(
 ) -> AttackResult:
     """Carlini and Wagner's attack in ℓ2, ℓ∞ or ℓ0.
 
-        minimize_w penalty(x(w) − x) + c·max{κ − goal margin(x(w)), 0},    x(w) = (tanh(w) + 1)/2
+        minimize_w penalty((x(w) − x)/width) + c·max{κ − goal margin(x(w)), 0},    x(w) = (tanh(w) + 1)/2
 
     Args:
         victim: a Victim, or a model with logits (N, K).
@@ -71,7 +72,7 @@ def cw(
         steps: Adam steps of one minimization, at most.
         search_steps: ℓ2: values of c tried. ℓ∞: how often the cut of τ, 10 % at first, is halved. Not used in ℓ0.
         lr: Adam's step size; None means 0.01 (ℓ∞: 0.02).
-        c: first value of c.
+        c: first value of c, for a penalty on lengths in widths of the box (of its widest side).
         abort_early: end a minimization that has not improved by 0.01 % over a tenth of its steps.
         seed, ids: accepted for uniformity; the method is deterministic.
         progress: show a counter in a terminal.
@@ -94,6 +95,7 @@ def cw(
     ball, victim = get_norm(norm), Victim.of(victim)
     with victim.session(x, y, target=target, ids=ids, kappa=kappa) as session:
         best, live, box = closest(session), session.live(), TanhBox(session.low, session.high)
+        width = session.width
         form = _FORMS[norm](live, lr, search_steps)
         begin(live, box.inverse(live.x), c, lr)
         for _ in bar(count(), show=progress, label="cw"):
@@ -104,7 +106,7 @@ def cw(
             if form.freezes:
                 points, slope = torch.where(live.free, points, live.x), slope * live.free
             answer = session.gradient(points, live, shortfall)
-            delta = points - live.x
+            delta = (points - live.x) / width
             value, pull = form.penalty(live, delta)
             won = session.secure(answer.logits, live) & (value <= live.slack)
             best.keep(live, points, ball.length(delta), won)
@@ -112,7 +114,9 @@ def cw(
             over = live.step == steps - 1
             if abort_early:
                 over |= stalled(live, value + live.c * answer.loss.clamp_min(0), max(1, steps // 10))
-            adam(live, (answer.grad * beside(live.c * (answer.loss > 0), delta)).add_(pull).mul_(slope))
+            adam(
+                live, (answer.grad * beside(live.c * (answer.loss > 0), delta)).add_(pull, alpha=1 / width).mul_(slope)
+            )
             if form.stops:
                 over |= won
             if bool(over.any()):

@@ -63,7 +63,7 @@ def fgsm(
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
     ball, g, victim = get_norm(norm), attacker_loss(loss), Victim.of(victim)
     checks.images(x, victim.bounds)
-    eps = checks.per_sample("eps", eps, x)
+    eps = checks.radius(eps, x, norm, victim.bounds)
     with victim.session(x, y, target=target, ids=ids, loss=g) as session:
         live = session.live(eps=eps)
         live.keep(session.can_pay(live))

@@ -10,7 +10,7 @@ Different here: the paper writes c·|r|, the square makes it smooth; an untarget
 cross-entropy of "any class but y", −log(1 − [f_θ]_y); the nearest success on the whole way is kept, not only the
 minimizers. The solver is our own, so that a whole batch is minimized at once: a projected L-BFGS in which the
 quasi-Newton step acts on the elements that the box leaves free (Bertsekas' two-metric idea) and each sample backtracks
-on its own.
+on its own; it works in widths of the box, so that it does the same in [0, 1] and [0, 255].
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest
+from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
 _MEMORY = 8  # pairs (s, y) kept
@@ -48,7 +49,7 @@ def lbfgs(
 ) -> AttackResult:
     """Szegedy et al.'s attack: box-constrained L-BFGS and a line search on c.
 
-        minimize_δ c·‖δ‖₂² + CE(z(x + δ), t)     untargeted: −log(1 − softmax(z)_y) in place of CE
+        minimize_δ c·‖δ/width‖₂² + CE(z(x + δ), t)     untargeted: −log(1 − softmax(z)_y) in place of CE
 
     Args:
         victim: a Victim, or a model with logits (N, K).
@@ -59,7 +60,7 @@ def lbfgs(
         steps: function evaluations of each minimization, at most.
         search_steps: values of c tried: powers of ten until both a success and a failure are known, then halving the
             interval on a logarithmic scale.
-        c: first value of c.
+        c: first value of c, for lengths in widths of the box (of its widest side).
         seed, ids: accepted for uniformity; the method is deterministic.
         progress: show a bar in a terminal.
 
@@ -104,8 +105,10 @@ def _minimize(session: Session, best: Best, c: Tensor, steps: int) -> Tensor:
     """
     live, won = session.live(), torch.zeros_like(session.y, dtype=torch.bool)
     shape = live.x.shape[1:]
-    low, high = (torch.as_tensor(end).to(live.x).expand(shape).flatten() for end in (session.low, session.high))
-    live.c, live.at, live.value = c, live.x.flatten(1), torch.full_like(c, torch.inf)
+    width = session.width
+    low, high = (torch.as_tensor(end).to(live.x).expand(shape).flatten() / width for end in (session.low, session.high))
+    live.clean = live.x.flatten(1) / width
+    live.c, live.at, live.value = c, live.clean, torch.full_like(c, torch.inf)
     live.grad, live.move, live.length = torch.zeros_like(live.at), torch.zeros_like(live.at), torch.ones_like(c)
     live.past_s = live.past_y = live.at.new_zeros(len(live), _MEMORY, live.at.shape[1])
     for _ in range(steps):
@@ -113,12 +116,13 @@ def _minimize(session: Session, best: Best, c: Tensor, steps: int) -> Tensor:
         if not len(live):
             break
         trial = torch.clamp(live.at + live.length[:, None] * live.move, low, high)
-        points, delta = trial.reshape(live.x.shape), trial - live.x.flatten(1)
+        points = clip(trial.reshape(live.x.shape) * width, session.low, session.high)
+        delta = trial - live.clean
         answer, square = session.gradient(points, live, other_than), delta.square().sum(dim=1)
         met = session.secure(answer.logits, live)
         best.keep(live, points, square, met)
         value = live.c * square + answer.loss
-        grad = 2 * live.c[:, None] * delta + answer.grad.flatten(1)
+        grad = 2 * live.c[:, None] * delta + width * answer.grad.flatten(1)
         step = trial - live.at
         accepted = value <= live.value + 1e-4 * (live.grad * step).sum(dim=1)
         won[live.rows] = torch.where(accepted, met, won[live.rows])

@@ -111,7 +111,7 @@ def sigma_zero(
             live.delta.addcdiv_(live.mean, root, value=-eta / (1 - 0.9 ** (k + 1))).clamp_(live.low, live.high)
 
             eta = cosine(lr, 0.1 * lr, k + 1, steps)
-            live.tau = (live.tau + threshold_rate * eta * torch.where(won, 1.0, -1.0)).clamp_(0.0, 1.0)
+            live.tau = (live.tau + threshold_rate * eta * (2 * won.to(live.tau) - 1)).clamp_(0.0, 1.0)
             live.delta *= live.delta.abs() >= beside(live.tau, points)
         return session.result(best.points, asked=True, revert=True)
 

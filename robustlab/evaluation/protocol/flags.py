@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustlab import checks
 from robustlab.attacker.losses import LossFunction
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Victim
 
-_REPEATS, _SPREAD, _NEAR_ONE = 5, 1e-4, 1e-5
+_REPEATS, _SPREAD = 5, 1e-4
 
 RANDOMIZED = "equal questions get different answers: attack the expectation (evaluation.eot)"
 PROBABILITIES = "the outputs are probabilities: give the logits, or say Victim(model, output='probs')"
@@ -43,7 +44,7 @@ def first_look(victim: Victim, x: Tensor, y: Tensor) -> tuple[dict[str, str], in
             flags["randomized"] = RANDOMIZED
         elif len(x) > 1 and _batch_matters(session):
             flags["batch_dependent"] = BATCH
-        if victim.output == "logits" and _are_probabilities(session.clean):
+        if victim.output == "logits" and checks.are_probabilities(session.clean):
             flags["probabilities"] = PROBABILITIES
         return flags, session.clean.shape[1], session.queries.cpu()
 
@@ -68,11 +69,6 @@ def _batch_matters(session: Session) -> bool:
     assert session.clean is not None
     alone = session.ask(session.x[:1], session.of(session.y.new_zeros(1))).logits
     return float((alone - session.clean[:1]).abs().max()) > 1e-3 * max(1.0, float(session.clean[:1].abs().max()))
-
-
-def _are_probabilities(output: Tensor) -> bool:
-    inside = (output > -_NEAR_ONE) & (output < 1 + _NEAR_ONE)
-    return bool(inside.all()) and bool(((output.sum(dim=1) - 1).abs() < _NEAR_ONE).all())
 
 
 def _copy(victim: Victim) -> list[int]:

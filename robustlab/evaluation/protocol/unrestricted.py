@@ -205,8 +205,8 @@ def _read(victim: Victim, x: Tensor, y: Tensor, batch_size: int) -> tuple[Tensor
         with victim.session(x[rows], y[rows], access="soft") as session:
             assert session.clean is not None
             top = session.clean.topk(2, dim=1)
-            leads.append((top.values[:, 0] - top.values[:, 1]).double().cpu())
-            right.append((top.indices[:, 0] == session.y).cpu())
+            leads.append((top.values[:, 0] - top.values[:, 1]).double().masked_fill(session.lost, 0.0).cpu())
+            right.append(((top.indices[:, 0] == session.y) & ~session.lost).cpu())
     return torch.cat(leads), torch.cat(right)
 
 

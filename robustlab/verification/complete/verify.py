@@ -71,7 +71,7 @@ def verify(
     checks.one_of("method", method, METHODS)
     if norm != "linf":
         raise ValueError(f"norm: complete verifiers want 'linf', got {norm!r}")
-    checks.images(x, box)
+    checks.images(x, box, strict=True)
     radius = checks.per_sample("eps", eps, x)
     exact = torch.as_tensor(eps, dtype=torch.float64).expand(len(x))  # a number is not rounded to the dtype of x
     if timeout is not None:
@@ -90,6 +90,9 @@ def verify(
         for i in range(len(x)):
             assert graph is not None and session.clean is not None
             label = int(session.y[i])
+            if bool(session.lost[i]):
+                status[i] = "unknown"
+                continue
             if int(session.clean[i].argmax()) != label:
                 status[i], found[i] = "falsified", x[i]
                 continue
