@@ -25,7 +25,7 @@ WIDE, TIGHT = (-3.0, 3.0), (-1.0, 1.0)
 FULL: dict[str, dict[str, Any]] = {
     "deepfool": {"overshoot": 1e-3},
     "cw": {"steps": 300, "c": 0.1},
-    "cw-linf": {"steps": 500, "c": 0.1, "search_steps": 12},
+    "cw-linf": {"steps": 500, "c": 0.1 / 6, "search_steps": 12},  # 0.1 in units of x
     "cw-l0": {"steps": 60, "c": 10.0, "lr": 0.1},
     "pgd-l1": {"steps": 100},
     "bim": {"steps": 40},

@@ -96,7 +96,8 @@ def check_failure(case: Case, device: torch.device) -> None:
 
 def attacked(case: Case, logits: Tensor, label: Tensor) -> Tensor:
     """What the default loss wants large."""
-    if inspect.signature(case.attack).parameters["loss"].default == "margin":
+    default = inspect.signature(case.attack).parameters["loss"].default
+    if default == "margin" or (default is None and not case.targeted):  # Square's
         others = logits.scatter(1, label[:, None], -torch.inf).amax(dim=1)
         loss = (others - logits.gather(1, label[:, None]).squeeze(1)).squeeze()
     else:
