@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def main() -> int:
 
     try:
         HTML.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=HTML).close()  # a folder that is there may be read-only
         write_generated()
     except OSError as error:
         print(f"The book is built inside the checkout, which cannot be written to: {error}", file=sys.stderr)

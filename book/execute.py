@@ -25,6 +25,7 @@ import json
 import os
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,25 @@ def repository_url(config: Path = ROOT / "_config.yml") -> str:
     return str(yaml.safe_load(config.read_text(encoding="utf-8"))["repository"]["url"])
 
 
+def version(project: Path = ROOT / "pyproject.toml") -> str:
+    """The version of robustlab that the chapters were written for."""
+    return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+
+
 def install_cell(url: str) -> str:
-    """Source of a chapter's first code cell, which installs robustlab on Colab and Binder."""
+    """Source of a chapter's first code cell, which installs robustlab on Colab and Binder: the release of its version.
+
+    A chapter that somebody opens years later still meets the library that it was tested with.
+    """
     return f"""# On Colab or Binder this installs robustlab; anywhere else it does nothing.
-import importlib.util, os, subprocess, sys
+import importlib.util
+import os
+import subprocess
+import sys
 
 hosted = "google.colab" in sys.modules or "BINDER_SERVICE_HOST" in os.environ
 if hosted and importlib.util.find_spec("robustlab") is None:
-    source = "robustlab @ git+{url}"
+    source = "robustlab @ git+{url}@v{version()}"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
     importlib.invalidate_caches()"""
 

@@ -40,6 +40,9 @@ def names() -> tuple[str, ...]:
 def load(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
     """Load a data set as float32 tensors in [0, 1].
 
+    What ships with robustlab is never unpickled. The files of CIFAR-10 are pickles, which can hold code; torchvision
+    unpickles them after a check of their MD5 sums.
+
     Args:
         name: ``"mnist5k"`` (4,000 training and 1,000 test images, 1x28x28) or ``"fashion"`` (10,000 and
             2,000) ship with robustlab and need neither network nor torchvision. ``"mnist_full"``,

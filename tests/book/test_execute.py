@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from book.execute import execute, install_cell, repository_url
+from book.execute import execute, install_cell, repository_url, version
 from book.outputs import compared_text
 from tests.book.specimen import CLAIM, FIGURE, IMPORTS, SLIDER, nbval, read, write
 
@@ -118,6 +118,12 @@ def test_the_install_cell_takes_the_address_from_the_configuration(tmp_path: Pat
     assert repository_url() in install_cell(repository_url())
 
 
+def test_the_install_cell_names_the_version(tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\nversion = "7.8.9"\n')
+    assert version(project) == "7.8.9" and f"@v{version()}" in install_cell("https://example.org/book")
+
+
 @pytest.mark.parametrize(("hosted", "present", "installs"), [(True, False, 1), (True, True, 0), (False, False, 0)])
 def test_the_install_cell_installs_only_where_it_must(monkeypatch: pytest.MonkeyPatch, hosted: bool, present: bool,
                                                       installs: int) -> None:  # fmt: skip
@@ -131,7 +137,7 @@ def test_the_install_cell_installs_only_where_it_must(monkeypatch: pytest.Monkey
     exec(compile(install_cell("https://example.org/book"), "cell", "exec"), {})
     assert len(commands) == installs
     if installs:
-        assert commands[0][-1] == "robustlab @ git+https://example.org/book"
+        assert commands[0][-1] == f"robustlab @ git+https://example.org/book@v{version()}"
 
 
 def test_a_stream_in_pieces_is_one_text() -> None:

@@ -1,9 +1,11 @@
-"""The data sets: what ships is what was meant to ship, and nothing is unpickled."""
+"""The data sets: what ships is what was meant to ship and is never unpickled; CIFAR-10 is, after a check of its MD5."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,7 +78,7 @@ def test_a_changed_file_is_refused(tmp_path, monkeypatch) -> None:
         data.load("mnist5k")
 
 
-def test_nothing_is_unpickled(tmp_path, monkeypatch) -> None:
+def test_nothing_that_ships_is_unpickled(tmp_path, monkeypatch) -> None:
     """Even with a matching hash, an object array, whose reading would run code, is refused."""
     buffer = io.BytesIO()
     np.savez(buffer, x_train=np.array([{"an": "object"}], dtype=object))
@@ -188,6 +190,42 @@ def test_a_torchvision_set_that_is_not_there_is_a_clear_error(tmp_path, monkeypa
     _torchvision(monkeypatch, "mnist_full", opener)
     with pytest.raises(FileNotFoundError, match="download=True"):
         data.load("mnist_full", root=tmp_path)
+
+
+class _Planted:
+    """What leaves a mark where it is unpickled, as hostile code would."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_cifar10_is_unpickled_only_after_its_md5_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    folder, mark = tmp_path / "cifar-10-batches-py", tmp_path / "mark"
+    folder.mkdir()
+    real = datasets.CIFAR10
+    names = [name for name, _ in [*real.train_list, *real.test_list]]
+    for name in [*names, real.meta["filename"]]:
+        (folder / name).write_bytes(pickle.dumps(_Planted(mark)))
+    with pytest.raises(FileNotFoundError, match="cifar10"):
+        data.load("cifar10", root=tmp_path)
+    assert not mark.exists()
+
+    images = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
+    files = {name: pickle.dumps({"data": images, "labels": [1, 0]}) for name in names}
+    files[real.meta["filename"]] = pickle.dumps({"label_names": ["a", "b"]})
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    md5 = {name: hashlib.md5(raw).hexdigest() for name, raw in files.items()}
+    monkeypatch.setattr(real, "train_list", [[name, md5[name]] for name in names[:-1]])
+    monkeypatch.setattr(real, "test_list", [[name, md5[name]] for name in names[-1:]])
+    monkeypatch.setattr(real, "meta", {**real.meta, "md5": md5[real.meta["filename"]]})
+    d = data.load("cifar10", root=tmp_path)
+    assert d.x_train.shape == (10, 3, 32, 32) and d.y_test.tolist() == [1, 0] and d.classes == ("a", "b")
 
 
 def test_toys_are_balanced_seeded_and_in_the_box() -> None:
