@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ADDRESS = re.compile(r"https?://(?!127\.|localhost)[^\s<>\"'`{}\\|^\]]+")
+# An address behind "git+" is one for pip.
+ADDRESS = re.compile(r"(?<!git\+)https?://(?!127\.|localhost)[^\s<>\"'`{}\\|^\]]+")
 BROWSER = {"User-Agent": "Mozilla/5.0 (links of a book, asked once)"}
 
 

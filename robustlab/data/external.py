@@ -15,8 +15,8 @@ EXTERNAL: dict[str, str] = {"mnist_full": "MNIST", "fashion_full": "FashionMNIST
 def load_external(name: str, *, root: str | Path | None, download: bool) -> Dataset:
     """A torchvision data set, whole, as float32 images (N, C, H, W) in [0, 1].
 
-    CIFAR-10 is the one thing here that is unpickled: its files are Python pickles, which can hold code. torchvision reads
-    them, and only after their MD5 sums have been found to be the published ones.
+    CIFAR-10 is the one thing here that is unpickled: its files are Python pickles, which can hold code. torchvision
+    reads them, and only after their MD5 sums have been found to be the published ones.
 
     Raises:
         ValueError: if `root` is None.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.browser.site import BROWSER_ARGUMENTS, HTML, NOT_BUILT, serve
+from tests.browser.site import BROWSER_ARGUMENTS, HTML, NOT_BUILT, documented_policy, serve
 from tests.system import find_browser
 
 
@@ -34,8 +34,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[str]:
-    """The address of the built book."""
+    """The address of the built book, served under the policy that hosts are told of: a violation is a complaint."""
     if not (HTML / "index.html").exists():
         pytest.fail(NOT_BUILT)
-    with serve(HTML) as address:
+    with serve(HTML, documented_policy()) as address:
         yield address

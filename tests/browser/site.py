@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,7 +48,24 @@ def some(found: list[str], number: int) -> list[Any]:
     return [page if page in kept else pytest.param(page, marks=pytest.mark.full) for page in found]
 
 
+def documented_policy() -> str:
+    """The Content-Security-Policy that the page *How to use this book* gives to hosts."""
+    page = (ROOT / "book" / "how_to_use.md").read_text(encoding="utf-8")
+    (policy,) = re.findall(r"^Content-Security-Policy: (.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    return " ".join(policy.split())
+
+
 class _Silent(SimpleHTTPRequestHandler):
+    def __init__(self, *arguments: Any, policy: str, **others: Any) -> None:
+        self.policy = policy
+        super().__init__(*arguments, **others)
+
+    def end_headers(self) -> None:
+        """With the policy, where there is one."""
+        if self.policy:
+            self.send_header("Content-Security-Policy", self.policy)
+        super().end_headers()
+
     def log_message(self, *arguments: object) -> None:
         """Says nothing: the requests would fill the tests' output."""
 
@@ -58,9 +76,14 @@ class _Silent(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serves ``folder`` on the loopback address; yields the address, with a slash at its end."""
-    handler = functools.partial(_Silent, directory=str(folder))
+def serve(folder: Path, policy: str = "") -> Iterator[str]:
+    """Serves ``folder`` on the loopback address; yields the address, with a slash at its end.
+
+    Args:
+        folder: what is served.
+        policy: the Content-Security-Policy that is sent with every file; none by default.
+    """
+    handler = functools.partial(_Silent, directory=str(folder), policy=policy)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

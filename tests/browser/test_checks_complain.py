@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser.site import serve
+from tests.browser.site import documented_policy, serve
 from tests.browser.test_links import broken_links
 from tests.browser.visit import Visit
 
@@ -55,6 +55,22 @@ def test_a_sound_page_passes(browser: Browser, tmp_path: Path) -> None:
     _write(tmp_path, "<p>Costs $5 or $6.</p>")
     (tmp_path / "favicon.ico").write_bytes(b"")
     assert _complaints(browser, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("defect", "complaint"),
+    [
+        ("<script>eval('1')</script>", "error in a script"),
+        ('<object data="page.html"></object>', "error on the console"),
+        ("<script>fetch('https://example.org/')</script>", "error on the console"),
+        ("<style>@import 'https://example.org/a.css';</style>", "error on the console"),
+    ],
+)
+def test_what_the_policy_forbids_is_seen(browser: Browser, tmp_path: Path, defect: str, complaint: str) -> None:
+    _write(tmp_path, defect)
+    with serve(tmp_path, documented_policy()) as site, Visit(browser, site, "page.html") as visit:
+        visit.page.wait_for_timeout(100)
+        assert any(said.startswith(complaint) and "Content Security Policy" in said for said in visit.complaints)
 
 
 @pytest.mark.parametrize("link", ["absent.html", "#absent", "page.html#absent", "../absent/", "folder/absent.ipynb"])

@@ -20,7 +20,7 @@ PUBLIC = {
     **TEXTS,
     **{
         name: (ROOT / name).read_text(encoding="utf-8")
-        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE-PROSE")
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "LICENSE-PROSE")
     },
 }
 GLOSSARY = TEXTS["book/glossary.md"]

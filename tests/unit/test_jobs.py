@@ -27,6 +27,14 @@ def test_actions_are_pinned_by_commit() -> None:
     assert used and [name for name in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name)] == []
 
 
+def test_all_pins_are_looked_after_in_groups() -> None:
+    watched = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text(encoding="utf-8"))["updates"]
+    assert {entry["package-ecosystem"] for entry in watched} == {"pip", "github-actions"}
+    for entry in watched:
+        assert (ROOT / entry["directory"].lstrip("/") / "requirements.txt").exists()
+        assert [group["patterns"] for group in entry["groups"].values()] == [["*"]], "one pull request for a kind"
+
+
 def test_the_lowest_versions_are_those_that_pyproject_promises() -> None:
     lowest, newest = versions.requirements("lowest"), versions.requirements("newest")
     assert {"torch==2.6", "torchvision==0.21", "onnx==1.16"} <= set(lowest)
@@ -42,7 +50,7 @@ def test_tests_of_the_library_need_nothing_of_the_book() -> None:
 
 
 def test_addresses_are_found_without_what_stands_behind_them() -> None:
-    text = "[a](https://a.org/b_(c)), <https://d.org>. `https://e.org/#part`: http://127.0.0.1:8000/x"
+    text = "[a](https://a.org/b_(c)), <https://d.org>. `https://e.org/#part`: http://127.0.0.1:8/ git+https://g.org@v1"
     assert links.addresses("page.md", text) == {"https://a.org/b_(c)", "https://d.org", "https://e.org/"}
     entry = '@article{x,\n  doi = {10.1/ab},\n  eprint = "1412.6572",\n  url = {https://f.org},\n}'
     found = {"https://doi.org/10.1/ab", "https://arxiv.org/abs/1412.6572", "https://f.org"}

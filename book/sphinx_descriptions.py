@@ -1,0 +1,47 @@
+"""A Sphinx extension: what search engines, and links to a page on other sites, show of it.
+
+A page's description is ``description`` in its front matter, or else its first paragraph. With it, the page's title and
+one picture of the book, sphinxext-opengraph writes the card of a link into the page's head.
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+LENGTH = 200  # characters that are shown
+
+
+def description(doctree: nodes.document, front_matter: Mapping[str, Any]) -> str:
+    """One or two sentences about a page, as plain text, cut between words; "" for a page without a paragraph."""
+    found = (node.astext() for node in doctree.findall(nodes.paragraph) if isinstance(node.parent, nodes.section))
+    return textwrap.shorten(str(front_matter.get("description") or next(found, "")), LENGTH, placeholder=" …")
+
+
+def _describe(app: Sphinx, page: str, _template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """Hands the description to sphinxext-opengraph, which otherwise takes the first words of any kind."""
+    if doctree is None:
+        return
+    front_matter = context.get("meta") or {}
+    text = html.escape(description(doctree, front_matter))
+    context["meta"] = {**front_matter, "og:description": text}
+    context["metatags"] += f'<meta name="description" content="{text}" />\n'
+
+
+def _one_address(app: Sphinx, config: Config) -> None:
+    """The book's own address stands in _config.yml once."""
+    config.ogp_site_url = config.html_baseurl
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Registers the extension; called by Sphinx."""
+    app.setup_extension("sphinxext.opengraph")
+    app.connect("config-inited", _one_address)
+    app.connect("html-page-context", _describe, priority=400)  # before sphinxext-opengraph
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
