@@ -34,7 +34,8 @@ fresh-book: $(STAMP)
 	@$(PY) -m book.build --fresh
 
 test-full: PYTEST += --full
-test-full: test  ## those that `make test` leaves out too: full products of cases
+test-full: test  ## those that `make test` leaves out too: full products of cases, all suites on a pretend GPU
+	@$(PY) -m pytest $(PARALLEL) --pretend-gpu tests/suite
 
 # Without nbval, whose imports alone take each process 2.5 s.
 test-fast: $(STAMP)  ## the quick tests of the library: no notebooks, no browser

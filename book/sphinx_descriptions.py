@@ -7,6 +7,7 @@ one picture of the book, sphinxext-opengraph writes the card of a link into the 
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +20,14 @@ LENGTH = 200  # characters that are shown
 
 
 def description(doctree: nodes.document, front_matter: Mapping[str, Any]) -> str:
-    """One or two sentences about a page, as plain text, cut between words; "" for a page without a paragraph."""
+    """The first sentences about a page, as plain text; "" for a page without a paragraph.
+
+    As many as fit; where the first does not, it is cut between words.
+    """
     found = (node.astext() for node in doctree.findall(nodes.paragraph) if isinstance(node.parent, nodes.section))
-    return textwrap.shorten(str(front_matter.get("description") or next(found, "")), LENGTH, placeholder=" …")
+    words = " ".join(str(front_matter.get("description") or next(found, "")).split())
+    ends = [end.end() for end in re.finditer(r"[.?!](?= [A-Z]|$)", words) if end.end() <= LENGTH]
+    return words[: ends[-1]] if ends else textwrap.shorten(words, LENGTH, placeholder=" …")
 
 
 def _describe(app: Sphinx, page: str, _template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
@@ -34,14 +40,14 @@ def _describe(app: Sphinx, page: str, _template: str, context: dict[str, Any], d
     context["metatags"] += f'<meta name="description" content="{text}" />\n'
 
 
-def _one_address(app: Sphinx, config: Config) -> None:
-    """The book's own address stands in _config.yml once."""
-    config.ogp_site_url = config.html_baseurl
+def _name_and_address(app: Sphinx, config: Config) -> None:
+    """The book's name and address stand in _config.yml once."""
+    config.ogp_site_name, config.ogp_site_url = config.html_title, config.html_baseurl
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers the extension; called by Sphinx."""
     app.setup_extension("sphinxext.opengraph")
-    app.connect("config-inited", _one_address)
+    app.connect("config-inited", _name_and_address)
     app.connect("html-page-context", _describe, priority=400)  # before sphinxext-opengraph
     return {"parallel_read_safe": True, "parallel_write_safe": True}

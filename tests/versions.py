@@ -25,7 +25,8 @@ TOOLS = (
     "setuptools",
     "wheel",
 )
-BOOK = ("book", "pybtex", "yaml", "nbformat", "nbclient", "onnxruntime", "onnxscript", "playwright", "tests.book")
+BOOK = ("book", "pybtex", "yaml", "nbformat", "nbclient", "playwright", "tests.book")
+PEERS = ("onnxruntime", "onnxscript", "vnnlib")
 
 
 def requirements(which: str) -> list[str]:
@@ -37,8 +38,8 @@ def requirements(which: str) -> list[str]:
 
 
 def files() -> list[str]:
-    """Suites and unit tests without an import of the book's."""
-    imports = re.compile(rf"^\s*(?:import|from) (?:{'|'.join(map(re.escape, BOOK))})\b", flags=re.MULTILINE)
+    """Suites and unit tests without an import of the book's or of a peer."""
+    imports = re.compile(rf"^\s*(?:import|from) (?:{'|'.join(map(re.escape, BOOK + PEERS))})\b", flags=re.MULTILINE)
     found = [path for folder in ("suite", "unit") for path in sorted((ROOT / "tests" / folder).rglob("test_*.py"))]
     return [path.relative_to(ROOT).as_posix() for path in found if not imports.search(path.read_text(encoding="utf-8"))]
 

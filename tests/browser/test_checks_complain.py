@@ -58,19 +58,19 @@ def test_a_sound_page_passes(browser: Browser, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("defect", "complaint"),
+    "defect",
     [
-        ("<script>eval('1')</script>", "error in a script"),
-        ('<object data="page.html"></object>', "error on the console"),
-        ("<script>fetch('https://example.org/')</script>", "error on the console"),
-        ("<style>@import 'https://example.org/a.css';</style>", "error on the console"),
+        '<object data="page.html"></object>',
+        "<script>fetch('https://example.org/')</script>",
+        "<style>@import 'https://example.org/a.css';</style>",
+        '<base href="/elsewhere/">',
     ],
 )
-def test_what_the_policy_forbids_is_seen(browser: Browser, tmp_path: Path, defect: str, complaint: str) -> None:
+def test_what_the_policy_forbids_is_seen(browser: Browser, tmp_path: Path, defect: str) -> None:
     _write(tmp_path, defect)
     with serve(tmp_path, documented_policy()) as site, Visit(browser, site, "page.html") as visit:
         visit.page.wait_for_timeout(100)
-        assert any(said.startswith(complaint) and "Content Security Policy" in said for said in visit.complaints)
+        assert any("Content Security Policy" in said for said in visit.complaints)
 
 
 @pytest.mark.parametrize("link", ["absent.html", "#absent", "page.html#absent", "../absent/", "folder/absent.ipynb"])

@@ -11,7 +11,8 @@ import yaml
 
 from tests.browser.site import HTML, NOT_BUILT, ROOT, pages
 
-ADDRESS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["html"]["baseurl"]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+ADDRESS = CONFIG["html"]["baseurl"]
 # What Sphinx makes without a document: indices, search, source code.
 WITHOUT = ("_modules/", "genindex.html", "py-modindex.html", "search.html")
 DOCUMENTS = [page for page in pages() if not page.startswith(WITHOUT)] or [NOT_BUILT]
@@ -44,7 +45,7 @@ def test_a_page_has_a_description_and_a_card(page: str) -> None:
     assert found["og:description"] == [text]
     assert 40 <= len(text) <= 200 and text.endswith((".", "?", "!", " …")), text
     assert not set(text) & set("$\\{}<>"), "plain text"
-    assert found["og:title"] and found["og:title"][0]
+    assert found["og:title"][0] and found["og:site_name"] == [CONFIG["title"]]
     assert found["og:url"] == [ADDRESS + page]
     assert found["twitter:card"] == ["summary_large_image"]
     (picture,) = found["og:image"]

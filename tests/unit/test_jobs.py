@@ -35,6 +35,11 @@ def test_all_pins_are_looked_after_in_groups() -> None:
         assert [group["patterns"] for group in entry["groups"].values()] == [["*"]], "one pull request for a kind"
 
 
+def test_the_full_run_has_the_suites_on_the_pretend_device() -> None:
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^test-full: test\b.*\n\t@.* -m pytest .*--pretend-gpu tests/suite$", rules, flags=re.MULTILINE)
+
+
 def test_the_lowest_versions_are_those_that_pyproject_promises() -> None:
     lowest, newest = versions.requirements("lowest"), versions.requirements("newest")
     assert {"torch==2.6", "torchvision==0.21", "onnx==1.16"} <= set(lowest)
@@ -44,9 +49,8 @@ def test_the_lowest_versions_are_those_that_pyproject_promises() -> None:
 def test_tests_of_the_library_need_nothing_of_the_book() -> None:
     chosen = versions.files()
     assert {"tests/suite/test_success.py", "tests/unit/test_pgd.py"} <= set(chosen)
-    assert not {"tests/unit/test_catalogue.py", "tests/unit/test_references.py", "tests/unit/test_jobs.py"} & set(
-        chosen
-    )
+    others = ("catalogue", "references", "jobs", "vnnlib_peer")
+    assert not {f"tests/unit/test_{name}.py" for name in others} & set(chosen)
 
 
 def test_addresses_are_found_without_what_stands_behind_them() -> None:
