@@ -8,13 +8,14 @@ it passes a notebook whose outputs were stripped, and knows nothing of captions,
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from book.chapter_form import Cell, Notebook, code_cells, shown, source, tags
-from book.check_notebooks import RULES, broken_rules, chapter_paths, read, repeated_claims
+from book.check_notebooks import RULES, broken_rules, chapter_paths, main, read, repeated_claims
 
 pytestmark = pytest.mark.notebook
 
@@ -34,6 +35,15 @@ def test_a_chapter_keeps_all_rules(path: Path) -> None:
 def test_no_two_claims_of_the_book_share_an_id() -> None:
     assert repeated_claims(CHAPTERS) == []
     assert repeated_claims([CHAPTERS[0], CHAPTERS[0]]), "a chapter read twice must repeat its claims"
+
+
+def test_a_chapter_alone_is_compared_with_the_others_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = tmp_path / CHAPTERS[0].name
+    copied.write_bytes(CHAPTERS[0].read_bytes())
+    assert main([str(copied)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(re.fullmatch(r"claim '.*' occurs more than once in the book", line) for line in lines)
+    assert main([str(CHAPTERS[0])]) == 0
 
 
 # A bug for each rule, planted into a copy of the first chapter. -------------------------------------
