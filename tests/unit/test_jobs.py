@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -20,6 +23,21 @@ def test_the_workflow_only_calls_targets_of_the_makefile() -> None:
     assert {step["run"] for step in STEPS if "run" in step} == {"make test", "make ${{ matrix.target }}"}
     assert {"test-full", "test-lowest", "test-newest"} <= targets
     assert all(re.search(rf"^{target}:", rules, flags=re.MULTILINE) for target in targets)
+
+
+def test_lint_reads_the_chapters() -> None:
+    """A cell with an unused import is planted: ruff sees it, as `make lint` calls it, and leaves its layout alone."""
+    cell = {"cell_type": "code", "execution_count": 1, "id": "a", "metadata": {}, "outputs": []}
+    cell["source"] = ["import os\n", "x = [1,\n", "     2]     # set by hand\n"]
+    notebook = json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+    def ruff(*arguments: str) -> str:
+        command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "--force-exclude"]
+        name = ("--stdin-filename", "chapters/99_planted.ipynb", "-")
+        return subprocess.run([*command, *name], cwd=ROOT, input=notebook, capture_output=True, text=True).stdout
+
+    assert "F401" in ruff("check") and "I001" not in ruff("check")
+    assert json.loads(ruff("format"))["cells"][0]["source"] == cell["source"]
 
 
 def test_actions_are_pinned_by_commit() -> None:
