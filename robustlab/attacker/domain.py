@@ -8,7 +8,7 @@ arguments in order.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,10 +49,13 @@ class Domain(ABC):
             raise RuntimeError(f"a query was outside the domain {self}: a bug of the attack") from error
         return copied(x), None
 
-    def strayed(self, evidence: Sequence[Any]) -> bool:
-        """Whether any of the ``x`` that were handed to :meth:`inside` was outside, by what it returned of each."""
-        told = [outside for outside in evidence if outside is not None]
-        return bool(told) and bool(torch.stack(told).any())
+    def either(self, evidence: Any, other: Any) -> Any:
+        """What tells of one ``x`` and of another, by what :meth:`inside` returned of each; the first may be changed."""
+        return evidence if other is None else evidence.logical_or_(other)
+
+    def strayed(self, evidence: Any) -> bool:
+        """Whether any ``x`` was outside, by what :meth:`inside` returned of it; None: it tells nothing."""
+        return evidence is not None and bool(evidence)
 
 
 class Box(Domain):
@@ -122,13 +125,18 @@ class Box(Domain):
         out = torch.clamp(x, low, high, out=out)  # type: ignore[arg-type]  # numbers or tensors
         return out, torch.aminmax(x if self._is_plain else x - out)  # comparing x with out is five times as slow
 
-    def strayed(self, evidence: Sequence[tuple[Tensor, Tensor]]) -> bool:
-        """Whether any extreme is out of the box, or NaN."""
-        if not evidence:
+    def either(self, evidence: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The extremes of both, in the memory of the first."""
+        (least, most), (less, more) = evidence, other
+        return torch.minimum(least, less, out=least), torch.maximum(most, more, out=most)
+
+    def strayed(self, evidence: tuple[Tensor, Tensor] | None) -> bool:
+        """Whether an extreme is out of the box, or NaN."""
+        if evidence is None:
             return False
-        least, most = (torch.stack(ends) for ends in zip(*evidence, strict=True))
+        least, most = evidence
         low, high = self.ends(least) if self._is_plain else (0.0, 0.0)
-        return not bool(((least >= low) & (most <= high)).all())
+        return not bool((least >= low) & (most <= high))
 
     def _text(self) -> str:
         """Numbers; of tensors the shapes alone."""
@@ -244,10 +252,16 @@ class Several(Domain):
         found = [domain.inside(part) for domain, part in zip(self.parts.values(), x, strict=True)]
         return tuple(part for part, _ in found), tuple(evidence for _, evidence in found)
 
-    def strayed(self, evidence: Sequence[tuple[Any, ...]]) -> bool:
+    def either(self, evidence: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Part by part."""
+        parts = zip(self.parts.values(), evidence, other, strict=True)
+        return tuple(None if a is None else domain.either(a, b) for domain, a, b in parts)
+
+    def strayed(self, evidence: tuple[Any, ...] | None) -> bool:
         """Whether any part was outside its own domain."""
-        columns = zip(*evidence, strict=True) if evidence else ()
-        return any(domain.strayed(column) for domain, column in zip(self.parts.values(), columns, strict=False))
+        return evidence is not None and any(
+            domain.strayed(part) for domain, part in zip(self.parts.values(), evidence, strict=True)
+        )
 
     def distances(self, x: tuple[Batch, ...], x_adv: tuple[Batch, ...]) -> dict[str, Tensor]:
         """Those of every part, as ``part.name``."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from robustlab.attacker.parts import Batch, copied, first, ordinary, put, size, take, where
+from robustlab.attacker.parts import Batch, copied, first, ordinary, overwrite, put, size, take
 from robustlab.geometry.keyed import Noise
 
 
@@ -52,12 +52,22 @@ class Live:
     def __init__(self, session: Books, rows: Tensor, place: Tensor | None = None, **fields: Batch | Noise) -> None:
         vars(self).update(fields, rows=rows, place=place, _session=session)
         # Since the session's counts were last brought up to date: questions, gradients, and where the goal was met.
+        # That has a row for each question, in memory that is taken once: small tensors kept from step to step would
+        # break up the memory that the large ones are to find again, which on a CPU doubles the time of a step.
         self._asked = self._differentiated = 0
-        self._met: list[Tensor] = []
+        self._met = torch.empty(0, len(rows), dtype=torch.bool, device=rows.device)
         self._bests: list[Best] = []
 
     def __len__(self) -> int:
         return self.rows.shape[0]
+
+    def note(self, met: Tensor) -> None:
+        """A question for each column of ``met`` (n, m)."""
+        if self._asked + met.shape[1] > len(self._met):
+            more = self._met.new_empty(max(64, len(self._met), met.shape[1]), len(self))
+            self._met = torch.cat([self._met, more])
+        self._met[self._asked : self._asked + met.shape[1]] = met.T
+        self._asked += met.shape[1]
 
     if TYPE_CHECKING:  # what an attack keeps here is its own business
 
@@ -81,6 +91,7 @@ class Live:
                 vars(self)[name] = filtered(value, index)
         if self.place is None:
             self.place = index
+        self._met = self._met.new_empty(0, len(self))
 
 
 def filtered(value: Any, index: Tensor | None) -> Any:
@@ -115,9 +126,9 @@ class Best:
 
     @property
     def points(self) -> Batch:
-        """(n, ...) beside ``session.active``; x where nothing was found, if nothing else was given."""
+        """A copy, (n, ...) beside ``session.active``; x where nothing was found, if nothing else was given."""
         self.settle()
-        return self._points
+        return copied(self._points)
 
     @property
     def value(self) -> Tensor:
@@ -131,7 +142,8 @@ class Best:
         better = value < (old if self._scale == 1.0 else self._scale * old)
         if allowed is not None:
             better = better & allowed
-        self._now = where(better, points, best), torch.where(better, value, old)
+        overwrite(best, better, points)
+        self._now = best, torch.where(better, value, old)
 
     def of(self, live: Live) -> Tensor:
         """The best value of each live sample, (n,)."""

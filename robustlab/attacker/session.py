@@ -6,6 +6,7 @@ Opened by :meth:`robustlab.attacker.victim.Victim.session`. An attack asks about
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -97,7 +98,7 @@ class Session:
         self._gradients = torch.zeros_like(self._queries)
         self._first_success = torch.full_like(self._queries, _NEVER)
         self._asking: Live | None = None  # about whom something was asked that is not yet in the counts
-        self._strayed: list[Any] = []  # of each question what tells whether it was outside the domain
+        self._strayed: Any = None  # tells whether any question was outside the domain
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
         self._fast = images and convolves and device.type == "cpu"
@@ -321,13 +322,12 @@ class Session:
         if not live._asked:
             return
         self._asking, rows = None, live.rows  # in which a place may be named twice
-        met = torch.cat(live._met, dim=1)  # (n, questions)
-        after = torch.where(met.any(dim=1), self._queries[rows] + met.int().argmax(dim=1) + 1, _NEVER)
+        met = live._met[: live._asked]  # (questions, n)
+        after = torch.where(met.any(dim=0), self._queries[rows] + met.int().argmax(dim=0) + 1, _NEVER)
         self._first_success.scatter_reduce_(0, rows, after, "amin")
         self._queries.index_add_(0, rows, torch.full_like(rows, live._asked))
         self._gradients.index_add_(0, rows, torch.full_like(rows, live._differentiated))
         live._asked = live._differentiated = 0
-        live._met.clear()
 
     def _settled(self) -> Session:
         if self._asking is not None:
@@ -344,8 +344,7 @@ class Session:
         """Note one query for each column of ``met`` (n, m)."""
         if self._asking is not live:  # what was asked about others comes first, since samples may be among both
             self._settled()._asking = live
-        live._met.append(met)
-        live._asked += met.shape[1]
+        live.note(met)
 
     # Means -----------------------------------------------------------------------------------------------------
 
@@ -429,7 +428,7 @@ class Session:
     def _inside(self, points: Batch, last: bool = False) -> Batch:
         """A copy for the model, in which nothing is outside the domain; whether anything was is told at the end."""
         copy, strayed = self.domain.inside(points, last)
-        self._strayed.append(strayed)
+        self._strayed = strayed if self._strayed is None else self.domain.either(self._strayed, strayed)
         return copy
 
 
@@ -475,7 +474,10 @@ def _input_gradient(value: Tensor, points: Batch, retain: bool = False) -> Batch
         grad = next(grads)
         if grad is None:  # the model passes it over
             return torch.zeros_like(part)
-        # Not in place: a gradient may be an expanded view. In the layout in which the attack computes.
-        return grad.nan_to_num(0.0, 0.0, 0.0).contiguous()
+        # What is not finite shows in the sum, which a CPU reads for a fifth of the price; a GPU would have to be
+        # waited for. Not in place: a gradient may be an expanded view, or the model's own.
+        if grad.device.type != "cpu" or not math.isfinite(grad.sum()):
+            grad = grad.nan_to_num(0.0, 0.0, 0.0)
+        return grad.contiguous()  # the layout in which the attack computes
 
     return every(finite, points)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from robustlab.geometry.keyed import Draw, Noise
 from robustlab.geometry.projections import (
+    clip,
+    clip_,
     keep_largest,
     l2_filling,
     l2_length,
@@ -127,10 +129,11 @@ class _Linf(Norm):
         return rows.abs().amax(dim=1)
 
     def _project(self, rows: Tensor, eps: Tensor) -> Tensor:
-        return torch.maximum(torch.minimum(rows, eps), -eps)
+        inside = torch.minimum(rows, eps)
+        return torch.maximum(inside, -eps, out=inside)
 
     def _project_box(self, rows: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return torch.maximum(torch.minimum(rows, torch.minimum(eps, high)), torch.maximum(-eps, low))
+        return clip_(clip(rows, low, high), -eps, eps)  # both hold 0
 
     def _linear_max(self, size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
         return torch.minimum(room, eps)

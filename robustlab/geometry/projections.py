@@ -15,7 +15,16 @@ from torch import Tensor
 
 def clip(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """``x`` between two ends, each a number or a tensor that broadcasts."""
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        return torch.minimum(torch.maximum(x, low), high)  # half the time of a clamp between tensors
     return torch.clamp(x, low, high)  # type: ignore[arg-type]  # the stubs know two numbers or two tensors
+
+
+def clip_(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """``clip`` in place. Memory that is new costs more than the arithmetic on it."""
+    if isinstance(low, Tensor) and isinstance(high, Tensor) and low.dtype == high.dtype == x.dtype:
+        return torch.minimum(torch.maximum(x, low, out=x), high, out=x)
+    return torch.clamp(x, low, high, out=x)  # type: ignore[arg-type]
 
 
 def l2_length(rows: Tensor) -> Tensor:
@@ -29,13 +38,13 @@ def l2_length(rows: Tensor) -> Tensor:
 
 def onto_l2_box(rows: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """u_i = clip(s·δ_i, low, high) for the one s in [0, 1] at which ‖u‖₂ = ε."""
-    clipped = rows.clamp(low, high)
+    clipped = clip(rows, low, high)
     outside = l2_length(clipped).unsqueeze(1) > eps
     if not bool(outside.any()):
         return clipped
     # As s ≤ 1, the room of an element is no more than what clipping leaves of it.
     scale = l2_filling(rows.abs(), clipped.abs_(), eps).clamp_max_(1.0)
-    return (rows * torch.where(outside, scale, 1.0)).clamp_(low, high)
+    return clip_(rows * torch.where(outside, scale, 1.0), low, high)
 
 
 def l2_filling(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
@@ -58,13 +67,13 @@ def l2_filling(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     def reached(spent: Tensor | float, rest: Tensor) -> Tensor:
         return ((goal - spent).clamp_min_(0) / rest).sqrt_().nan_to_num_(0.0, info.max)
 
-    rest = torch.linalg.vecdot(torch.gt(room, 0.0, out=mask), square).unsqueeze(1)
+    rest = torch.gt(room, 0.0, out=mask).mul_(square).sum(dim=1, keepdim=True)
     scale = reached(0.0, rest)
     while True:
-        before, rest = rest, torch.linalg.vecdot(torch.gt(full_at, scale, out=mask), square).unsqueeze(1)
+        before, rest = rest, torch.gt(full_at, scale, out=mask).mul_(square).sum(dim=1, keepdim=True)
         if bool((rest == before).all()):
             break
-        further = reached(torch.linalg.vecdot(torch.le(full_at, scale, out=mask), filled).unsqueeze(1), rest)
+        further = reached(torch.le(full_at, scale, out=mask).mul_(filled).sum(dim=1, keepdim=True), rest)
         if not bool((further > scale).any()):
             break
         scale = torch.maximum(scale, further)

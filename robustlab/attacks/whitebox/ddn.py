@@ -34,7 +34,7 @@ from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest, cosine
 from robustlab.geometry.norms import get_norm
-from robustlab.geometry.projections import clip
+from robustlab.geometry.projections import clip, clip_
 from robustlab.progress import bar
 
 
@@ -91,7 +91,6 @@ def ddn(
     with victim.session(x, y, target=target, ids=ids) as session:
         best, live, width = closest(session), session.live(noise=session.noise(seed)), session.width
         live.points, live.delta = live.x, torch.zeros_like(live.x)
-        live.random = ball.steepest(live.noise.normal(0, live.x.shape[1:], live.x.dtype))  # where a gradient vanishes
         live.farthest = ball.length(torch.maximum(live.x - session.low, session.high - live.x))
         live.length, live.eps = torch.zeros_like(live.farthest), torch.full_like(live.farthest, init_eps * width)
         for k in bar(range(steps), show=progress, label="ddn"):
@@ -102,15 +101,18 @@ def ddn(
             won = session.secure(answer.logits, live)
             best.keep(live, live.points, live.length, won)
 
-            size = ball.length(answer.grad)
+            grad, size = answer.grad, ball.length(answer.grad)
             flat = size < torch.finfo(size.dtype).tiny  # nothing can be divided by a subnormal number
-            grad = torch.where(beside(flat, live.x), live.random, answer.grad)
-            turn = -width * cosine(1.0, 0.01, k, steps) / size.masked_fill(flat, 1.0)
-            live.delta = torch.addcmul(live.delta, grad, beside(turn, grad))
-            live.eps = torch.minimum(live.eps * torch.where(won, 1 - gamma, 1 + gamma), live.farthest)
+            if bool(flat.any()):
+                random = ball.steepest(live.noise.normal(0, live.x.shape[1:], live.x.dtype))
+                grad, size = torch.where(beside(flat, grad), random, grad), size.masked_fill(flat, 1.0)
+            live.delta.addcmul_(grad, beside(-width * cosine(1.0, 0.01, k, steps) / size, grad))
+            live.eps = torch.where(won, (1 - gamma) * live.eps, (1 + gamma) * live.eps).minimum(live.farthest)
             scale = (live.eps / ball.length(live.delta)).nan_to_num_(0.0, 0.0)
-            points = clip(torch.addcmul(live.x, live.delta, beside(scale, grad)), session.low, session.high)
-            live.points = points if levels is None else _rounded(points, levels, session)
+            points = torch.addcmul(live.x, live.delta, beside(scale, grad), out=live.delta)
+            live.points = clip_(points, session.low, session.high)
+            if levels is not None:
+                live.points = _rounded(live.points, levels, session)
             live.delta = live.points - live.x
             live.length = ball.length(live.delta)
         return session.result(best.points, asked=True, revert=True)

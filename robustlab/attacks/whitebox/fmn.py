@@ -31,7 +31,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.minimum_norm import closest, cosine
 from robustlab.geometry.norms import Norm, NormName, get_norm
-from robustlab.geometry.projections import clip
+from robustlab.geometry.projections import clip_
 from robustlab.progress import bar
 
 
@@ -108,12 +108,12 @@ def fmn(
             live.eps = torch.minimum(_radius(ball, live.eps, won, best.of(live), change, boundary), live.farthest)
             size = slope if dual is l2 else l2.length(answer.grad)
             turn = -width * cosine(alpha, alpha_last, k, steps) / size.clamp_min(torch.finfo(size.dtype).tiny)
-            delta = torch.addcmul(live.delta, answer.grad, beside(turn, answer.grad))
+            live.delta.addcmul_(answer.grad, beside(turn, answer.grad))
             if norm == "l0":
-                live.delta = ball.project_box(delta, live.eps, live.low, live.high)
+                live.delta = ball.project_box(live.delta, live.eps, live.low, live.high)
             else:  # the box holds 0, so that shrinking does not leave it
-                live.delta = ball.project(torch.clamp(delta, live.low, live.high), live.eps)
-            live.points = clip(live.x + live.delta, session.low, session.high)  # the sum is rounded
+                live.delta = ball.project(clip_(live.delta, live.low, live.high), live.eps)
+            live.points = clip_(live.x + live.delta, session.low, session.high)  # the sum is rounded
             live.length = ball.length(live.delta)
         return session.result(best.points, asked=True, revert=True)
 

@@ -30,7 +30,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import Norm, ProperNorm, get_norm
-from robustlab.geometry.projections import clip
+from robustlab.geometry.projections import clip, clip_
 from robustlab.progress import bar
 
 
@@ -130,16 +130,18 @@ def step(ball: Norm, at: Live | SimpleNamespace, grad: Tensor, box: tuple[Bound,
     """x + P(δ − α·v(grad)) from ``at.points``; ``sparse``: ℓ1 moves as few elements as possible."""
     alpha = beside(at.alpha, at.x)
     if ball.name == "linf":
-        return at.points.sub(grad.sign().mul_(alpha)).clamp_(at.low, at.high)
+        move = grad.sign().mul_(alpha)
+        return clip_(torch.sub(at.points, move, out=move), at.low, at.high)
     delta = at.points - at.x
     if ball.name == "l1":
         cap = alpha if sparse else alpha / max(1, round(0.01 * delta[0].numel()))
         low, high = torch.maximum(at.low - delta, -cap), torch.minimum(at.high - delta, cap)
         delta += ball.linear_max(-grad, alpha, low, high)
     else:
-        delta -= ball.steepest(grad).mul_(alpha)
+        rate = (-at.alpha / ball.length(grad)).nan_to_num_(0.0, 0.0, 0.0)  # where there is no slope
+        delta.addcmul_(grad, beside(rate, grad))
     delta = ball.project_box(delta, at.eps, at.low, at.high)
-    return clip(delta.add_(at.x), *box)
+    return clip_(delta.add_(at.x), *box)
 
 
 def pgd_maximize(
