@@ -39,6 +39,7 @@ class Live:
 
     Attributes:
         x, y, target: the samples, their labels, and their targets or None.
+        logit_size: (n,), :func:`robustlab.attacker.losses.logit_size` at x; 0 where no logits are seen.
         rows: (n,) int64, their places in the batch.
         place: (n,) int64, their places among ``session.active``; None as long as all of these are at work.
     """
@@ -46,6 +47,7 @@ class Live:
     x: Batch
     y: Tensor
     target: Tensor | None
+    logit_size: Tensor
     rows: Tensor
     place: Tensor | None
 

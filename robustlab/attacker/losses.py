@@ -49,6 +49,15 @@ def best_other(logits: Tensor, label: Tensor) -> Tensor:
     return logits.scatter(1, label.unsqueeze(1), -torch.inf).amax(dim=1)
 
 
+def rivals(logits: Tensor, label: Tensor) -> Tensor:
+    """The classes other than the label, (N, K − 1), the one of the largest logit first.
+
+    The label is told by its place: by a logit of −∞ it would tie with classes that are masked.
+    """
+    ranked = logits.argsort(dim=1, descending=True, stable=True)
+    return ranked[ranked != label.unsqueeze(1)].reshape(len(logits), -1)
+
+
 def margin(logits: Tensor, label: Tensor) -> Tensor:
     """z_label − max_{k ≠ label} z_k, (N,): positive exactly where the label wins."""
     return logits.gather(1, label.unsqueeze(1)).squeeze(1) - best_other(logits, label)
@@ -76,19 +85,28 @@ def log_probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = No
     return truncated_margin(F.log_softmax(logits, dim=1), y, target, kappa)
 
 
-def spare(logits: Tensor) -> Tensor:
-    """1e-4·max(1, largest |logit|), (n,): the margin by which a success must be won for rounding not to undo it."""
-    return 1e-4 * logits.detach().abs().amax(dim=1).clamp_min(1.0)
+def logit_size(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """max(|z_l|, |z_r|, median_k |z_k|), (n,): l is the label or the target, r the best of the other classes.
+
+    Not the largest, which may be that of a class masked by −1e9. Infinite logits count as 0.
+    """
+    label = y if target is None else target
+    size = logits.abs().nan_to_num(0.0, 0.0)
+    pair = torch.stack([label, rivals(logits, label)[:, 0]], dim=1)
+    return torch.maximum(size.gather(1, pair).amax(dim=1), size.median(dim=1).values)
 
 
-def beyond(logits: Tensor) -> Tensor:
-    """1 % more than ``spare``: who aims at the very threshold approaches it forever."""
-    return 1.01 * spare(logits)
+def spare(logits: Tensor, y: Tensor, target: Tensor | None, at_x: Tensor) -> Tensor:
+    """The margin by which a success must be won for rounding not to undo it, (n,).
 
+        1e-4 · max(|z_l|, |z_r|, s)
 
-def shortfall(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
-    """κ + 1.01·spare − goal margin: 0 or less where the goal is met clearly. Not cut off at 0."""
-    return kappa + beyond(logits) - goal_margin(logits, y, target)
+    where s is :func:`logit_size` at x. Rounding grows with the numbers that are compared and with those that they were
+    computed from, of which s tells also where both logits are near 0. In half precision it is two of its last places.
+    """
+    z, label = logits.detach(), y if target is None else target
+    compared = torch.maximum(z.gather(1, label.unsqueeze(1)).squeeze(1).abs(), best_other(z, label).abs())
+    return max(1e-4, 2 * torch.finfo(z.dtype).eps) * torch.maximum(compared, at_x)
 
 
 def probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
@@ -104,7 +122,7 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 
     else:
         numerator = (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
         scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
-    return numerator / scale.clamp_min(torch.finfo(logits.dtype).eps)
+    return numerator / scale.clamp_min(torch.finfo(logits.dtype).tiny)
 
 
 ATTACKER_LOSSES: dict[LossName, AttackerLoss] = {

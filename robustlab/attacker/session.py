@@ -7,6 +7,7 @@ Opened by :meth:`robustlab.attacker.victim.Victim.session`. An attack asks about
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.domain import Box, Domain
 from robustlab.attacker.live import Live, filtered
-from robustlab.attacker.losses import LossFunction, goal_margin, spare
+from robustlab.attacker.losses import AttackerLoss, LossFunction, goal_margin, logit_size, spare
 from robustlab.attacker.parts import Batch, Reply, copied, detached, every, first, put, size, take, tensors
 from robustlab.attacker.results import AttackResult
 from robustlab.geometry.keyed import Noise
@@ -103,7 +104,9 @@ class Session:
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
         self._fast = images and convolves and device.type == "cpu"
         self._careful = False
+        self._has_slope = False  # not looked at yet
         self.y = torch.zeros_like(self._queries) if y is None else y
+        self._logit_size = torch.zeros(n, device=device)
         self.clean: Reply = None
         self.lost = torch.zeros_like(self._queries, dtype=torch.bool)
         self.active = torch.arange(n, device=device)
@@ -123,6 +126,8 @@ class Session:
             if y is None:
                 self.y = answer.argmax(dim=-1)
         self.clean = None if self.access == "hard" else _in_dtype_of(self.x, answer)
+        if self.clean is not None and self.answer == "classes":
+            self._logit_size = logit_size(self.clean, self.y, self.target)
         self.start = self.everyone()
         met = self.met(answer, self.start) & ~self.lost
         self._book(self.start, met.unsqueeze(1))
@@ -133,11 +138,11 @@ class Session:
     def everyone(self) -> Live:
         """All samples of the batch, those too that have met the goal at x."""
         rows = torch.arange(len(self._queries), device=self._queries.device)
-        return Live(self, rows, x=self.x, y=self.y, target=self.target)
+        return Live(self, rows, x=self.x, y=self.y, target=self.target, logit_size=self._logit_size)
 
     def of(self, rows: Tensor) -> Live:
         """Samples by their places in the batch, (n,) int64, each as often as it is named."""
-        labels = {"y": self.y, "target": self.target}
+        labels = {"y": self.y, "target": self.target, "logit_size": self._logit_size}
         return Live(self, rows, x=take(self.x, rows), **{k: v if v is None else v[rows] for k, v in labels.items()})
 
     def _check_logits(self, logits: Reply, min_classes: int) -> int:
@@ -159,7 +164,7 @@ class Session:
         """
         self._settled()
         place = None if among is None else among.nonzero().flatten()
-        start: dict[str, Any] = {name: getattr(self.start, name) for name in ("rows", "x", "y", "target")}
+        start: dict[str, Any] = {name: getattr(self.start, name) for name in ("rows", "x", "y", "target", "logit_size")}
         if place is not None:
             start = {name: value if value is None else take(value, place) for name, value in start.items()}
         whole = len(start["rows"]) == len(self._queries)
@@ -225,7 +230,21 @@ class Session:
         answer, value, grad = self._differentiate(points, work)
         live._differentiated += 1
         met = self._count(live, answer)
+        if not self._has_slope:
+            self._look_at_slope(grad, met, loss)
         return Answer(detached(answer), met, value.detach(), grad)
+
+    def _look_at_slope(self, grad: Batch, met: Tensor, loss: LossFunction) -> None:
+        """Once: warn where a loss of probabilities has no slope, since a float cannot tell them from 1."""
+        self._has_slope = True
+        if isinstance(loss, AttackerLoss) and loss.name in ("ce", "logprob", "prob") and isinstance(grad, Tensor):
+            flat = int((~met & ~grad.flatten(1).any(dim=1)).sum())
+            if flat:
+                warnings.warn(
+                    f"loss={loss.name!r} has a gradient of exactly 0 on {flat} of {len(met)} samples: the model is so "
+                    'sure that its probabilities round to 1 and 0. Try loss="margin", which does not saturate.',
+                    stacklevel=4,
+                )
 
     def jacobian(self, points: Tensor, live: Live, choose: Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:
         """How the logits of chosen classes move against that of the first of them.
@@ -274,8 +293,21 @@ class Session:
         return met
 
     def secure(self, logits: Tensor, live: Live) -> Tensor:
-        """Goal met with κ + 1e-4·max(1, largest |logit|) to spare, so that rounding cannot undo it."""
-        return self.goal_margin(logits, live) >= self.kappa + spare(logits)
+        """Goal met with κ and what :func:`~robustlab.attacker.losses.spare` says, so that rounding cannot undo it."""
+        lead = self.goal_margin(logits, live)
+        return (lead > 0) & (lead >= self.kappa + spare(logits, live.y, live.target, live.logit_size))
+
+    def beyond(self, logits: Tensor, live: Live) -> Tensor:
+        """The margin at which to aim, (n,): 1 % more than is spared, since a threshold is approached forever."""
+        return 1.01 * spare(logits, live.y, live.target, live.logit_size)
+
+    def shortfall(self, live: Live) -> LossFunction:
+        """The loss κ + margin aimed at − goal margin: 0 or less where the goal is met clearly. Not cut off at 0."""
+
+        def loss(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+            return kappa + self.beyond(logits, live) - goal_margin(logits, y, target)
+
+        return loss
 
     def check_toward(self, label: Tensor) -> None:
         """Raises unless every ``label`` (N,), at which an untargeted attack aims, is one of the others."""

@@ -11,7 +11,7 @@ from tests.suite.models import IMAGE, Then, convnet
 def check_logit_shift(case: Case, device: torch.device, shift: float = 3.0) -> None:
     """Adding a constant to all logits.
 
-    Budget attacks must not move at all. Minimum-norm attacks end with a margin that is relative to the largest |logit|,
+    Budget attacks must not move at all. Minimum-norm attacks end with a margin that is relative to the logits,
     so with a large constant their distances grow by what that margin costs; with a small one by less than 1 %.
     """
     model, x, y = batch(case, device, n=8)

@@ -375,3 +375,12 @@ def test_a_state_is_checked_before_it_is_believed(tmp_path: Path, lie: str) -> N
     save_file(tensors, file, {"autoattack": json.dumps(facts)})
     with pytest.raises(ValueError, match=rf"^state: want a file that AutoAttack has written.*{lie}"):
         autoattack(model, x, y, **run)
+
+
+def test_a_masked_class_is_aimed_at_like_another(short_square: None) -> None:
+    """It has no logit but −∞, with which y must not tie when the classes are ranked."""
+    model, x, y = problem(8, classes=4)
+    masked = Then(model, lambda z: torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], dim=1))
+    plain = Then(model, lambda z: torch.cat([z, torch.full_like(z[:, :1], -30.0)], dim=1))
+    ours, theirs = (autoattack(net, x, y, eps=0.1) for net in (masked, plain))
+    assert torch.equal(ours.robust, theirs.robust)

@@ -125,7 +125,7 @@ def test_steps_are_those_of_the_algorithm(norm: str, beta: float) -> None:
 
         def move(point: Tensor) -> Tensor:
             z_there = model(point)
-            spare = 1.01e-4 * model(here).abs().amax(1).clamp_min(1)
+            spare = 1.01e-4 * torch.maximum(model(here).abs().amax(1), z.abs().amax(1))
             gap = (z_there.gather(1, y[:, None]) - z_there.gather(1, 1 - y[:, None])).squeeze(1) + spare
             return (gap / ball.dual.length(w))[:, None] * ball.steepest(w)
 
@@ -210,9 +210,9 @@ def test_final_search_finds_the_boundary() -> None:
         pull(session, best, get_norm("l2"), 30)
         with torch.no_grad():
             rise = Curved()(best.points)[:, 1]
-        # Where the tie is met with a spare of 1e-4.
-        expected = ((1 + 1.01e-4 / 20) / 3) ** (1 / 3)
-        assert bool((rise >= 1e-4).all())
+        # Where the tie is met with a spare of 1e-4 of 20, the logit at x.
+        expected = ((1 + 1.01e-4 * 20 / 20) / 3) ** (1 / 3)
+        assert bool((rise >= 20e-4).all())
         torch.testing.assert_close(best.points, torch.full_like(x, expected), rtol=1e-4, atol=0)
         assert bool((session.queries == 1 + 1 + 30).all())
 

@@ -17,7 +17,9 @@ from robustlab.attacker.losses import (
     best_other,
     classification_loss,
     goal_margin,
+    logit_size,
     margin,
+    rivals,
 )
 
 NAMES = tuple(ATTACKER_LOSSES)
@@ -146,3 +148,15 @@ def test_lookup() -> None:
     with pytest.raises(ValueError, match=r"loss: want one of .*'dlr'.* got 'hinge'"):
         attacker_loss("hinge")
     assert (ATTACKER_LOSSES["dlr"].min_classes, ATTACKER_LOSSES["dlr"].min_classes_targeted) == (3, 4)
+
+
+def test_logit_size_is_of_what_counts() -> None:
+    """The larger of the two that decide, or the median; no masked class."""
+    z = torch.tensor([[1.0, -2.0, 0.5, 0.1, -1e9], [0.0, 0.0, 7.0, -8.0, -torch.inf], [3.0, 4.0, -torch.inf, 0.0, 0.0]])
+    assert logit_size(z, torch.tensor([0, 2, 2])).tolist() == [1.0, 7.0, 4.0]
+    assert logit_size(z, torch.tensor([0, 2, 2]), torch.tensor([1, 0, 0])).tolist() == [2.0, 7.0, 4.0]
+
+
+def test_rivals_leave_the_label_out_by_its_place() -> None:
+    z = torch.tensor([[-torch.inf, 2.0, -torch.inf, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    assert rivals(z, torch.tensor([0, 2])).tolist() == [[1, 3, 2], [0, 1, 3]]

@@ -156,11 +156,16 @@ def test_revert_returns_x_where_it_fails() -> None:
 
 
 def test_secure_asks_for_a_margin_that_survives_rounding() -> None:
+    """1e-4 of the logits that are compared, or of those at x; whatever is said of a class that plays no part."""
     with Victim(linear()).session(X, Y) as session:
         rows = session.of(torch.tensor([0]))
-        assert session.secure(torch.tensor([[0.0, 1.1e-4, -1.0]]), rows).tolist() == [True]
-        assert session.secure(torch.tensor([[0.0, 0.9e-4, -1.0]]), rows).tolist() == [False]
+        rows.logit_size = torch.tensor([2.0])
+        assert session.secure(torch.tensor([[0.0, 2.1e-4, -1.0]]), rows).tolist() == [True]
+        assert session.secure(torch.tensor([[0.0, 1.9e-4, -1.0]]), rows).tolist() == [False]
+        assert session.secure(torch.tensor([[0.0, 2.1e-4, -1e9]]), rows).tolist() == [True]
         assert session.secure(torch.tensor([[100.0, 100.005, -1.0]]), rows).tolist() == [False]
+        rows.logit_size = torch.tensor([0.0])
+        assert session.secure(torch.tensor([[0.0, 0.0, -1.0]]), rows).tolist() == [False], "a tie is no success"
 
 
 def test_predict_and_accuracy(device: torch.device) -> None:

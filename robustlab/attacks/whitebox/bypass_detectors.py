@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.losses import rivals
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session, part_of
 from robustlab.attacker.victim import Victim, as_logits
@@ -156,8 +157,7 @@ def _goals(session: Session, clean: Tensor, targets: int) -> Tensor:
     """The classes at which to aim, (N, tries): the target, or so many of the wrong ones, the likeliest first."""
     if session.target is not None:
         return session.target[:, None]
-    others = clean.scatter(1, session.y[:, None], -torch.inf).argsort(dim=1, descending=True)
-    return others[:, : min(targets, clean.shape[1] - 1)]
+    return rivals(clean, session.y)[:, :targets]
 
 
 def _logits_of(victim: Victim) -> nn.Module:

@@ -12,7 +12,7 @@ margin loss g = max{κ − goal margin, 0} (f_6 of the paper), Adam minimizes ov
 Each sample goes through a sequence of *runs* of Adam, at most ``steps`` long; the outcome of one sets c, the start and
 the constraint of the next. No sample waits for another: while one begins a new run, its neighbors go on with theirs.
 
-Different here: the goal asks for 1e-4·max(1, largest |logit|) more than κ, so that rounding cannot undo a success.
+Different here: the goal asks for 1e-4 of the logits' size (``spare``) more than κ, so that rounding cannot undo it.
 Early aborting, c, τ and the mask belong to each sample alone. Where ℓ∞ would give up, it goes on with a factor nearer
 to 1 and an Adam step size that shrinks alike, since 0.9 alone leaves up to 10 % on the table; its first step size is
 0.02 instead of 0.005 and its first c 1e-3 instead of 1e-5, which need fewer steps. ℓ0 counts and freezes elements,
@@ -30,7 +30,6 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.live import Live
-from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
@@ -105,7 +104,7 @@ def cw(
             points, slope = box.point(live.w)
             if form.freezes:
                 points, slope = torch.where(live.free, points, live.x), slope * live.free
-            answer = session.gradient(points, live, shortfall)
+            answer = session.gradient(points, live, session.shortfall(live))
             delta = (points - live.x) / width
             value, pull = form.penalty(live, delta)
             won = session.secure(answer.logits, live) & (value <= live.slack)

@@ -10,8 +10,8 @@ point:
 
 α_k falls from 1 to 0.01 along half a cosine. The nearest point that met the goal is returned.
 
-Different here: a success needs a margin of 1e-4·max(1, largest |logit|), so that rounding cannot undo it; α and the
-first ε are in units of the box's width; ε never passes the farthest corner of the box; quantization, a part of the
+Different here: a success needs a margin of 1e-4 of the logits' size (``spare``), so that rounding cannot undo it; α and
+the first ε are in units of the box's width; ε never passes the farthest corner of the box; quantization, a part of the
 paper's algorithm, is off by default.
 
 It is not held to the exact optimum, for two reasons: with several classes the cross-entropy pulls toward all of them at

@@ -12,7 +12,7 @@ until x + (1 + η)·δ is misclassified.
 Different here: points and δ are clipped to the box, of which the paper does not speak, and in the second half of the
 run the elements that the box keeps from moving are left out of w_k, so that a pixel at 0 or 1 does not swallow the step
 (doing so from the start takes a quarter of the steps, but ends farther away, on our nets by up to a quarter); the step
-aims 1e-4·max(1, largest |logit|) beyond the hyperplane, so that rounding cannot undo the result, and is 1e-4 of the
+aims 1e-4 of the logits' size (``spare``) beyond the hyperplane, so that rounding cannot undo it, and is 1e-4 of the
 box's width longer from the fourth step on (in the authors' code always), since steps that the box shortens would else
 approach that mark for ever; each sample stops on its own. The targeted form, not in the paper, always steps onto the
 hyperplane between the target and the class that leads at present.
@@ -28,7 +28,6 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.live import Live
-from robustlab.attacker.losses import beyond
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
@@ -98,7 +97,8 @@ def deepfool(
             if 2 * k >= steps:
                 slopes = _free(slopes, points.unsqueeze(1), session)
             extra = 0.0 if k < 3 else 1e-4 * session.width
-            move, stuck = _to_nearest(ball, answer.logits, classes, slopes, extra)
+            aim = session.beyond(answer.logits, live)
+            move, stuck = _to_nearest(ball, answer.logits.gather(1, classes), aim, slopes, extra)
             live.delta = clip(live.x + (live.delta + move), session.low, session.high).sub_(live.x)
             live.keep(~(won | stuck))
         return session.result(best.points, asked=True, revert=True)
@@ -118,13 +118,13 @@ def _free(slopes: Tensor, points: Tensor, session: Session) -> Tensor:
     return slopes.masked_fill(blocked, 0.0)
 
 
-def _to_nearest(ball: Norm, logits: Tensor, classes: Tensor, slopes: Tensor, extra: float) -> tuple[Tensor, Tensor]:
+def _to_nearest(ball: Norm, scores: Tensor, aim: Tensor, slopes: Tensor, extra: float) -> tuple[Tensor, Tensor]:
     """The step onto the nearest of the linearized boundaries, ``extra`` longer, and which samples have none.
 
-    ``slopes`` (n, C − 1, ...) are the gradients of z_k − z_first.
+    ``scores`` (n, C) are logits, the first of which shall fall behind another by ``aim`` (n,); ``slopes``
+    (n, C − 1, ...) are the gradients of z_k − z_first.
     """
-    scores = logits.gather(1, classes)
-    gap = scores[:, :1] - scores[:, 1:] + beyond(logits).unsqueeze(1)
+    gap = scores[:, :1] - scores[:, 1:] + aim.unsqueeze(1)
     n, c = gap.shape
     length = ball.dual.length(slopes.flatten(0, 1)).reshape(n, c)
     distance = torch.where(length > 0, gap.clamp_min(0) / length, torch.inf)

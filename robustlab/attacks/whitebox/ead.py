@@ -18,11 +18,11 @@ The published operator thresholds by β whatever the step size. A proximal step 
 by α_k·β. So the published fixed points weigh ‖δ‖₁ by β/α_k, which grows as α_k falls. We follow the paper;
 ``scaled=True`` takes α_k·β, and then it is the stated objective that is minimized.
 
-Different here: yᵏ is clipped to the box before the model is asked; the goal asks for 1e-4·max(1, largest |logit|) more
-than κ, so that rounding cannot undo a success; early aborting and c belong to each sample alone; lengths count in
-widths of the box, so that β, α and c mean the same in [0, 1] and [0, 255]. By default β = 1e-2 and the rule is "l1",
-which on affine models ends within a tenth of the ℓ1 optimum; the authors' default, 1e-3 and "en", is for least ‖δ‖₂² +
-β‖δ‖₁ and ends farther away in ℓ1.
+Different here: yᵏ is clipped to the box before the model is asked; the goal asks for a little more than κ (``spare``),
+so that rounding cannot undo it; early aborting and c belong to each sample alone; lengths count in widths of the box,
+so that β, α and c mean the same in [0, 1] and [0, 255]. By default β = 1e-2 and the rule is "l1", which on affine
+models ends within a tenth of the ℓ1 optimum; the authors' default, 1e-3 and "en", is for least ‖δ‖₂² + β‖δ‖₁ and ends
+farther away in ℓ1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.domain import Bound
-from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
@@ -116,14 +115,14 @@ def ead(
                 if not len(live):
                     break
                 size = lr * (1 - k / steps) ** 0.5
-                answer = session.gradient(live.momentum, live, shortfall)
+                answer = session.gradient(live.momentum, live, session.shortfall(live))
                 slope = answer.grad * beside(live.c * (answer.loss > 0), live.x) * width**2
                 stepped = slope.add_(live.momentum - live.x, alpha=2).mul_(-size).add_(live.momentum)
                 old = live.iterate
                 live.iterate = shrink(stepped, live.x, beta * width * (size if scaled else 1.0), *box)
                 live.momentum = clip(torch.lerp(old, live.iterate, 1 + k / (k + 3)), *box)
 
-                answer = session.ask(live.iterate, live, shortfall)
+                answer = session.ask(live.iterate, live, session.shortfall(live))
                 delta = ((live.iterate - live.x) / width).flatten(1)
                 l1 = delta.abs().sum(dim=1)
                 elastic = delta.square().sum(dim=1) + beta * l1

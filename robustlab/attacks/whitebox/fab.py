@@ -12,7 +12,7 @@ If x_{i+1} meets the goal, it is kept when it is the nearest so far, and the sea
 Later restarts begin at a random point around x. At last the segment from x to the best point is searched for the
 boundary.
 
-Different here: π is where the goal is met by 1e-4·max(1, largest |logit|), so that rounding cannot undo the result.
+Different here: π is where the goal is met by 1e-4 of the logits' size (``spare``), so that rounding cannot undo it.
 With ``target`` the goal is to reach that class, π is its boundary to the class that leads at present, and α is 0 until
 the class is reached, since several boundaries meet there and leaning back to x can circle before them. The paper's
 targeted version, which AutoAttack runs for one class after the other (FAB-T), is the argument ``toward``: only the
@@ -21,15 +21,13 @@ boundary between y and that class is considered, at the price of a single gradie
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Best, Live
-from robustlab.attacker.losses import beyond, shortfall
+from robustlab.attacker.losses import LossFunction
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
@@ -156,19 +154,24 @@ def _boundary(session: Session, live: Live, dual: Norm) -> tuple[Tensor, Tensor]
     At points + v the goal is met, as far as linearization goes, if ⟨slope, v⟩ ≥ gap.
     """
     if live.toward is not None or live.target is not None:
-        answer = session.gradient(live.points, live, partial(_shortfall, live.toward))
+        answer = session.gradient(live.points, live, _shortfall(session, live))
         return answer.loss, answer.grad.flatten(1).neg()
     answer, classes, slopes = session.jacobian(live.points, live, lambda _: live.classes)
     scores, slopes = answer.logits.gather(1, classes), slopes.flatten(2)
-    gaps = scores[:, :1] - scores[:, 1:] + beyond(answer.logits).unsqueeze(1)
+    gaps = scores[:, :1] - scores[:, 1:] + session.beyond(answer.logits, live).unsqueeze(1)
     length = dual.length(slopes.flatten(0, 1)).reshape(gaps.shape)
     nearest = torch.where(length > 0, gaps.abs() / length, torch.inf).argmin(dim=1)
     chosen = torch.arange(len(live), device=nearest.device), nearest
     return gaps[chosen], slopes[chosen]
 
 
-def _shortfall(toward: Tensor | None, logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
-    """How much is missing to the goal or, given ``toward``, to a tie of that class with y; spare included."""
-    if toward is None:
-        return shortfall(logits, y, target)
-    return beyond(logits) + (logits.gather(1, y[:, None]) - logits.gather(1, toward[:, None])).squeeze(1)
+def _shortfall(session: Session, live: Live) -> LossFunction:
+    """How much is missing to the goal or, given ``toward``, to that class's lead over y by the margin aimed at."""
+    if live.toward is None:
+        return session.shortfall(live)
+
+    def loss(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
+        lead = logits.gather(1, live.toward[:, None]) - logits.gather(1, y[:, None])
+        return session.beyond(logits, live) - lead.squeeze(1)
+
+    return loss

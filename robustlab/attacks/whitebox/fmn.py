@@ -14,9 +14,8 @@ In ℓ0, ε counts elements: it starts at 1 and changes by at least 1. α_k fall
 
 Different here: the paper clips to the box after P_ε, which leaves the ball unfilled where pixels are at their bounds;
 clipping first fills it. Until the first success, ε goes γ_k beyond the linearized boundary, which is else approached
-from within without being crossed. A success needs a margin of 1e-4·max(1, largest |logit|), so that rounding cannot
-undo it, and g is 0 where it has that margin. α is in units of the box's width. ε never passes the farthest corner of
-the box.
+from within without being crossed. A success needs a margin (``spare``), so that rounding cannot undo it, and g is 0
+where it has that margin. α is in units of the box's width. ε never passes the farthest corner of the box.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
@@ -98,7 +96,7 @@ def fmn(
             live.keep(session.can_pay(live))
             if not len(live):
                 break
-            answer = session.gradient(live.points, live, shortfall)
+            answer = session.gradient(live.points, live, session.shortfall(live))
             won = session.secure(answer.logits, live)
             best.keep(live, live.points, live.length, won)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustlab.attacker.live import Best, Live
-from robustlab.attacker.losses import beyond
+from robustlab.attacker.losses import rivals
 from robustlab.attacker.parts import beside
 from robustlab.attacker.session import Session
 from robustlab.geometry.norms import Norm
@@ -27,8 +27,7 @@ def leading_classes(session: Session, count: int) -> Tensor:
     """(N, C): the classes whose boundaries are considered, y first, then the largest other logits at x."""
     if session.clean is None:
         return session.y[:, None]
-    ranked = session.clean.scatter(1, session.y[:, None], torch.inf).argsort(dim=1, descending=True)
-    return ranked[:, :count]
+    return torch.cat([session.y[:, None], rivals(session.clean, session.y)], dim=1)[:, :count]
 
 
 def pull(session: Session, best: Best, norm: Norm, steps: int = 3) -> None:
@@ -63,8 +62,8 @@ def pull(session: Session, best: Best, norm: Norm, steps: int = 3) -> None:
 
 
 def excess(session: Session, logits: Tensor, live: Live) -> Tensor:
-    """Goal margin − 1.01·spare, (n,)."""
-    return session.goal_margin(logits, live) - beyond(logits)
+    """Goal margin − the margin aimed at, (n,)."""
+    return session.goal_margin(logits, live) - session.beyond(logits, live)
 
 
 def cosine(first: float, last: float, step: int, steps: int) -> float:

@@ -13,9 +13,8 @@ and with the margin loss g = max{−goal margin, 0} the d elements of δ descend
 
 η_k falls from η to η/10 along half a cosine. The sparsest point that met the goal is returned.
 
-Different here: a success needs a margin of 1e-4·max(1, largest |logit|), so that rounding cannot undo it, and g is 0
-only where it has that margin; δ is in units of the box's width. The paper's attack is untargeted; a target changes
-nothing but the goal.
+Different here: a success needs a margin (``spare``), so that rounding cannot undo it, and g is 0 only where it has that
+margin; δ is in units of the box's width. The paper's attack is untargeted; a target changes nothing but the goal.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
@@ -97,7 +95,7 @@ def sigma_zero(
             if not len(live):
                 break
             points = clip(live.x + live.delta * width, session.low, session.high)
-            answer = session.gradient(points, live, shortfall)
+            answer = session.gradient(points, live, session.shortfall(live))
             won = session.secure(answer.logits, live)
             best.keep(live, points, ball.length(points - live.x), won)
 

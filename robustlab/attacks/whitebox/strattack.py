@@ -24,8 +24,7 @@ returned is 0 as soon as one of its groups is, and the mean over the copies othe
 Different here: x + y is clipped to the box and ε and asked again as that, since y obeys neither (the published code
 returns it as it is); windows are cut at the border, so that every pixel is in a group; z is clipped to the box before
 the model is asked; of all successes the one of the least penalty γ·‖δ‖₂² + τ·Σ‖δ_D‖₂ is returned; the percentile is
-taken for each sample alone; the goal asks for 1e-4·max(1, largest |logit|) more than κ; lengths count in widths of the
-box.
+taken for each sample alone; the goal asks for a little more than κ (``spare``); lengths count in widths of the box.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.live import Best, Live
-from robustlab.attacker.losses import shortfall
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
@@ -208,7 +206,7 @@ class _Admm:
             delta = (live.z - live.u).mul_(rho / (rho + 2 * self.gamma))
             w = torch.clamp(live.z - live.s, live.low, live.high)
             y = self.groups.prox(live.z[:, None] - live.v, tau / rho).mul_(live.mask[:, None])
-            answer = session.gradient(self._point(live.z, live), live, shortfall)
+            answer = session.gradient(self._point(live.z, live), live, session.shortfall(live))
             slope = answer.grad * beside(live.c * (answer.loss > 0), live.z) * self.width
             eta = self.alpha * (k + 1) ** 0.5
             live.u += delta

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.losses import attacker_loss
+from robustlab.attacker.losses import attacker_loss, rivals
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, fab, square
@@ -218,7 +218,7 @@ def _attack(
     if labels:
         with victim.session(x[part], y[part], access="soft") as session:
             assert session.clean is not None
-            ranked = session.clean.scatter(1, session.y[:, None], -torch.inf).argsort(dim=1, descending=True)
+            ranked = rivals(session.clean, session.y)
         kept.queries[k, part] += session.queries.cpu()
         toward = list(ranked[:, :labels].T)
     left = torch.arange(len(part))

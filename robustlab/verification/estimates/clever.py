@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.losses import rivals
 from robustlab.attacker.results import Estimate
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
@@ -139,9 +140,9 @@ def _classes(session: Session, target: int | Tensor | Choice | None, seed: int) 
         checks.other_than_y("target", session.target, session.y)
         return session.target[:, None]
     if target == "top2":
-        return session.clean.scatter(1, session.y[:, None], -torch.inf).argmax(dim=1, keepdim=True)
+        return rivals(session.clean, session.y)[:, :1]
     if target == "least":
-        return session.clean.scatter(1, session.y[:, None], torch.inf).argmin(dim=1, keepdim=True)
+        return rivals(session.clean, session.y)[:, -1:]
     step = torch.arange(1, k, device=session.y.device).expand(len(session.y), -1)
     if target == "random":
         step = 1 + session.noise(seed).integers(_CHOOSE, (1,), k - 1)
