@@ -231,20 +231,22 @@ class Session:
         live._differentiated += 1
         met = self._count(live, answer)
         if not self._has_slope:
-            self._look_at_slope(grad, met, loss)
+            self._look_at_slope(grad, value.detach(), loss)
         return Answer(detached(answer), met, value.detach(), grad)
 
-    def _look_at_slope(self, grad: Batch, met: Tensor, loss: LossFunction) -> None:
-        """Once: warn where a loss of probabilities has no slope, since a float cannot tell them from 1."""
+    def _look_at_slope(self, grad: Batch, value: Tensor, loss: LossFunction) -> None:
+        """Once: warn where a loss of probabilities is at its end, and has no slope, since they round to 1 and 0."""
         self._has_slope = True
-        if isinstance(loss, AttackerLoss) and loss.name in ("ce", "logprob", "prob") and isinstance(grad, Tensor):
-            flat = int((~met & ~grad.flatten(1).any(dim=1)).sum())
-            if flat:
-                warnings.warn(
-                    f"loss={loss.name!r} has a gradient of exactly 0 on {flat} of {len(met)} samples: the model is so "
-                    'sure that its probabilities round to 1 and 0. Try loss="margin", which does not saturate.',
-                    stacklevel=4,
-                )
+        end = {"ce": 0.0, "prob": 1.0 + self.kappa}.get(loss.name) if isinstance(loss, AttackerLoss) else None
+        if end is None or self.target is not None or not isinstance(grad, Tensor):
+            return
+        flat = int(((value == end) & ~grad.flatten(1).any(dim=1)).sum())
+        if flat:
+            warnings.warn(
+                f"loss={loss.name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model is "  # type: ignore[attr-defined]
+                'so sure that its probabilities round to 1 and 0. Try loss="margin", which does not saturate.',
+                stacklevel=4,
+            )
 
     def jacobian(self, points: Tensor, live: Live, choose: Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:
         """How the logits of chosen classes move against that of the first of them.

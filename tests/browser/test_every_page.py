@@ -6,33 +6,43 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.browser.site import NOT_BUILT, pages, some
-from tests.browser.visit import Visit
+from tests.browser.visit import LOOKS, Visit
 
 
-def _is_source(page: str) -> bool:
-    return page.startswith("_modules/")
+MAKES = ("_modules/", "book/api/", "book/generated/api/")
 
 
-# Two classes, so that two processes can share the work.
+def _is_of_one_make(page: str) -> bool:
+    return page.startswith(MAKES)
+
+
+def _made(make: str) -> list[str]:
+    return [page for page in pages() if page.startswith(make)] or [NOT_BUILT]
+
+
+# Each page is seen light and dark, wide and narrow, but in all four combinations only by `make test-full`.
 class TestBookPages:
-    """Chapters, front matter, reference."""
+    """Chapters and front matter. A class of its own, so that two processes can share the work."""
 
-    @pytest.mark.parametrize("page", [page for page in pages() if not _is_source(page)])
+    @pytest.mark.parametrize("page", [page for page in pages() if not _is_of_one_make(page)])
     def test_nothing_is_wrong(self, browser: Browser, site: str, page: str) -> None:
         with Visit(browser, site, page) as visit:
-            assert visit.check_everything() == []
+            assert visit.check_everything(LOOKS[::2]) == []
+
+    @pytest.mark.full
+    @pytest.mark.parametrize("page", [page for page in pages() if not _is_of_one_make(page)])
+    def test_nothing_is_wrong_in_the_other_looks(self, browser: Browser, site: str, page: str) -> None:
+        with Visit(browser, site, page) as visit:
+            assert visit.check_everything(LOOKS[1::2]) == []
 
 
-class TestSourcePages:
-    """The library's source code, as the API reference links to it: many pages of one make, of which a few are seen.
+class TestReferencePages:
+    """The API reference and the source code that it links to: many pages of one make, of which a few are seen."""
 
-    Each is seen light and dark, wide and narrow, but not in all four combinations.
-    """
-
-    @pytest.mark.parametrize("page", some([page for page in pages() if _is_source(page)] or [NOT_BUILT], 6))
+    @pytest.mark.parametrize("page", [page for make in MAKES for page in some(_made(make), 5)])
     def test_nothing_is_wrong(self, browser: Browser, site: str, page: str) -> None:
         with Visit(browser, site, page) as visit:
-            assert visit.check_everything([("light", "wide"), ("dark", "narrow")]) == []
+            assert visit.check_everything(LOOKS[::2]) == []
 
 
 def test_the_root_leads_to_the_first_page(browser: Browser, site: str) -> None:

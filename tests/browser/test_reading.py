@@ -135,7 +135,7 @@ def test_a_slider_changes_its_picture(browser: Browser, site: str, page: str) ->
         assert visit.complaints == []
 
 
-@pytest.mark.parametrize("page", chapters())
+@some_chapters
 def test_a_page_works_from_the_disk_with_the_network_cut(browser: Browser, page: str) -> None:
     with Visit(browser, HTML.as_uri() + "/", page, offline=True) as visit:
         visit.settle()

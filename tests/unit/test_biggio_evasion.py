@@ -54,7 +54,9 @@ def objective(model: nn.Module, density: KernelDensity, lam: float, at: Tensor) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "kernel"), [("l2", "gauss"), ("l1", "gauss"), ("linf", "laplace")])
+@pytest.mark.parametrize(
+    ("norm", "kernel"), [pytest.param("l2", "gauss", marks=pytest.mark.full), ("l1", "gauss"), ("linf", "laplace")]
+)
 def test_finds_the_minimum_of_a_fine_grid(norm: str, kernel: str) -> None:
     """Two dimensions, where the whole feasible set can be looked at."""
     model = two_classes([2.0, 0.5], -1.0)

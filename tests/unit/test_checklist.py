@@ -85,7 +85,7 @@ def test_adversarially_trained_models_are_not_flagged(name: str, surrogate: str)
     assert all(check.passed for check in report.checks)
 
 
-@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("norm", ["l1", pytest.param("l2", marks=pytest.mark.full)])
 def test_sound_models_in_other_norms(norm: str) -> None:
     claim = Claim(norm=norm, eps={"l1": 5.0, "l2": 0.7}[norm], clean_accuracy=0.956)
     report = checklist(zoo.load("mnist_mlp"), *digits(40), claim=claim, steps=20, queries=50)
