@@ -8,7 +8,6 @@ from playwright.sync_api import Browser
 from tests.browser.site import NOT_BUILT, pages, some
 from tests.browser.visit import LOOKS, Visit
 
-
 MAKES = ("_modules/", "book/api/", "book/generated/api/")
 
 
