@@ -96,17 +96,18 @@ def logit_size(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tenso
     return torch.maximum(size.gather(1, pair).amax(dim=1), size.median(dim=1).values)
 
 
-def spare(logits: Tensor, y: Tensor, target: Tensor | None, at_x: Tensor) -> Tensor:
+def spare(logits: Tensor, y: Tensor, target: Tensor | None, at_x: Tensor, dtype: torch.dtype) -> Tensor:
     """The margin by which a success must be won for rounding not to undo it, (n,).
 
         1e-4 · max(|z_l|, |z_r|, s)
 
     where s is :func:`logit_size` at x. Rounding grows with the numbers that are compared and with those that they were
-    computed from, of which s tells also where both logits are near 0. In half precision it is two of its last places.
+    computed from, of which s tells also where both logits are near 0. Where the ``dtype`` of the model is half
+    precision, it is two of its last places.
     """
     z, label = logits.detach(), y if target is None else target
     compared = torch.maximum(z.gather(1, label.unsqueeze(1)).squeeze(1).abs(), best_other(z, label).abs())
-    return max(1e-4, 2 * torch.finfo(z.dtype).eps) * torch.maximum(compared, at_x)
+    return max(1e-4, 2 * torch.finfo(dtype).eps) * torch.maximum(compared, at_x)
 
 
 def probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:

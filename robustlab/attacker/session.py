@@ -297,11 +297,14 @@ class Session:
     def secure(self, logits: Tensor, live: Live) -> Tensor:
         """Goal met with κ and what :func:`~robustlab.attacker.losses.spare` says, so that rounding cannot undo it."""
         lead = self.goal_margin(logits, live)
-        return (lead > 0) & (lead >= self.kappa + spare(logits, live.y, live.target, live.logit_size))
+        return (lead > 0) & (lead >= self.kappa + self._spare(logits, live))
 
     def beyond(self, logits: Tensor, live: Live) -> Tensor:
         """The margin at which to aim, (n,): 1 % more than is spared, since a threshold is approached forever."""
-        return 1.01 * spare(logits, live.y, live.target, live.logit_size)
+        return 1.01 * self._spare(logits, live)
+
+    def _spare(self, logits: Tensor, live: Live) -> Tensor:
+        return spare(logits, live.y, live.target, live.logit_size, self._dtype or logits.dtype)
 
     def shortfall(self, live: Live) -> LossFunction:
         """The loss κ + margin aimed at − goal margin: 0 or less where the goal is met clearly. Not cut off at 0."""
