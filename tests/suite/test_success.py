@@ -22,8 +22,8 @@ def check_success_is_true(case: Case, device: torch.device, dtype: torch.dtype =
     won = result.success
     assert bool(won.any()), "the suite's problem is so easy that every attack wins somewhere"
     top = logits.topk(2, dim=1).values
-    gap, size = top[:, 0] - top[:, 1], logits.abs().amax(dim=1).clamp_min(1)
-    clear = gap > 1e-5 * size  # nearer to a tie another batch may round it the other way
+    gap, size = top[:, 0] - top[:, 1], top.abs().amax(dim=1)
+    clear = gap > 1e-5 * size.clamp_min(1)  # nearer to a tie another batch may round it the other way
     assert torch.equal(won[clear], case.goal(logits, y)[clear])
     if case.row.min_norm:
         assert bool((gap[won] >= 0.98e-4 * size[won]).all()), "the winning margin is too thin"
