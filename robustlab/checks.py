@@ -6,7 +6,8 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -19,6 +20,14 @@ def warn(message: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("robustlab", "contextlib"):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+@contextmanager
+def scores_are_judged() -> Iterator[None]:
+    """For who reports on probabilities by itself: inside the block there is no warning of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="model: its outputs sum to one")
+        yield
 
 
 def positive(name: str, value: float | Tensor) -> None:
@@ -178,8 +187,9 @@ def likely(x: Tensor, width: float) -> None:
 
 
 def are_probabilities(output: Tensor) -> bool:
-    """Whether all rows (N, K) are in [0, 1] and sum to one, up to 1e-3 (half precision)."""
-    return bool((((output - 0.5).abs() <= 0.501).all(dim=1) & ((output.sum(dim=1) - 1).abs() < 1e-3)).all())
+    """Whether all rows (N, K) are in [0, 1] and sum to one, up to 1e-3 (half precision), and are not 0 and 1 alone."""
+    inside = ((output - 0.5).abs() <= 0.501).all(dim=1) & ((output.sum(dim=1) - 1).abs() < 1e-3)
+    return bool(inside.all() & ((output != 0) & (output != 1)).any())
 
 
 def scores(output: Tensor) -> None:

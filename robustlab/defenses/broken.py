@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlab import zoo
+from robustlab import checks, zoo
 from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import pgd, pgd_maximize
 from robustlab.data import load
@@ -181,7 +181,8 @@ def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
         transform: nn.Module | None = None, undefended: nn.Module = net, refuses: NoiseDetector | None = None,
         radius: float = eps,
     ) -> Broken:  # fmt: skip
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        fork = torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
+        with fork, checks.scores_are_judged():  # one squashes them on purpose
             torch.manual_seed(0)  # for those that draw from the global generator
             robust = _share_kept(model, attack(model, x, y, radius), y, refuses)
             clean = _share_kept(model, x, y)

@@ -14,6 +14,7 @@ from robustlab import checks
 from robustlab.attacker.domain import Box
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, cw, ddn, fab, fgsm, fmn, pgd, sigma_zero, square
+from robustlab.evaluation import Claim, checklist
 from tests.suite.cases import noise_box
 from tests.suite.models import Then, mlp
 
@@ -194,3 +195,13 @@ def test_warnings_point_at_the_caller() -> None:
     with pytest.warns(UserWarning, match="^here$") as at_home:
         checks.warn("here")
     assert at_home[0].filename == __file__
+
+
+def test_who_judges_scores_is_not_warned_of_them() -> None:
+    """The checklist reports on saturated outputs itself; a model of two constant scores 1 and 0 has none."""
+    model, x, y = problem()
+    softmax = Then(model, lambda z: z.softmax(dim=1))
+    told = warned(lambda: checklist(softmax, x, y, claim=Claim(eps=0.1), steps=4, queries=4))
+    assert not [one for one in told if one.startswith("model")]
+    step = Then(model, lambda z: nn.functional.one_hot(z.argmax(1), 3).double() + 0 * z)
+    assert not warned(lambda: square(step, x, y, eps=0.1, queries=4))
