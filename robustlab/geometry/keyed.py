@@ -44,6 +44,11 @@ def _mix(z: Tensor) -> Tensor:
     return z.bitwise_xor_(_shift(z, 31))
 
 
+def _named(state: Tensor, key: int) -> Tensor:
+    """The state of a draw, from that of the keys before."""
+    return _mix(state + _signed(int(key) * _GOLDEN + _DRAW))
+
+
 def _signed(value: int) -> int:
     value &= _MASK64
     return value - (1 << 64) if value >> 63 else value
@@ -75,6 +80,7 @@ class Noise:
         self.seed = int(seed)
         ids = ids.to(device=device or ids.device, dtype=torch.int64)
         self._state = _mix(_mix(ids * _GOLDEN + _ID) + _signed(self.seed * _GOLDEN + _SEED))
+        self._named: tuple[tuple[int, ...], Tensor] = (), self._state
 
     def __len__(self) -> int:
         return self._state.shape[0]
@@ -83,13 +89,19 @@ class Noise:
         """The same generator for some of the samples (an index or a mask)."""
         part = object.__new__(Noise)
         part.seed, part._state = self.seed, self._state[rows]
+        part._named = (), part._state
         return part
 
     def bits(self, draw: Draw, shape: Sequence[int]) -> Tensor:
         """63 random bits an element, as non-negative int64."""
-        state = self._state
-        for key in (draw,) if isinstance(draw, int) else draw:
-            state = _mix(state + _signed(int(key) * _GOLDEN + _DRAW))
+        *names, last = (draw,) if isinstance(draw, int) else draw
+        known, state = self._named
+        if known != tuple(names):  # many draws in turn share all but the last of their keys
+            state = self._state
+            for key in names:
+                state = _named(state, key)
+            self._named = tuple(names), state
+        state = _named(state, last)
         count = math.prod(shape)
         counter = torch.arange(count, device=state.device, dtype=torch.int64) * _GOLDEN + _ELEMENT
         return _shift(_mix(state[:, None] + counter), 1).reshape(len(self), *shape)

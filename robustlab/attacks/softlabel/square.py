@@ -38,7 +38,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
-from robustlab.attacker.parts import beside
+from robustlab.attacker.parts import beside, overwrite
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
@@ -110,7 +110,7 @@ def square(
         best, search = Best(session), (_Linf if norm == "linf" else _L2)(session)
         for restart in range(restarts):
             live = session.live(session.unmet() if restart else None, eps=eps, noise=session.noise(seed))
-            live.points, live.loss = live.x, torch.full_like(live.eps, torch.inf)
+            live.points, live.loss = live.x.clone(), torch.full_like(live.eps, torch.inf)
             live.keep(session.can_pay(live))
             for i in bar(range(queries), show=progress, label="square"):
                 if not len(live):
@@ -120,7 +120,7 @@ def square(
                 answer = session.ask(points, live, g)
                 value = torch.where(answer.met, -torch.inf, answer.loss)
                 better = value < live.loss
-                live.points = torch.where(beside(better, points), points, live.points)
+                overwrite(live.points, better, points)
                 live.loss = torch.where(better, value, live.loss)
                 paying = session.can_pay(live)
                 stay = ~answer.met if paying is None else ~answer.met & paying
