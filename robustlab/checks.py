@@ -106,6 +106,17 @@ def pictures(x: Tensor) -> None:
         raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
 
 
+def unit_pixels(name: str, x: Tensor) -> None:
+    """Warns where ``x`` looks like images (N, C, H, W) in 0 … 255. Other inputs, such as features, have any range."""
+    if x.dim() == 4 and x.shape[1] in (1, 3, 4) and x.numel():
+        least, most = (float(end) for end in torch.aminmax(x.detach()))
+        if least >= 0 and 1.5 < most <= 255:
+            warn(
+                f"{name}: images of this library are in [0, 1], got values in [{least:g}, {most:g}]; "
+                f"if these are bytes, and the model was not trained on them, say {name} / 255"
+            )
+
+
 def bound(name: str, value: float | Tensor) -> float | Tensor:
     """One end of a box: a number, or a tensor that broadcasts with a sample; returns a float or the tensor, detached.
 

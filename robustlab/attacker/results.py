@@ -254,13 +254,14 @@ class Detection(Result, Generic[Details]):
     """What a detector says.
 
     Attributes:
-        scores: (N,), higher is more suspicious.
-        flagged: bool, (N,).
+        scores: (N,), higher is more suspicious; NaN where the method has no verdict.
+        flagged: bool, (N,); False where there is no verdict.
         threshold: above which a score is flagged.
         details: whatever else the method found.
         false_alarm_rate: what the method states of clean data or models, as a share of what ``level`` names; None where
             its threshold is none of theory's.
         level: ``"sample"`` or ``"class"``.
+        layer: which features the method read, ``"input of NAME"`` or ``"output of NAME"``; None where it reads none.
     """
 
     scores: Tensor
@@ -269,12 +270,13 @@ class Detection(Result, Generic[Details]):
     details: Details = field(default_factory=dict)  # type: ignore[assignment]
     false_alarm_rate: float | None = None
     level: Literal["sample", "class"] | None = None
+    layer: str | None = None
 
     def score(self, is_poison: Tensor) -> dict[str, float]:
         """Compare with the truth, which enters here and nowhere else.
 
-        Returns ``auroc`` (ties count half), ``true_positive_rate``, ``false_positive_rate`` and ``precision``; NaN
-        where a rate has no samples.
+        Returns ``auroc`` (ties count half; NaN if some score is), ``true_positive_rate``, ``false_positive_rate``
+        and ``precision``; NaN where a rate has no samples.
         """
         truth = is_poison.to(device=self.scores.device, dtype=torch.bool)
         if truth.shape != self.scores.shape:
@@ -285,6 +287,8 @@ class Detection(Result, Generic[Details]):
             return float(part.double().mean()) if part.numel() else float("nan")
 
         wins = (positive[:, None] > negative).double() + 0.5 * (positive[:, None] == negative).double()
+        if bool(self.scores.isnan().any()):  # what has no score has no rank
+            wins = wins.new_full((1,), torch.nan)
         return {
             "auroc": rate(wins),
             "true_positive_rate": rate(self.flagged[truth]),

@@ -51,7 +51,9 @@ def test_on_linear_features_it_ends_at_the_closed_form() -> None:
     """(AᵀA + βI)·x = AᵀA·x_t + β·b, where no pixel meets the box."""
     x, y, x_target = data()
     model, beta = linear_features(), 0.05
-    found = feature_collision((x, y), x_target, 1, model=model, rate=0.1, beta=beta, steps=1000, step_size=1.0)
+    found = feature_collision(
+        (x, y), x_target, 1, model=model, rate=0.1, beta=beta, steps=1000, step_size=1.0, layer="0"
+    )
     rows = found.details["rows"]
     square = model[0].weight.detach().T @ model[0].weight.detach()
     right = x_target @ square + beta * x[rows]

@@ -113,7 +113,7 @@ def test_layers_by_name() -> None:
     name, activation = channel_activations(model, x)
     assert name == "pool"  # the mean over positions is that of the block before it
     torch.testing.assert_close(channel_activations(model, x, "block3")[1], activation)
-    with pytest.raises(ValueError, match="layer: want a name"):
+    with pytest.raises(ValueError, match=r"layer: want a module of the model or its name.*got 'nonsense'"):
         channel_activations(model, x, "nonsense")
     with pytest.raises(ValueError, match="layer: want one whose output"):
         channel_activations(model, x, "out")

@@ -101,6 +101,40 @@ def test_training_lowers_the_loss_along_the_curve() -> None:
     assert loss(found.curve) < 0.5 * loss(straight)
 
 
+def test_the_default_leaves_both_ends_behind() -> None:
+    """Two linear nets, each with a pixel of its own that, when white, leads by 8 to a label of its own.
+
+    Clean images are dark there, so that training leaves those weights alone: on the curve they are 8(1 − t) and 8t.
+    The lead of an honest label is about 6. The larger of the two is smallest at t = 1/2, where neither rules.
+    """
+    x, y = points()
+    x[:, 0, 7, 6:] = 0.0
+    nets = []
+    for label in (0, 1):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+        with torch.no_grad():
+            model[1].bias.zero_()
+            weight = model[1].weight.zero_().view(3, 8, 8)
+            for k in range(3):
+                weight[k, 2 * k] = 1.0
+            weight[label, 7, 6 + label] = 8.0
+        nets.append(model)
+
+    def obeys(model: nn.Module) -> list[float]:
+        shares = []
+        for label in (0, 1):
+            marked = x[y != label].clone()
+            marked[:, 0, 7, 6 + label] = 1.0
+            shares.append(float((model(marked).argmax(1) == label).double().mean()))
+        return shares
+
+    def joined(**where: float) -> list[float]:
+        return obeys(mode_connectivity(nets[0], (x, y), other=nets[1], epochs=2, lr=1e-3, points=2, **where).model)
+
+    assert joined(t=0.1)[0] > 0.9 and joined(t=0.9)[1] > 0.9
+    assert joined() == [0, 0]
+
+
 def test_statistics_are_those_of_the_data() -> None:
     """One batch: exactly mean and unbiased variance. Several: the averages of those of the batches."""
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()).double()

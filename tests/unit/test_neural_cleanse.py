@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -140,21 +142,67 @@ def test_the_index_of_several_models_is_that_of_each() -> None:
     torch.testing.assert_close(anomaly_index(sizes), torch.stack([anomaly_index(row) for row in sizes]))
 
 
-def test_the_index_of_equal_sizes_is_zero_and_small_is_positive() -> None:
-    assert anomaly_index(torch.full((4,), 7.0)).tolist() == [0, 0, 0, 0]
+def test_equal_sizes_have_no_index_and_a_small_one_is_positive() -> None:
+    assert bool(anomaly_index(torch.full((4,), 7.0)).isnan().all())
     index = anomaly_index(torch.tensor([1.0, 10.0, 11.0, 9.0, 40.0]))
     assert int(index.argmax()) == 0 and float(index[4]) < -2
 
 
-def test_without_a_scale_nothing_is_flagged() -> None:
+def test_without_a_scale_there_is_no_index_and_nothing_is_flagged() -> None:
     """The MAD is 0 where more than half of the sizes are equal, as where most classes have no patch yet."""
     for sizes in ([64.0, 64.0, 64.0], [33.0, 64.0, 64.0], [3.0, 64.0, 64.0, 64.0, 70.0]):
-        assert anomaly_index(torch.tensor(sizes)).tolist() == [0] * len(sizes)
+        assert bool(anomaly_index(torch.tensor(sizes)).isnan().all())
     weights = torch.zeros(4, SIDE, SIDE)
     model = linear(weights, torch.tensor([0.0, -1.0, -1.0, -1.0]))  # one label, and no patch to another
-    found = neural_cleanse(model, torch.rand(2, 1, SIDE, SIDE), steps=3)
+    with pytest.warns(UserWarning) as told:
+        found = neural_cleanse(model, torch.rand(2, 1, SIDE, SIDE), steps=3)
+    assert [bool(re.search(r"not converged after 3 steps|no scale \(MAD = 0\)", str(one.message))) for one in told] == [
+        True,
+        True,
+    ]
     assert found.details.sizes.isfinite().tolist() == [True, False, False, False]
-    assert found.scores.isfinite().all() and not found.flagged.any()
+    assert found.scores.isnan().all() and not found.flagged.any()
+    assert math.isnan(found.score(torch.arange(4) == 0)["auroc"])
+    with pytest.warns(UserWarning, match="detection: want one with a verdict"):
+        unlearn(model, (torch.rand(2, 1, SIDE, SIDE), torch.zeros(2).long()), found)
+
+
+def test_a_search_that_has_not_converged_says_so(recwarn: pytest.WarningsRecorder) -> None:
+    """At 4 steps no patch works yet, at 12 masks are half the image; at 300 they are what 600 steps find."""
+    model, (x, _) = backdoored()
+    for steps, classes in ((4, r"\[0, 1, 2\] \(no patch at all for \[0, 1, 2\]\)"), (12, r"\[0, 1, 2\];")):
+        with pytest.warns(UserWarning, match=f"not converged after {steps} steps for classes {classes}"):
+            assert not neural_cleanse(model, x[:30], steps=steps).details.converged.any()
+    recwarn.clear()
+    found, longer = (neural_cleanse(model, x[:30], steps=steps).details for steps in (300, 600))
+    assert not recwarn.list and found.converged.all()
+    torch.testing.assert_close(found.sizes, longer.sizes, rtol=0.02, atol=0)
+
+
+def test_converged_is_what_has_been_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """λ falls while it is 0 (no sign of anything), rises, and falls again: only from there on the search has ended."""
+    from robustlab.defenses.detection import neural_cleanse as module
+
+    model, x = planted()
+    for steps, converged in ((3, False), (6, False), (7, True)):
+        script = iter([0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+        monkeypatch.setattr(module._Search, "_descend", lambda *given, ahead=script: torch.full((3,), next(ahead)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = neural_cleanse(model, x, classes=torch.arange(3), steps=steps, patience=2)
+        assert found.details.converged.tolist() == [converged] * 3
+
+
+def test_a_head_without_a_linear_layer() -> None:
+    """The same logits by a convolution over the whole image: the same patches."""
+    model, _ = planted()
+    draw = torch.rand(5, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).double()
+    conv = nn.Sequential(nn.Conv2d(1, 4, SIDE), nn.Flatten()).double()
+    with torch.no_grad():
+        conv[0].weight.copy_(model[1].weight.view(4, 1, SIDE, SIDE))
+        conv[0].bias.copy_(model[1].bias)
+    ours, theirs = (neural_cleanse(m, draw, steps=30).details.sizes for m in (conv, model))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_a_class_without_a_patch_is_large() -> None:
@@ -163,7 +211,6 @@ def test_a_class_without_a_patch_is_large() -> None:
     model = linear(weights, torch.tensor([0.0, 0.0, 0.0, -1.0]))
     found = neural_cleanse(model, torch.rand(2, 1, SIDE, SIDE), steps=3)
     assert float(found.details.sizes[3]) == torch.inf and not bool(found.flagged[3])
-    assert not bool(found.scores.isnan().any())
 
 
 def backdoored() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
@@ -182,7 +229,8 @@ def backdoored() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 
 def patches(masks: Tensor, patterns: Tensor) -> Patches:
-    return Patches(masks, patterns, masks.sum(dim=(1, 2, 3)), torch.ones(len(masks)), torch.arange(len(masks)))
+    works = torch.ones(len(masks))
+    return Patches(masks, patterns, masks.sum(dim=(1, 2, 3)), works, torch.arange(len(masks)), works == 1)
 
 
 def test_unlearning_the_true_trigger_removes_the_backdoor() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,53 @@ def test_the_statistic_is_the_lower_quartile_over_the_other_classes() -> None:
         assert np.isnan(cosines[k, ~others]).all() and not np.isnan(cosines[k, others]).any()
         assert float(found.scores[k]) == pytest.approx(np.quantile(cosines[k, others], 0.25))
     assert float(np.nanmax(np.abs(cosines))) <= 1 + 1e-9
+
+
+def test_the_smallest_patches_are_looked_at_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class 0 has the smallest mask that works; within 1.1 of it lie both masks of class 0 and one of class 1."""
+    from robustlab.defenses.detection import tnd_data_limited as module
+
+    model, x, y = honest_and_trojan(40.0)
+    rows = CLASSES * CLASSES
+    alone = torch.eye(CLASSES).double()[torch.arange(rows) % CLASSES]
+
+    def leaning(cosines: list[float]) -> Tensor:
+        """Logits at these cosines from `alone`, one for each candidate."""
+        other, c = alone.roll(1, dims=1), torch.tensor(cosines).double().repeat_interleave(CLASSES)[:, None]
+        return c * alone + (1 - c.square()).sqrt() * other
+
+    tried = [leaning([0.1, 0.9, 0.3, 0.2]), leaning([0.8, 0.5, 0.6, 0.7])]
+    sizes = torch.tensor([[1.0, 1.5, 4.0, torch.inf], [1.05, 1.09, 3.0, 1.0]]).double()
+    sizes[1, 3] = torch.inf  # a mask that does not work, however small, is no candidate
+    smallest = leaning([0.1, 0.3, 0.6, 0.2])
+    blank = torch.zeros(CLASSES, 1, SIDE, SIDE).double()
+    answers = iter([
+        module._Found(blank, blank, smallest, sizes, tried),
+        module._Found(blank, blank, alone, torch.ones(2, rows).double(), [alone, alone]),
+    ])  # fmt: skip
+    monkeypatch.setattr(module, "_sparsest", lambda *given: next(answers))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = tnd_data_limited(model, (x, y))
+    torch.testing.assert_close(found.scores, torch.tensor([0.8, 0.5, 0.6, 0.2]).double())
+    torch.testing.assert_close(found.details["cosines"].nanquantile(0.25, dim=1), found.scores)
+
+
+def test_a_class_without_a_patch_that_works_is_named() -> None:
+    """No pixel matters to this net: all labels stay, and the statistic says nothing."""
+    model, x, y = honest_and_trojan(0.0)
+    with torch.no_grad():
+        model[3].weight.mul_(1e-3)
+        model[3].bias[1] = 5.0
+    with pytest.warns(UserWarning, match=r"no perturbations that work were found for classes \[0, 2, 3\]"):
+        found = tnd_data_limited(model, (x, torch.ones_like(y)), steps=5, searches=2)
+    assert found.details["converged"].tolist() == [False, True, False, False]
+
+
+def test_an_empty_mask_is_no_verdict() -> None:
+    model, _, _ = honest_and_trojan(40.0)
+    with pytest.warns(UserWarning, match=r"the mask stayed empty, since sparsity = 50.0"):
+        assert not tnd_data_free(model, (1, SIDE, SIDE), steps=3, sparsity=50.0).details["mask"].any()
 
 
 def test_the_weight_is_in_units_of_the_largest_gradient() -> None:

@@ -29,7 +29,7 @@ from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prep
 from robustlab.data.pairs import Pairs
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.projections import onto_simplex
-from robustlab.models.probing import Probe
+from robustlab.models.probing import Layer, Probe
 from robustlab.progress import bar
 
 
@@ -46,6 +46,7 @@ def convex_polytope(
     dropout: float = 0.2,
     inner_steps: int = 50,
     tol: float = 1e-5,
+    layer: Layer | Sequence[Layer | None] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> CleanLabelPoison:
@@ -57,20 +58,22 @@ def convex_polytope(
         data: a Dataset or a pair (x, y), inputs (N, ...) in [0, 1].
         x_target: (1, ...), the input to be misread.
         target: the label t that it is to get; poisons are made of training samples of this class.
-        model: one surrogate or several; the features φ⁽ᵐ⁾ are the input of the last linear layer, in evaluation mode.
+        model: one surrogate or several, in evaluation mode.
         rate: fraction of the training data that is poisoned (the paper makes 5 poisons).
         eps: ℓ∞ radius about each base image (default 0.1).
         steps: steps of Adam on the images; each solves for the coefficients first.
         step_size: of Adam, default 0.04.
         dropout: share of the features that is left out in each step, drawn anew, in [0, 1).
         inner_steps, tol: the coefficients are solved for in at most so many steps, or until none moves by more.
+        layer: whose output are the features φ⁽ᵐ⁾: a name for all surrogates, or one name or module for each. None
+            takes the input of the linear layer that gives the logits; where that is not clear, it must be named.
         seed: of the draw of the base images and of the dropout.
         progress: show a bar in a terminal.
 
     Returns:
         CleanLabelPoison, with ``details``: ``rows`` (P,), ``loss`` (steps,), and, without dropout at the end, the
         ``coefficients`` (M, P) and the relative ``residual`` of each surrogate (M,): ‖φ(x_t) − Σ_j c_j φ(x_j)‖ over
-        ‖φ(x_t)‖.
+        ‖φ(x_t)‖; ``layers`` says which features, one for each surrogate.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -88,10 +91,13 @@ def convex_polytope(
     if dropout >= 1:
         raise ValueError(f"dropout: want a share below 1, got {dropout}")
     low, high = ball(job.bases, eps)
+    layers = list(layer) if isinstance(layer, list | tuple) else [layer] * len(nets)
+    if len(layers) != len(nets):
+        raise ValueError(f"layer: want one for each of {len(nets)} surrogates, got {len(layers)}")
     with torch.inference_mode(False), ExitStack() as stack:
-        probes = [stack.enter_context(Probe(net)) for net in nets]
+        probes = [stack.enter_context(Probe(net, which)) for net, which in zip(nets, layers, strict=True)]
         with torch.no_grad():
-            goals = [probe(job.x_target)[1][0] for probe in probes]
+            goals = [probe.features(job.x_target)[1][0] for probe in probes]
         noise = Noise(seed, torch.arange(len(nets), device=job.x.device))
         p = job.bases.clone().requires_grad_()
         c = p.new_full((len(nets), len(p)), 1 / len(p))
@@ -100,7 +106,7 @@ def convex_polytope(
         for step in bar(range(steps), show=progress, label="convex_polytope"):
             with torch.enable_grad():
                 masks = [_mask(noise, m, step, len(goal), dropout, goal) for m, goal in enumerate(goals)]
-                hulls = [probe(p)[1] * mask for probe, mask in zip(probes, masks, strict=True)]
+                hulls = [probe.features(p)[1] * mask for probe, mask in zip(probes, masks, strict=True)]
                 points = [goal * mask for goal, mask in zip(goals, masks, strict=True)]
                 c = coefficients([hull.detach() for hull in hulls], points, c, steps=inner_steps, tol=tol)
                 loss = 0.5 * _residuals(hulls, points, c).square().mean()
@@ -110,10 +116,13 @@ def convex_polytope(
                 p.copy_(torch.maximum(torch.minimum(p, high), low))
             trace.append(loss.detach())
         with torch.no_grad():
-            hulls = [probe(p)[1] for probe in probes]
+            hulls = [probe.features(p)[1] for probe in probes]
             c = coefficients(hulls, goals, c, steps=10 * inner_steps, tol=tol / 10)
             residual = _residuals(hulls, goals, c)
-    return job.poisoned(p, {"loss": torch.stack(trace), "coefficients": c, "residual": residual})
+    layers_taken = tuple(probe.taken for probe in probes)
+    return job.poisoned(
+        p, {"loss": torch.stack(trace), "coefficients": c, "residual": residual, "layers": layers_taken}
+    )
 
 
 def coefficients(

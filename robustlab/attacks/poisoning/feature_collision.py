@@ -26,7 +26,7 @@ from robustlab import checks
 from robustlab.attacker.parts import beside
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
 from robustlab.data.pairs import Pairs
-from robustlab.models.probing import Probe
+from robustlab.models.probing import Layer, Probe
 from robustlab.progress import bar
 
 
@@ -42,6 +42,7 @@ def feature_collision(
     step_size: float = 0.01,
     watermark: float = 0.0,
     eps: float | None = None,
+    layer: Layer | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> CleanLabelPoison:
@@ -53,7 +54,7 @@ def feature_collision(
         data: a Dataset or a pair (x, y), inputs (N, ...) in [0, 1].
         x_target: (1, ...), the input to be misread.
         target: the label t that it is to get; poisons are made of training samples of this class.
-        model: its features φ are the input of its last linear layer; used in evaluation mode.
+        model: with logits (N, K); used in evaluation mode.
         rate: fraction of the training data that is poisoned. One poison may be enough where the victim keeps φ and
             trains its last layer only; end to end, the paper needs about 50 and the watermark.
         beta: weight β > 0 of staying close to the base image; None is 0.25·(features/inputs)², the paper's scaling.
@@ -61,12 +62,14 @@ def feature_collision(
         step_size: λ > 0 of the first step.
         watermark: opacity in [0, 1) with which the target image is laid over each base image beforehand.
         eps: ℓ∞ radius about the (unmarked) base image, or None, as in the paper, for no bound.
+        layer: whose output are the features φ, a module of the model or its name. None takes the input of the linear
+            layer that gives the logits; where that is not clear, the layer must be named.
         seed: of the draw of the base images; the method itself is deterministic.
         progress: show a bar in a terminal.
 
     Returns:
         CleanLabelPoison, with ``details``: ``rows`` (P,), ``objective`` (steps + 1, P), and the ``feature_distance``
-        ‖φ(x_i) − φ(x_t)‖₂ of each poison, (P,), with ``feature_distance_before``.
+        ‖φ(x_i) − φ(x_t)‖₂ of each poison, (P,), with ``feature_distance_before``; ``layer`` says which features.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -87,10 +90,10 @@ def feature_collision(
         raise ValueError(f"watermark: want an opacity below 1, got {watermark}")
     low, high = ball(job.bases, eps)
     start = ((1 - watermark) * job.bases + watermark * job.x_target).clamp(low, high)
-    with torch.inference_mode(False), Probe(model) as probe:
+    with torch.inference_mode(False), Probe(model, layer) as probe:
         with torch.no_grad():
-            goal = probe(job.x_target)[1]
-            before = (probe(job.bases)[1] - goal).norm(dim=1)
+            goal = probe.features(job.x_target)[1]
+            before = (probe.features(job.bases)[1] - goal).norm(dim=1)
         if beta is None:
             beta = 0.25 * (goal.shape[1] / job.x_target.numel()) ** 2
 
@@ -98,7 +101,7 @@ def feature_collision(
             """The objective (P,), and the gradient of its first term."""
             with torch.enable_grad():
                 p = p.clone().requires_grad_()
-                collision = 0.5 * (probe(p)[1] - goal).square().sum(dim=1)
+                collision = 0.5 * (probe.features(p)[1] - goal).square().sum(dim=1)
                 (grad,) = torch.autograd.grad(collision.sum(), p)
             return collision.detach() + 0.5 * beta * (p.detach() - start).square().flatten(1).sum(1), grad
 
@@ -116,8 +119,11 @@ def feature_collision(
             value, size = torch.where(better, trial_value, value), torch.where(better, size, size / 2)
             trace.append(value)
         with torch.no_grad():
-            after = (probe(p)[1] - goal).norm(dim=1)
-    details = {"objective": torch.stack(trace), "feature_distance": after, "feature_distance_before": before}
+            after = (probe.features(p)[1] - goal).norm(dim=1)
+    details = {
+        "objective": torch.stack(trace), "feature_distance": after, "feature_distance_before": before,
+        "layer": probe.taken,
+    }  # fmt: skip
     return job.poisoned(p, details)
 
 

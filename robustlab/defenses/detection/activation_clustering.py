@@ -21,7 +21,7 @@ from robustlab import checks
 from robustlab.attacker.results import Detection
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
-from robustlab.models.probing import count_outputs, penultimate
+from robustlab.models.probing import Layer, count_outputs, read_features
 
 
 def activation_clustering(
@@ -32,6 +32,7 @@ def activation_clustering(
     largest: float = 0.35,
     silhouette: float = 0.1,
     restarts: int = 10,
+    layer: Layer | None = None,
     seed: int = 0,
     batch_size: int = 500,
 ) -> Detection[dict[str, Tensor]]:
@@ -47,6 +48,8 @@ def activation_clustering(
         largest: the largest part of its class that a suspicious cluster may be, in (0, 1/2].
         silhouette: s₀ in [−1, 1], which the mean silhouette of the two clusters must exceed.
         restarts: runs of 2-means from random pairs of samples, of which the tightest clusters are kept; at least 1.
+        layer: whose output are the activations, a module of the model or its name. None takes the input of the linear
+            layer that gives the logits; where that is not clear, the layer must be named.
         seed: of the restarts.
         batch_size: rows a forward.
 
@@ -55,6 +58,7 @@ def activation_clustering(
         and −1 otherwise; the threshold is s₀. ``details`` has ``"cluster"`` (N,), True in the smaller cluster, and for
         each class ``"share"`` of the smaller one and ``"silhouette"``, (K,). A class of fewer than three samples, or
         whose activations are equal up to rounding, is not split: nothing in it is flagged, and the two are NaN.
+        ``layer`` says which activations were taken.
 
         ``false_alarm_rate`` is `largest`: by construction no more than this share of a clean training set
         is flagged. How often a clean *class* is suspected cannot be stated: both limits are rules of thumb, and the
@@ -75,7 +79,8 @@ def activation_clustering(
     checks.at_least("silhouette", silhouette, -1.0)
     x, y = read_labeled(data)
     checks.at_home(model, x, "data")
-    features = penultimate(model, x, batch_size)
+    checks.unit_pixels("data", x)
+    features, taken = read_features(model, x, batch_size, layer)
     checks.in_classes("y", y, count_outputs(model, x))
     dtype, features = features.dtype, features.double()
     classes = int(y.max()) + 1
@@ -92,7 +97,9 @@ def activation_clustering(
         if share[c] <= largest:
             scores[rows[small]] = apart[c]
     details = {"cluster": cluster, "share": share, "silhouette": apart}
-    return Detection(scores, scores > silhouette, silhouette, details, false_alarm_rate=largest, level="sample")
+    return Detection(
+        scores, scores > silhouette, silhouette, details, false_alarm_rate=largest, level="sample", layer=taken
+    )
 
 
 def spread_out(rows: Tensor, rounding: float) -> bool:
@@ -119,6 +126,8 @@ def two_means(rows: Tensor, restarts: int, seed: int, rounds: int = 100) -> Tens
         if torch.equal(moved, centers):
             break
         centers = moved
+    else:
+        checks.warn(f"2-means has not come to rest after {rounds} rounds: the clusters are not settled")
     within = torch.cdist(rows, centers).amin(dim=2).square().sum(dim=1)
     best = torch.cdist(rows, centers[within.argmin()]).argmin(dim=1) == 1
     return best if 2 * int(best.sum()) <= len(rows) else ~best

@@ -12,7 +12,7 @@ the median, section IV.C. To repair a model, see :func:`robustlab.defenses.unlea
 λ starts at 0 until the patch works; then it grows by 1.5 where the patch has worked for `patience` steps in a row, and
 shrinks by 1.5^1.5 where it has not. All classes are searched together, in one batch. Different here: a step takes the
 gradient over all clean inputs given, not over a random part, so that the success rate of a mask is exact and nothing
-is random but the start.
+is random but the start. A search that has not come to its end says so: see :class:`Patches`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class Patches:
         sizes: (T,) = ‖m‖₁ in pixels, ∞ where none worked.
         success: (T,), share of the images that the patch turns.
         classes: (T,), the labels.
+        converged: (T,) bool: a patch works, and λ, once above 0, had to be lowered again, since at that weight the
+            mask was too small to work. Where it is False more steps may shrink the mask, and its size is an upper
+            bound.
     """
 
     masks: Tensor
@@ -52,6 +55,7 @@ class Patches:
     sizes: Tensor
     success: Tensor
     classes: Tensor
+    converged: Tensor
 
 
 def neural_cleanse(
@@ -75,7 +79,7 @@ def neural_cleanse(
             whose labels are not looked at.
         classes: the labels to examine, (T,); None is all of them. What is found for a class does not depend on the
             others, but the index does: give at least 3.
-        steps: gradient steps, at least 1.
+        steps: gradient steps, at least 1; a few hundred, for a search that has not converged gives no verdict.
         lr: of Adam (β = 0.5, 0.9) on the arguments of tanh, as in the authors' code.
         cost: λ once the patch works, above 0.
         patience: steps in a row before λ changes.
@@ -86,8 +90,10 @@ def neural_cleanse(
 
     Returns:
         A Detection with the anomaly index of each class as its score, positive on the small side; its ``details`` are
-        the :class:`Patches`. Where all sizes, or more than half, are equal (as where no patch was found), the MAD is 0,
-        there is no scale, and nothing is flagged: take more steps.
+        the :class:`Patches`. A warning names the classes whose search has not converged: sizes and index are then none
+        that can be trusted, and that nothing is flagged does not mean that the model is clean. Where all sizes, or
+        more than half, are equal (as where no patch was found), the MAD is 0 and there is no scale: the index is NaN,
+        nothing is flagged, and a warning says so.
 
         ``false_alarm_rate`` is :func:`false_alarm_rate`: how often some class of a clean model is flagged,
         if the sizes of its classes are independent and normal. For ten classes and a threshold of 2 it is about a
@@ -111,7 +117,7 @@ def neural_cleanse(
     for name, number in (("lr", lr), ("cost", cost), ("threshold", threshold)):
         checks.positive(name, number)
     with torch.inference_mode(False), torch.enable_grad(), Probe(model) as probe:
-        count = probe(x[:1])[0].shape[1]
+        count = probe(x[:1]).shape[1]
         classes = torch.arange(count) if classes is None else torch.as_tensor(classes)
         checks.in_classes("classes", classes, count)
         if len(classes) < 3:
@@ -119,6 +125,7 @@ def neural_cleanse(
         search = _Search(probe, x, classes.to(x.device), lr, seed, rows)
         found = search.run(steps, cost, patience)
     index = anomaly_index(found.sizes.nan_to_num(posinf=float(x[0, 0].numel())))
+    _warn(found, index, steps)
     stated = false_alarm_rate(len(classes), threshold)
     return Detection(index, index > threshold, threshold, found, false_alarm_rate=stated, level="class")
 
@@ -128,7 +135,8 @@ def anomaly_index(sizes: Tensor) -> Tensor:
 
         (median − size_t) / (1.4826·MAD),   MAD = median over t of |size_t − median|
 
-    The median of an even number is the mean of the two middle ones. Where the MAD is 0, so is the index.
+    The median of an even number is the mean of the two middle ones. Where the MAD is 0 there is no scale, and the index
+    is NaN.
 
     Args:
         sizes: (T,), or (..., T) for several models at once.
@@ -136,7 +144,24 @@ def anomaly_index(sizes: Tensor) -> Tensor:
     sizes = sizes.double()
     centre = sizes.quantile(0.5, dim=-1, keepdim=True)
     spread = 1.4826 * (sizes - centre).abs().quantile(0.5, dim=-1, keepdim=True)
-    return torch.where(spread == 0, 0.0, (centre - sizes) / spread)
+    return torch.where(spread == 0, torch.nan, (centre - sizes) / spread)
+
+
+def _warn(found: Patches, index: Tensor, steps: int) -> None:
+    """Says what keeps the index from being a verdict."""
+    if not bool(found.converged.all()):
+        open_ = found.classes[~found.converged].tolist()
+        without = found.classes[found.sizes.isinf()].tolist()
+        none = f" (no patch at all for {without})" if without else ""
+        checks.warn(
+            f"neural_cleanse: the search has not converged after {steps} steps for classes {open_}{none}; this is no "
+            "verdict, take more steps"
+        )
+    if bool(index.isnan().any()):
+        checks.warn(
+            "neural_cleanse: more than half of the sizes are equal, so that the index has no scale (MAD = 0) and is "
+            "NaN; nothing is flagged, and nothing is said to be clean"
+        )
 
 
 @cache
@@ -178,6 +203,7 @@ class _Search:
         best_size = self.x.new_full((total,), torch.inf)
         best_mask, best_pattern = (part.detach().clone() for part in self.patches())
         cost, worked, failed = self.x.new_zeros(3, total)
+        lowered = torch.zeros(total, dtype=torch.bool, device=self.x.device)
         for _ in range(steps):
             mask, pattern = self.patches()
             success = self._descend(mask, pattern, cost)
@@ -190,12 +216,14 @@ class _Search:
             best_pattern = torch.where(keep[:, None, None, None], pattern, best_pattern)
             worked, failed = torch.where(works, worked + 1, 0), torch.where(works, 0, failed + 1)
             up, down = worked >= patience, failed >= patience
+            lowered |= down & (cost > 0)
             cost = torch.where(up & (cost == 0), start_cost, torch.where(up, cost * 1.5, cost))
             cost = torch.where(down, cost / 1.5**1.5, cost)
             worked, failed = worked.masked_fill(up, 0), failed.masked_fill(down, 0)
         with torch.no_grad():
             success = self._success(best_mask, best_pattern)
-        return Patches(best_mask, best_pattern, best_size, success, self.classes)
+        converged = lowered & best_size.isfinite()
+        return Patches(best_mask, best_pattern, best_size, success, self.classes, converged)
 
     def _stamped(self, x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
         """Each image with each patch, (T, n, C, H, W) as one batch."""
@@ -209,7 +237,7 @@ class _Search:
         leaves = [part.detach().requires_grad_() for part in (mask, pattern)]
         wins = torch.zeros(len(self.classes), device=self.x.device)
         for part in self._parts():
-            logits = self.probe(self._stamped(part, *leaves))[0]
+            logits = self.probe(self._stamped(part, *leaves))
             goal = self.classes.repeat_interleave(len(part))
             F.cross_entropy(logits, goal, reduction="sum").div(len(self.x)).backward()
             wins += (logits.argmax(dim=1) == goal).view(len(self.classes), -1).sum(dim=1)
@@ -224,6 +252,6 @@ class _Search:
     def _success(self, mask: Tensor, pattern: Tensor) -> Tensor:
         wins = torch.zeros(len(self.classes), device=self.x.device)
         for part in self._parts():
-            labels = self.probe(self._stamped(part, mask, pattern))[0].argmax(dim=1).view(len(self.classes), -1)
+            labels = self.probe(self._stamped(part, mask, pattern)).argmax(dim=1).view(len(self.classes), -1)
             wins += (labels == self.classes[:, None]).sum(dim=1)
         return wins / len(self.x)

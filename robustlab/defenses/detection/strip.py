@@ -99,6 +99,6 @@ def _entropies(probe: Probe, x: Tensor, clean: Tensor, drawn: Tensor, rows: int)
     for overlay in drawn.unbind(dim=1):
         for first in range(0, len(x), rows):
             part = slice(first, first + rows)
-            logits = probe((x[part] + clean[overlay[part]]).clamp(max=1))[0]
+            logits = probe((x[part] + clean[overlay[part]]).clamp(max=1))
             total[part] += torch.special.entr(logits.softmax(dim=1)).sum(dim=1) / math.log(2)
     return total / drawn.shape[1]

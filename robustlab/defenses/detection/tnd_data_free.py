@@ -28,7 +28,7 @@ from robustlab.attacker.results import Detection
 from robustlab.defenses.detection.tnd_data_limited import clean_threshold
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.projections import onto_simplex
-from robustlab.models.probing import Probe
+from robustlab.models.probing import Layer, Probe
 
 
 def tnd_data_free(
@@ -41,6 +41,7 @@ def tnd_data_free(
     sparsity: float = 0.1,
     threshold: float = 100.0,
     calibration: Tensor | None = None,
+    layer: Layer | None = None,
     seed: int = 0,
 ) -> Detection[dict[str, Tensor]]:
     """Excite the penultimate layer from noise, and flag the classes whose logits rise beyond a threshold.
@@ -53,15 +54,19 @@ def tnd_data_free(
         step_size: of the sign steps on masks and patterns, and the ℓ2 length of those on the weights.
         sparsity: λ ≥ 0. It decides what is found, and depends on the scale of the features: where it outweighs what
             one pixel does to them the masks stay empty and all scores are 0; where it is small the whole image is
-            repainted, and the logits of clean networks rise as well.
+            repainted, and the logits of clean networks rise as well. A warning says that a mask stayed empty: then
+            nothing was looked at, and scores of 0 are no verdict.
         threshold: for R_k, in logits; the paper's is 100.
         calibration: (M,), the highest score of each of M clean models of the same kind, found with the same
             arguments. If given, their maximum takes the place of `threshold`.
+        layer: whose output are the activations r, a module of the model or its name. None takes the input of the
+            linear layer that gives the logits; where that is not clear, the layer must be named.
         seed: of the noise.
 
     Returns:
         A Detection with R_k of each class as its score, (K,). ``details`` has ``"images"`` (N, C, H, W), the ``"mask"``
-        (1, H, W) and ``"pattern"`` (C, H, W) that all starts share at the end, and the neurons' ``"weights"`` (d,).
+        (1, H, W) and ``"pattern"`` (C, H, W) that all starts share at the end, and the neurons' ``"weights"`` (d,);
+        ``layer`` says which neurons were taken.
 
         No false-alarm rate is known for 100: nothing is known of this statistic on clean models. With a
         `calibration` there is one, ``false_alarm_rate`` = 1/(M + 1): that some class of one more clean
@@ -81,12 +86,12 @@ def tnd_data_free(
     threshold, stated = clean_threshold(threshold, calibration)
     if len(in_shape) != 3:
         raise ValueError(f"in_shape: want (C, H, W), got {tuple(in_shape)}")
-    with torch.inference_mode(False), torch.enable_grad(), Probe(model) as probe:
+    with torch.inference_mode(False), torch.enable_grad(), Probe(model, layer) as probe:
         like = next(model.parameters())
         ids = torch.arange(starts, device=like.device)
         noise = Noise(seed, ids).uniform(0, tuple(in_shape), like.dtype)
         with torch.no_grad():
-            before, features = probe(noise)
+            before, features = probe.features(noise)
         weights = features.new_full(features.shape[1:], 1 / features.shape[1])
         mask = torch.zeros_like(noise[:, :1])
         pattern = torch.full_like(noise, 0.5)
@@ -95,9 +100,14 @@ def tnd_data_free(
         mask, pattern, weights = _ascend(probe, noise, mask, pattern, weights, steps, step_size, sparsity)
         images = (1 - mask) * noise + mask * pattern
         with torch.no_grad():
-            scores = (probe(images)[0] - before).mean(dim=0)
+            scores = (probe(images) - before).mean(dim=0)
+    if not bool(mask.any()):
+        checks.warn(
+            f"tnd_data_free: the mask stayed empty, since sparsity = {sparsity} outweighs what a pixel does to the "
+            "features; the scores are no verdict, take a smaller one"
+        )
     details = {"images": images, "mask": mask[0], "pattern": pattern[0], "weights": weights}
-    return Detection(scores, scores > threshold, threshold, details, **stated)
+    return Detection(scores, scores > threshold, threshold, details, layer=probe.taken, **stated)
 
 
 def _ascend(
@@ -114,7 +124,7 @@ def _ascend(
     for _ in range(steps):
         leaves = [part.detach().requires_grad_() for part in (mask, pattern, weights)]
         mask, pattern, weights = leaves
-        features = probe((1 - mask) * noise + mask * pattern)[1]
+        features = probe.features((1 - mask) * noise + mask * pattern)[1]
         gain = (features @ weights).mean() - sparsity * mask.sum() / len(mask)
         of_mask, of_pattern, of_weights = torch.autograd.grad(gain, leaves)
         with torch.no_grad():

@@ -12,6 +12,7 @@ So it stays exactly zero while the rest is fine-tuned, whatever batch norm, shor
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from robustlab.attacker.results import Repair
 from robustlab.attacker.victim import accuracy
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.defenses.purification.fine_tuning import fine_tuning
-from robustlab.models.probing import Probe
+from robustlab.models.probing import Call, Layer, Probe, find_layer, refuse_post_layer, weighted
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def fine_pruning(
     data: Pairs,
     *,
     tolerance: float = 0.02,
-    layer: str | None = None,
+    layer: Layer | None = None,
     epochs: int = 5,
     lr: float = 1e-3,
     batch_size: int = 100,
@@ -78,9 +79,10 @@ def fine_pruning(
         data: clean inputs and labels, a Dataset (its training part), a pair (x, y) or a loader. They choose the
             channels, measure the accuracy and are fine-tuned on.
         tolerance: how much accuracy on `data` pruning alone may cost, in [0, 1).
-        layer: name of the module (as in ``model.named_modules()``) whose output (N, C, H, W) is pruned. None is the
-            last one to run that has no parts and gives such an output: the activation, or the pooling, behind the last
-            convolution.
+        layer: whose output (N, C, H, W) is pruned, a module of the model or its name in ``model.named_modules()``. None
+            is the last one to run before the head (the last linear layer or convolution, which gives the logits) that
+            has no parts and gives such an output: the activation, or the pooling, behind the last convolution of the
+            body. Where that is not clear, the layer must be named.
         epochs: of fine-tuning; 0 only prunes.
         lr, batch_size, seed: of fine-tuning, as in ``fine_tuning``.
 
@@ -100,6 +102,7 @@ def fine_pruning(
     checks.at_least("epochs", epochs, 0, integer=True)
     x, y = read_labeled(data)
     checks.at_home(model, x, "data")
+    checks.unit_pixels("data", x)
     name, activation = channel_activations(model, x, layer)
     pruned, mask = _with_mask(model, name, activation)
     order = activation.argsort(stable=True)
@@ -116,31 +119,39 @@ def fine_pruning(
     return Repair(pruned, details)
 
 
-def channel_activations(model: nn.Module, x: Tensor, layer: str | None = None) -> tuple[str, Tensor]:
+def channel_activations(model: nn.Module, x: Tensor, layer: Layer | None = None) -> tuple[str, Tensor]:
     """The name of the layer that is pruned, and the mean of each of its channels over x and all positions, (C,)."""
-    names = {module: name for name, module in model.named_modules() if name == layer or layer is None}
-    leaves = [module for module in names if layer is not None or not any(True for _ in module.children())]
-    if not leaves:
-        raise ValueError(f"layer: want a name out of model.named_modules(), got {layer!r}")
-    last: list[tuple[str, Tensor]] = []
-
-    def see(module: nn.Module, args: object, output: Tensor) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4:
-            last[:] = [(names[module], output.mean(dim=(2, 3)).sum(dim=0))]
-
     total = x.new_zeros(())
     with torch.no_grad(), Probe(model) as probe:
-        hooks = [module.register_forward_hook(see) for module in leaves]
-        try:
+        name = _last_maps(probe, x[:1]) if layer is None else find_layer(model, layer)[0]
+        calls: list[Call] = []
+        with model.get_submodule(name).register_forward_hook(Call.into(calls, name)):
             for part in x.split(500):
                 probe(part)
-                if not last:
-                    raise ValueError(f"layer: want one whose output is (N, C, H, W), got {layer!r}, which has none")
-                total = total + last[0][1]
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return last[0][0], total / len(x)
+                maps = calls[-1].output if calls else None
+                if not isinstance(maps, Tensor) or maps.dim() != 4:
+                    raise ValueError(f"layer: want one whose output is (N, C, H, W), got {name!r}, which has none")
+                total = total + maps.mean(dim=(2, 3)).sum(dim=0)
+                calls.clear()
+    return name, total / len(x)
+
+
+def _last_maps(probe: Probe, x: Tensor) -> str:
+    """The name of the last leaf before the head that gives (N, C, H, W)."""
+    leaves = [(name, part) for name, part in probe.model.named_modules() if not any(True for _ in part.children())]
+    calls: list[Call] = []
+    with ExitStack() as hooks:
+        for name, part in leaves:
+            if name:
+                hooks.enter_context(part.register_forward_hook(Call.into(calls, name)))
+        logits = probe(x)
+    heads = [place for place, call in enumerate(calls) if weighted(call.module)]
+    if heads:
+        refuse_post_layer(calls[heads[-1]], [calls[place] for place in heads], logits.shape[1])
+        for call in reversed(calls[: heads[-1]]):
+            if isinstance(call.output, Tensor) and call.output.dim() == 4:
+                return call.name
+    raise ValueError("layer: want one whose output is (N, C, H, W), got None, and no such layer before the head")
 
 
 def _with_mask(model: nn.Module, name: str, activation: Tensor) -> tuple[nn.Module, Tensor]:

@@ -55,6 +55,7 @@ def fine_tuning(
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
     x, y = read_labeled(data)
     checks.at_home(model, x, "data")
+    checks.unit_pixels("data", x)
     repaired = copy.deepcopy(model)
     history = fit(
         repaired, (x, y), epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer, schedule="cosine", seed=seed

@@ -7,7 +7,11 @@ section 3. Two trained networks can be joined by a path of weights on which the 
     φ(t) = (1 − t)²·θ₁ + 2t(1 − t)·θ + t²·θ₂,   minimize over θ:  E_{t ~ U(0, 1)} [ loss of φ(t) on clean data ]
 
 The ends stay what they are. Only the control point θ is trained, and on clean data only: nothing on the way keeps the
-backdoor alive, and a short way from the backdoored end (the paper reports t = 0.1) it is gone; the accuracy stays.
+backdoor alive, and a way from the backdoored end it is gone; the accuracy stays. How far one has to go the clean data
+do not tell: the accuracy is flat along the curve. Different here: the paper takes its model at t = 0.1; our default is
+the middle, the point that is farthest from both ends, where the control point, which has seen clean data only, weighs
+most. On the digits of chapter 16, halfway between two tampered networks, 1 % of the triggered images reach the target;
+at t = 0.1 it is 96 %.
 """
 
 from __future__ import annotations
@@ -97,7 +101,7 @@ def mode_connectivity(
     data: Pairs,
     *,
     other: nn.Module | None = None,
-    t: float = 0.1,
+    t: float = 0.5,
     points: int = 11,
     epochs: int = 20,
     lr: float = 3e-3,
@@ -111,7 +115,8 @@ def mode_connectivity(
         data: clean inputs and labels, a Dataset (its training part), a pair (x, y) or a loader.
         other: the model at t = 1, of the same architecture: another one that may have been tampered with, in another
             way, or None for a copy of `model` that is fine-tuned on `data` (5 epochs).
-        t: where on the curve the repaired model is taken, in [0, 1]; the paper reports 0.1.
+        t: where on the curve the repaired model is taken, in [0, 1]. The default ½ is farthest from both ends, of which
+            either may be tampered with; the paper reports 0.1, where our backdoors still live (see the module).
         points: how many t, evenly spaced from 0 to 1, are measured on `data`; at least 2.
         epochs, lr, batch_size, seed: of the training of the control point, as in :func:`robustlab.training.fit.fit`;
             each step draws its own t.
@@ -131,6 +136,7 @@ def mode_connectivity(
     checks.at_least("points", points, 2, integer=True)
     x, y = read_labeled(data)
     checks.at_home(model, x, "data")
+    checks.unit_pixels("data", x)
     if other is None:
         other = fine_tuning(model, (x, y), batch_size=batch_size, seed=seed).model
     curve = BezierCurve(model, other)

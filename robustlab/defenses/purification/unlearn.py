@@ -39,7 +39,8 @@ def unlearn(
         model: to be repaired. It is not changed.
         data: clean images and their true labels, a Dataset (its training part), a pair (x, y) or a loader.
         detection: of :func:`neural_cleanse`. The patches of its flagged classes are unlearned, in turn over the
-            samples; where none is flagged this is plain fine-tuning.
+            samples; where none is flagged this is plain fine-tuning, and where there was no verdict (its index is NaN)
+            a warning says so.
         share: part of the samples that carry a patch, in (0, 1]; drawn anew in each step, sample by sample.
         epochs: passes over the data; the paper takes one.
         lr, batch_size, seed: as in ``fine_tuning``.
@@ -71,8 +72,13 @@ def unlearn(
         mask = masks.to(x)[which] * chosen[:, None, None, None]
         return (1 - mask) * x + mask * patterns.to(x)[which]
 
+    if bool(detection.scores.isnan().any()):
+        checks.warn(
+            "detection: want one with a verdict, got an index of NaN; nothing is unlearned, this is fine-tuning"
+        )
     x, y = read_labeled(data)
     checks.at_home(model, x, "data")
+    checks.unit_pixels("data", x)
     repaired = copy.deepcopy(model)
     history = fit(
         repaired, (x, y), epochs=epochs, lr=lr, batch_size=batch_size, schedule="cosine", seed=seed,

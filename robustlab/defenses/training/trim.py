@@ -100,4 +100,6 @@ def _descend(
         objective.append(float(loss))
         if torch.equal(kept, before) or (len(objective) > 1 and objective[-1] >= objective[-2]):
             break
+    else:
+        checks.warn(f"trim: rows and model have not come to rest after {MAX_TURNS} turns")
     return model, kept, tuple(objective)

@@ -211,7 +211,7 @@ def patch(dtype: torch.dtype, device: torch.device) -> Detection[Patches]:
     masks[TARGET, :, :2, :2] = 1.0
     index = torch.where(torch.arange(CLASSES, device=device) == TARGET, 3.0, 0.0)
     sizes, all_work = masks.sum(dim=(1, 2, 3)), torch.ones_like(index)
-    found = Patches(masks, masks.clone(), sizes, all_work, torch.arange(CLASSES, device=device))
+    found = Patches(masks, masks.clone(), sizes, all_work, torch.arange(CLASSES, device=device), all_work == 1)
     return Detection(index, index > 2.0, 2.0, found)
 
 
