@@ -72,13 +72,10 @@ class Probe:
                 no linear layer, or the last one reads logits rather than features (:func:`refuse_post_layer`).
         """
         calls: list[Call] = []
-        if self.layer is None:
-            linear = [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.Linear)]
-        else:
-            linear = [self.layer]
+        linear = ((name, module) for name, module in self.model.named_modules() if isinstance(module, nn.Linear))
         with ExitStack() as hooks:
-            for name, module in linear:
-                hooks.callback(module.register_forward_hook(Call.into(calls, name)).remove)
+            for name, module in linear if self.layer is None else (self.layer,):
+                hooks.enter_context(module.register_forward_hook(Call.into(calls, name)))
             logits = self(x)
         if self.layer is None:
             head = _head(calls, logits, self.model)

@@ -91,7 +91,7 @@ def convex_polytope(
     if dropout >= 1:
         raise ValueError(f"dropout: want a share below 1, got {dropout}")
     low, high = ball(job.bases, eps)
-    layers = list(layer) if isinstance(layer, list | tuple) else [layer] * len(nets)
+    layers = [layer] * len(nets) if layer is None or isinstance(layer, str | nn.Module) else list(layer)
     if len(layers) != len(nets):
         raise ValueError(f"layer: want one for each of {len(nets)} surrogates, got {len(layers)}")
     with torch.inference_mode(False), ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from robustlab.attacks import PatchTrigger, PoisonedDataset, badnets
 from robustlab.teaching.catalogue import Row
 from tests.suite.training import test_bad_data as bad_data
 from tests.suite.training import test_detectors as detectors
+from tests.suite.training import test_heads_and_pixels as heads
 from tests.suite.training import test_poisons as poisons
 from tests.suite.training import test_triggers as triggers
 from tests.suite.training.cases import POISONS, Case, images, trained
@@ -300,3 +302,40 @@ def test_broken_repairs_are_seen() -> None:
         detectors.check_no_side_effects(watch(repair_in_place, "repair"))
     with pytest.raises(AssertionError):
         detectors.check_repair_keeps_the_accuracy(watch(repair_to_nothing, "repair"))
+
+
+def linear_only(model: nn.Module, data: Pair) -> Detection:
+    """Reads no features, and yet wants a linear layer."""
+    if not any(isinstance(part, nn.Linear) for part in model.modules()):
+        raise ValueError("model: want at least one nn.Linear")
+    return detector(model, data)
+
+
+def last_linear(model: nn.Module, data: Pair, *, layer: Any = None) -> Detection:
+    """Takes what the last linear layer is fed with, whatever that is."""
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    if layer is None and not names:
+        raise ValueError("model: want an nn.Linear, or a layer")
+    return replace(detector(model, data), layer=f"output of {layer}" if layer else f"input of {names[-1]}")
+
+
+def test_a_head_taken_for_features_is_seen() -> None:
+    with pytest.raises(AssertionError, match="refused"):
+        heads.check_any_head(watch(linear_only))
+    with pytest.raises(AssertionError, match="a post layer is fed with"):
+        heads.check_post_layer(watch(last_linear))
+    with pytest.raises(AssertionError, match="passed in silence"):
+        heads.check_bytes_are_told(watch(detector))
+    heads.check_any_head(watch(detector))
+    heads.check_post_layer(watch(detector))
+
+
+def speechless(model: nn.Module, data: Pair) -> Detection:
+    """Has no verdict about one sample, and does not say so."""
+    found = detector(model, data)
+    return replace(found, scores=found.scores.index_fill(0, torch.tensor([0]), torch.nan), threshold=math.inf)
+
+
+def test_a_verdict_that_is_missing_in_silence_is_seen() -> None:
+    with pytest.raises(AssertionError, match="no verdict, and no warning"):
+        detectors.check_detection(watch(speechless), torch.float32, CPU)
