@@ -4,7 +4,7 @@ Tests that ask for the ``device`` fixture run on the CPU and, where there is one
 tests marked ``gpu`` are taken out. So are tests marked ``full``, but for ``--full`` (``make test-full``) and for those
 whose files changed since origin/main: the name of a changed file is a word of the test's id, or is given to the mark.
 The terminal summary says how many were not run. ``--pretend-gpu`` runs on the pretend device of ``tests/pretend`` what
-else runs on the CPU.
+else runs on the CPU, but for tests marked ``threads``.
 
 A notebook whose cells take too long fails the run (``chapter_times.py``).
 """
@@ -36,7 +36,11 @@ settings.load_profile("robustlab")
 
 _CUDA = torch.cuda.is_available()
 _NOT_RUN = pytest.StashKey[Counter[str]]()
-_WHY = {"gpu": "no CUDA device", "full": "`make test-full` runs all"}
+_WHY = {
+    "gpu": "no CUDA device",
+    "full": "`make test-full` runs all",
+    "threads": "the pretend device is that of one thread",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     names = {PurePosixPath(path).stem for path in changed.changed_files()}
     kept, gone = [], []
     for item in items:
-        why = _left_out(item, config.getoption("full"), names)
+        why = _left_out(item, config.getoption("full"), names, config.getoption("pretend_gpu"))
         (gone if why else kept).append(item)
         config.stash[_NOT_RUN].update([why] if why else [])
     if gone:
@@ -65,10 +69,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=gone)
 
 
-def _left_out(item: pytest.Item, full: bool, changed_names: set[str]) -> str:
+def _left_out(item: pytest.Item, full: bool, changed_names: set[str], pretend: bool = False) -> str:
     """The mark for which a test is not run now; "" where it is run."""
     if item.get_closest_marker("gpu") and not _CUDA:
         return "gpu"
+    if item.get_closest_marker("threads") and pretend:
+        return "threads"
     long = item.get_closest_marker("full")
     if long and not full:
         words = {*re.findall(r"\w+", item.nodeid), *long.args}

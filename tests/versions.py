@@ -21,6 +21,7 @@ TOOLS = (
     "cvxpy",
     "scikit-learn",
     "build",
+    "ipython",  # a claim shows itself in a notebook
     "packaging",
     "setuptools",
     "wheel",

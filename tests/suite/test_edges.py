@@ -117,6 +117,7 @@ def test_least_likely_target(case: Case, device: torch.device) -> None:
     check_least_likely_target(case, device)
 
 
+@pytest.mark.threads
 @over()
 def test_two_threads(case: Case, device: torch.device) -> None:
     check_two_threads(case, device)

@@ -33,6 +33,12 @@ def test_a_test_on_cuda_runs_where_there_is_cuda(monkeypatch: pytest.MonkeyPatch
         assert conftest._left_out(item("tests/test_a.py::test_a", "gpu"), True, {"test_a"}) == why
 
 
+def test_threads_do_not_run_on_the_pretend_device() -> None:
+    threads = item("tests/suite/test_edges.py::test_two_threads[cpu-pgd]", "threads")
+    assert conftest._left_out(threads, True, set(), pretend=True) == "threads"
+    assert conftest._left_out(threads, True, set()) == "" == conftest._left_out(item("a"), True, set(), pretend=True)
+
+
 def test_the_tests_of_a_changed_file() -> None:
     assert "tests/unit/test_pgd.py" in changed.tests_of(["robustlab/attacks/whitebox/pgd.py"])
     assert "tests/suite" in changed.tests_of(["robustlab/attacks/whitebox/pgd.py"])
