@@ -90,6 +90,13 @@ def test_projection_out_of_reach_is_the_corner(norm: str) -> None:
     torch.testing.assert_close(v, corner)
 
 
+def test_slopes_that_are_rounding_cost_no_l1() -> None:
+    """Out of reach of the hyperplane, an element moves only where that brings it nearer by more than rounding."""
+    points, slope = torch.full((1, 3), 0.25), torch.tensor([[2.0, -1e-9, 1e-3]])
+    v = to_hyperplane(get_norm("l1"), points, slope, torch.tensor([10.0]), 0.0, 1.0)
+    torch.testing.assert_close(v, torch.tensor([[0.75, 0.0, 0.75]]))
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("scale", [1e-150, 1e150])
 def test_projection_of_extreme_slopes(norm: str, scale: float) -> None:

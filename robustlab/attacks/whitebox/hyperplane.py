@@ -15,7 +15,8 @@ What is left to find is
 Where even u = r does not reach |g|, hyperplane and box do not meet, and u = r, which comes nearest, is the answer.
 
 Different here: Newton's method instead of the paper's sort of the breakpoints. It gives the same λ in a handful of
-passes, each of which fills at least one more element.
+passes, each of which fills at least one more element. In ℓ1, where every element that moves is paid for, those stay
+whose slope is below 1e-8 of the largest, which is rounding; the authors' code has such a limit too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from robustlab.attacker.domain import Bound
 from robustlab.geometry.norms import Norm
+
+_ROUNDING = 1e-8  # of the largest slope
 
 
 def to_hyperplane(norm: Norm, points: Tensor, slope: Tensor, gap: Tensor, low: Bound, high: Bound) -> Tensor:
@@ -47,7 +50,7 @@ def to_hyperplane(norm: Norm, points: Tensor, slope: Tensor, gap: Tensor, low: B
     sign = slope.sign() * gap.sign().unsqueeze(-1)
     room = torch.where(sign > 0, high - points, points - low).mul_(sign.abs())
     if norm.name == "l1":
-        return _fill(size, room, need).mul_(sign)
+        return _fill(size, room * (size > _ROUNDING), need).mul_(sign)
     return _stretch(size, size if norm.name == "l2" else torch.ones_like(size), room, need).mul_(sign)
 
 
