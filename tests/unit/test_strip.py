@@ -52,6 +52,35 @@ def test_a_clean_input_is_never_laid_over_itself() -> None:
     assert found.details["clean_entropies"].tolist() == pytest.approx([entropy(sure, base=2)] * 2)
 
 
+def test_separate_overlays_are_laid_over_both() -> None:
+    """A single overlay: each entropy is that of one mixed image, for x and for the clean inputs that set the limit."""
+    model, x, clean, one = net(), images(3, 1), images(5, 2), images(1, 3)
+    found = strip(model, x, clean, overlays=4, laid_over=one)
+    for inputs, entropies in ((x, -found.scores), (clean, found.details["clean_entropies"])):
+        sure = model((inputs + one).clamp(max=1)).softmax(dim=1).detach().numpy()
+        assert entropies.tolist() == pytest.approx(entropy(sure, base=2, axis=1).tolist())
+
+
+def test_with_separate_overlays_few_clean_inputs_keep_the_rate() -> None:
+    """19 clean inputs at 5 %: the limit is their lowest entropy, which one of 20 falls below once in 20."""
+    model, hits = net(), 0
+    for seed in range(300):
+        every = images(40, 1000 + seed)
+        new, clean, one = every[:1], every[1:20], every[20:]
+        hits += int(strip(model, new, clean, overlays=2, laid_over=one, rejection_rate=0.05, seed=seed).flagged.sum())
+    low, high = binom.ppf([1e-4, 1 - 1e-4], 300, 0.05)
+    assert low <= hits <= high
+
+
+def test_a_convolutional_head_is_judged_as_the_same_linear_one() -> None:
+    model, x, clean = net(), images(3, 1), images(5, 2)
+    conv = nn.Sequential(nn.Conv2d(1, 10, 4), nn.Flatten()).double()
+    with torch.no_grad():
+        conv[0].weight.copy_(model[1].weight.view(10, 1, 4, 4))
+        conv[0].bias.copy_(model[1].bias)
+    torch.testing.assert_close(strip(conv, x, clean, overlays=4).scores, strip(model, x, clean, overlays=4).scores)
+
+
 def test_a_trigger_that_shines_through_is_found() -> None:
     model = net()
     x, clean = images(40, 5), images(200, 6)
@@ -98,6 +127,8 @@ def test_too_few_clean_inputs_flag_nothing() -> None:
         ({"clean": images(1, 0)}, "clean: want at least 2"),
         ({"clean": torch.rand(4, 1, 5, 5).double()}, "clean"),
         ({"x": images(2, 0) + 1}, "x: want values"),
+        ({"laid_over": images(2, 0)[..., :3]}, "laid_over: want at least 1 input of shape"),
+        ({"laid_over": images(2, 0) + 1}, "laid_over: want values"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], message: str) -> None:

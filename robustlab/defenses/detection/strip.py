@@ -32,6 +32,7 @@ def strip(
     clean: Tensor | Pairs,
     *,
     overlays: int = 50,
+    laid_over: Tensor | Pairs | None = None,
     rejection_rate: float = 0.01,
     seed: int = 0,
     ids: Tensor | None = None,
@@ -44,8 +45,9 @@ def strip(
         x: inputs to be judged, (N, ...), as they come in at test time; or labeled data (of a Dataset the test part),
             whose labels are not looked at.
         clean: clean inputs (M', ...), at least 2, or labeled data (of a Dataset the training part): they serve as
-            overlays, and their own entropies set the threshold.
+            overlays, unless `laid_over` does, and their own entropies set the threshold.
         overlays: M, how many are laid over each input, drawn with replacement; at least 1.
+        laid_over: other clean inputs to draw the overlays from, at least 1; None draws them from `clean`.
         rejection_rate: share of clean inputs that may be flagged, in (0, 1). With fewer than 1/rejection_rate − 1
             clean inputs no threshold keeps it, and nothing is flagged.
         seed: of the draws.
@@ -56,8 +58,9 @@ def strip(
         A Detection with the scores −H(x), in bits. ``details`` has ``"clean_entropies"`` (M',). The
         ``false_alarm_rate`` is the rejection rate: a clean input is flagged no more often, on average over the draw of
         the clean inputs. Given one draw of M' of them the rate itself is random, with the distribution
-        Beta(k, M' + 1 − k), k = ⌊rejection_rate·(M' + 1)⌋. Both would be exact if overlays and the inputs that set
-        the threshold were different ones; each clean input serves as both, which adds a little where they are few.
+        Beta(k, M' + 1 − k), k = ⌊rejection_rate·(M' + 1)⌋. Both are exact where the overlays come from `laid_over`,
+        with other inputs than those that set the threshold; without it each clean input serves as both, which adds a
+        little where they are few.
 
     Raises:
         ValueError, TypeError: for a wrong argument.
@@ -66,11 +69,14 @@ def strip(
         Gao et al. (2019). Departure: the threshold, see the module.
     """
     x, clean = read_inputs(x, "x", "test"), read_inputs(clean, "clean")
-    for name, images in (("x", x), ("clean", clean)):
+    pool = clean if laid_over is None else read_inputs(laid_over, "laid_over")
+    for name, images in (("x", x), ("clean", clean), ("laid_over", pool)):
         checks.at_home(model, images, name)
-        checks.images(images, (0.0, 1.0))
+        checks.images(images, (0.0, 1.0), name)
     if clean.shape[1:] != x.shape[1:] or len(clean) < 2:
         raise ValueError(f"clean: want at least 2 inputs of shape {tuple(x.shape[1:])}, got {tuple(clean.shape)}")
+    if pool.shape[1:] != x.shape[1:] or not len(pool):
+        raise ValueError(f"laid_over: want at least 1 input of shape {tuple(x.shape[1:])}, got {tuple(pool.shape)}")
     checks.at_least("overlays", overlays, 1, integer=True)
     checks.at_least("rows", rows, 1, integer=True)
     checks.positive("rejection_rate", rejection_rate)
@@ -79,11 +85,14 @@ def strip(
     ids = torch.arange(len(x), device=x.device) if ids is None else ids
     own = torch.arange(len(clean), device=x.device)
     with torch.inference_mode(False), torch.no_grad(), Probe(model) as probe:
-        drawn = Noise(seed, ids, x.device).integers(0, (overlays,), len(clean))
-        entropies = _entropies(probe, x, clean, drawn, rows)
-        # a clean input is not laid over itself: the others are 1 … M' − 1 places further on
-        others = 1 + Noise(seed, own).integers(1, (overlays,), len(clean) - 1)
-        reference = _entropies(probe, clean, clean, (own[:, None] + others) % len(clean), rows)
+        drawn = Noise(seed, ids, x.device).integers(0, (overlays,), len(pool))
+        entropies = _entropies(probe, x, pool, drawn, rows)
+        if laid_over is None:  # a clean input is not laid over itself: the others are 1 … M' − 1 places further on
+            others = 1 + Noise(seed, own).integers(1, (overlays,), len(clean) - 1)
+            drawn = (own[:, None] + others) % len(clean)
+        else:
+            drawn = Noise(seed, own).integers(1, (overlays,), len(pool))
+        reference = _entropies(probe, clean, pool, drawn, rows)
     # at most k of M' + 1 exchangeable entropies are below the k-th smallest of M' of them
     allowed = math.floor(rejection_rate * (len(clean) + 1) + 1e-9)
     lowest = float(reference.sort().values[allowed - 1]) if allowed else -math.inf
@@ -93,12 +102,12 @@ def strip(
     )
 
 
-def _entropies(probe: Probe, x: Tensor, clean: Tensor, drawn: Tensor, rows: int) -> Tensor:
-    """The mean entropy (N,) of the predictions on x (N, ...) under the overlays clean[drawn], drawn (N, M); in bits."""
+def _entropies(probe: Probe, x: Tensor, pool: Tensor, drawn: Tensor, rows: int) -> Tensor:
+    """The mean entropy (N,) of the predictions on x (N, ...) under the overlays pool[drawn], drawn (N, M); in bits."""
     total = x.new_zeros(len(x))
     for overlay in drawn.unbind(dim=1):
         for first in range(0, len(x), rows):
             part = slice(first, first + rows)
-            logits = probe((x[part] + clean[overlay[part]]).clamp(max=1))
+            logits = probe((x[part] + pool[overlay[part]]).clamp(max=1))
             total[part] += torch.special.entr(logits.softmax(dim=1)).sum(dim=1) / math.log(2)
     return total / drawn.shape[1]
