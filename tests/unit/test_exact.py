@@ -80,6 +80,7 @@ def test_a_tie_is_unknown(name: str) -> None:
     if name == "input splits":  # a whole face of the box is a tie: no end within reason
         high = torch.tensor([0.5 + 1e-8, 0.0, 0.0], dtype=torch.float64)
         low = torch.tensor([0.5 - 1e-8, 0.0, 0.0], dtype=torch.float64)
+        net[2].bias.data[0] = 1e-15  # the outputs are of size 1e-8 there
         tie = Case(low, high, tie.C, tie.d)
     assert ask(net, tie, name)[0] == "unknown"
 
@@ -362,6 +363,7 @@ def test_weights_that_are_not_finite_are_named(door: Any, number: float, words: 
         door(net, torch.full((1, 3), 0.5, dtype=torch.float64), torch.tensor([1]), eps=0.1)
 
 
+@pytest.mark.slow
 def test_the_first_call_imports_no_compiler() -> None:
     program = """
 import sys, torch
@@ -375,3 +377,35 @@ assert "torch._dynamo" not in sys.modules
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr
+
+
+# Scales -------------------------------------------------------------------------------------------------------------
+
+
+@over_solvers
+@pytest.mark.parametrize("scale", [1e-6, 1e-9, 1e6])
+@pytest.mark.parametrize("which", ["outputs", "all"])
+def test_tolerances_are_relative(name: str, scale: float, which: str) -> None:
+    """Outputs, or all layers, in other units: the answers stay."""
+    net, case, least = instance(0)
+    linear = [m for m in net if isinstance(m, nn.Linear)]
+    for i, layer in enumerate(linear):
+        if which == "all" or i == len(linear) - 1:
+            layer.weight.data *= scale ** (1 / len(linear)) if which == "all" else scale
+            layer.bias.data *= scale ** ((i + 1) / len(linear)) if which == "all" else scale
+    for shift, wanted in ((0.01, "verified"), (-0.01, "falsified")):
+        moved = Case(case.low, case.high, case.C, (case.d - least + shift) * scale)
+        assert ask(net, moved, name)[0] == wanted, shift
+
+
+@over_solvers
+def test_a_tie_of_large_outputs_is_unknown(name: str) -> None:
+    """A least margin of 1e-3 among outputs of 1e4 is a tie, as one of 1e-7 among outputs of 1 is."""
+    net = tiny((3, 3, 3), 1)
+    low, high = (torch.full((3,), 0.5 + by, dtype=torch.float64) for by in (-1e-10, 1e-10))
+    C, outputs = torch.eye(1, 3, dtype=torch.float64), net((low + high)[None] / 2)[0].detach()
+    for scale in (1.0, 1e4):
+        tie = Case(low, high, scale * C, scale * (1e-7 * outputs[:1].abs() - outputs[:1]))
+        assert ask(net, tie, name)[0] == "unknown", scale
+        clear = Case(low, high, scale * C, scale * (1e-4 * outputs[:1].abs() - outputs[:1]))
+        assert ask(net, clear, name)[0] == "verified", scale

@@ -37,9 +37,9 @@ from robustlab.verification.complete.branching import (
     select,
     sensitive_side,
 )
-from robustlab.verification.complete.descent import descend, graph_device, stacked
+from robustlab.verification.complete.descent import descend, stacked
 from robustlab.verification.complete.leaf import leaf_minimum
-from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict
+from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, graph_device, relative
 from robustlab.verification.complete.verify import verify
 from robustlab.verification.propagation.alpha_crown import optimized_bound
 from robustlab.verification.propagation.bound_options import BoundOptions
@@ -132,7 +132,7 @@ def solve(
         split = "input" if varying <= FEW_INPUTS or not graph.relus else "relu"
     if steps is None:
         steps = 0 if split == "input" else 10
-    return _Search(graph, cases, replay, clock, split, batch, memory, steps).run(progress)
+    return _Search(graph, relative(graph, cases), replay, clock, split, batch, memory, steps).run(progress)
 
 
 class _Search:
@@ -151,6 +151,7 @@ class _Search:
         self.split, self.batch, self.steps = split, batch, steps
         self.most = float("inf") if memory is None else 1e9 * memory
         self.low, self.high, self.C, self.d = (part.to(graph_device(graph)) for part in stacked(cases))
+        self.ties = self.low.new_tensor([case.tie for case in cases])
         self.witness: Tensor | None = None
         self.tie = False  # whether a domain was given up without an answer
         self.count = {"domains": 0.0, "leaves": 0.0}
@@ -201,7 +202,7 @@ class _Search:
         empty = torch.zeros_like(bound, dtype=torch.bool)
         for i in graph.pre_activations:
             empty |= (layers.bounds[i].lower > layers.bounds[i].upper).flatten(1).any(dim=1)
-        open_ = (~empty & ~(bound > TIE)).nonzero().flatten()
+        open_ = (~empty & ~(bound > self.ties[case])).nonzero().flatten()
         domains = {key: value for key, value in domains.items() if key not in ("side", "node", "place")}
         domains["bound"], domains["row"] = bound, row
         for i, slope in found.slopes.items() if self.steps else ():
@@ -257,7 +258,7 @@ class _Search:
         case = int(domain["case"])
         box, signs = Box(domain["low"], domain["high"]), numbered(domain, "sign")
         value, point = leaf_minimum(self.graph, layers, box, signs, self.C[case], self.d[case])
-        if value is None or value <= TIE:
+        if value is None or value <= self.cases[case].tie:
             if point is not None:
                 self.witness = self.replay(point[None])
             self.tie = True

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustlab.geometry.keyed import Noise
 from robustlab.graph.node import Graph
 from robustlab.graph.time_limit import tick
-from robustlab.verification.complete.query import Case
+from robustlab.verification.complete.query import Case, graph_device
 
 
 def descend(graph: Graph, cases: list[Case], *, restarts: int = 20, steps: int = 50, seed: int = 0) -> Tensor:
@@ -64,12 +64,3 @@ def _rows(case: Case, k: int) -> tuple[Tensor, Tensor]:
         return case.C.new_zeros(k, case.C.shape[1]), case.d.new_full((k,), -1.0)
     which = torch.arange(k).clamp_max(len(case.d) - 1)
     return case.C[which], case.d[which]
-
-
-def graph_device(graph: Graph) -> torch.device:
-    """Where the weights of a graph are."""
-    for node in graph.nodes:
-        for value in vars(node.op).values() if node.op is not None else ():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value.device
-    return torch.device("cpu")

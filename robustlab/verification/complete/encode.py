@@ -30,6 +30,7 @@ from robustlab.graph.hinge import Clamp, Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.pool import MaxPool
+from robustlab.verification.complete.query import unit
 
 Array = NDArray[np.float64]
 
@@ -41,7 +42,8 @@ class System:
     Attributes:
         low, high: (n + r,) bounds of the variables, inputs first.
         P, p: (r, n + r) and (r,), the ReLUs' inputs.
-        lower, upper: (r,), bounds of the ReLUs' inputs, lower < 0 < upper.
+        lower, upper: (r,), bounds of the ReLUs' inputs, lower < 0 < upper; where both are tiny or huge, a ReLU's input
+            and output are in units of them.
         O, o: (m, n + r) and (m,), the outputs.
     """
 
@@ -97,7 +99,7 @@ class _Encoder:
         rows = [F.pad(part, (0, 1 + width - part.shape[1])) for part in self.rows]
         relus = torch.cat([*rows, torch.empty(0, 1 + width, dtype=torch.float64)])
         pieces = (self.low, self.high, relus[:, 1:], relus[:, 0], self.lower, self.upper, output[:, 1:], output[:, 0])
-        return System(*(piece.numpy() for piece in pieces))
+        return _in_units(System(*(piece.numpy() for piece in pieces)))
 
     def _apply(self, node: Node, parts: list[Tensor], known: Bounds | None) -> Tensor:
         op = node.op
@@ -173,6 +175,19 @@ class _Encoder:
             if factor:
                 total = total + factor * self._pad(value)
         return total
+
+
+def _in_units(system: System) -> System:
+    """ReLUs far from 1 in units of their own, powers of two: the tolerances of solvers are absolute."""
+    units = np.array([unit(size) for size in np.maximum(-system.lower, system.upper)])
+    if (units == 1).all():
+        return system
+    columns, high = np.concatenate([np.ones(system.inputs), units]), system.high.copy()
+    high[system.inputs :] /= units
+    return System(
+        system.low, high, system.P * columns / units[:, None], system.p / units, system.lower / units,
+        system.upper / units, system.O * columns, system.o,
+    )  # fmt: skip
 
 
 def _shift(z: Tensor, by: float) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustlab.graph.forms import Forms, units
 from robustlab.graph.node import Graph
+from robustlab.verification.complete.query import unit
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.layers import Layers
 from robustlab.verification.propagation.region import Box
@@ -50,8 +51,9 @@ def leaf_minimum(
                 forms = units(torch.zeros_like(place), place, graph.nodes[node].shape, chosen)
                 at_input, constant = backward(graph, layers.lines, forms, node)
                 coef = at_input.full(graph.input_shape).coef.flatten(1)
-                rows.append(torch.cat([-coef, coef.new_zeros(len(place), 1)], dim=1))  # s·z ≥ 0
-                right.append(constant)
+                scales = coef.new_tensor([unit(size) for size in coef.abs().amax(dim=1).tolist()])
+                rows.append(torch.cat([-coef, coef.new_zeros(len(place), 1)], dim=1) / scales[:, None])  # s·z ≥ 0
+                right.append(constant / scales)
     n = coef.shape[1]
     ends = np.stack([box.lower.flatten().cpu().numpy(), box.upper.flatten().cpu().numpy()], axis=1)
     answer = linprog(

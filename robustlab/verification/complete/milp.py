@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode
-from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one
+from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one, relative
 from robustlab.verification.complete.verify import verify
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.layers import layer_bounds
@@ -83,7 +83,7 @@ def solve(graph: Graph, cases: list[Case], replay: Replay, clock: Clock) -> Verd
             systems[key] = tight_system(graph, case, clock)
         return _decide(systems[key], case, replay, clock)
 
-    return one_by_one(cases, decide, clock)
+    return one_by_one(relative(graph, cases), decide, clock)
 
 
 def minimum(
@@ -154,10 +154,10 @@ def tighten(system: System, clock: Clock) -> System:
 
 
 def _decide(system: System, case: Case, replay: Replay, clock: Clock) -> Verdict:
-    """First any point with a margin up to +TIE; if the model does not confirm it, the point of the least margin."""
+    """First any point with a margin up to a tie; if the model does not confirm it, the point of the least margin."""
     for gap in (np.inf, 1e-9):
-        proved, _, point = _minimize(system, case, clock, limit=TIE, gap=gap)
-        if proved > TIE:
+        proved, _, point = _minimize(system, case, clock, limit=case.tie, gap=gap)
+        if proved > case.tie:
             return Verdict("verified")
         witness = None if point is None else replay(point[None])
         if witness is not None:

@@ -10,16 +10,20 @@ one row each, f_y − f_k ≤ 0, have no solution.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from robustlab.graph.node import Graph
+
 Status = Literal["verified", "falsified", "unknown", "timeout"]
-TIE = 1e-6  # solvers' answers within this of zero decide nothing
+TIE = 1e-6  # solvers' answers within this of zero, in units of the outputs' scale, decide nothing
+NEAR_ONE = 2.0**10  # numbers within this factor of 1 suit solvers, whose tolerances are absolute
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +33,14 @@ class Case:
     Attributes:
         low, high: (n,), the flat input box.
         C, d: (k, m) and (k,); y is unsafe if C·y + d ≤ 0 in every row. Without rows every y is.
+        tie: a margin up to this is not shown to be positive.
     """
 
     low: Tensor
     high: Tensor
     C: Tensor
     d: Tensor
+    tie: float = TIE
 
     def margin(self, y: Tensor) -> Tensor:
         """max over rows of C·y + d for outputs (N, m): (N,), at most 0 where y is unsafe."""
@@ -81,6 +87,43 @@ class Clock:
     @property
     def over(self) -> bool:
         return self.left == 0.0
+
+
+def relative(graph: Graph, cases: Sequence[Case]) -> list[Case]:
+    """The same cases with ties of ``TIE`` in units of the outputs' scale.
+
+    The scale of a case is the largest Σ|C·f(x)| + |d| of a row at five points of its box. Where it is far from 1, C, d
+    and the tie are divided by a power of two near it, which changes no digit.
+    """
+    outputs: dict[tuple[int, int], Tensor] = {}
+    found = []
+    for case in cases:
+        key = case.low.data_ptr(), case.high.data_ptr()
+        if key not in outputs:  # the cases of one label share their box
+            shares = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None]
+            points = (case.low + shares * (case.high - case.low)).to(graph_device(graph))
+            with torch.no_grad():
+                outputs[key] = graph(points.reshape(-1, *graph.input_shape)).flatten(1).abs().cpu()
+        scale = float((outputs[key] @ case.C.abs().T + case.d.abs()).max()) if len(case.d) else 1.0
+        scale = scale if 0 < scale < float("inf") else 1.0
+        one = unit(scale)
+        found.append(replace(case, C=case.C / one, d=case.d / one, tie=TIE * scale / one))
+    return found
+
+
+def unit(size: float) -> float:
+    """A power of two near a positive number; 1 if that is near enough, or there is none."""
+    far = 0 < size < 1 / NEAR_ONE or NEAR_ONE < size < float("inf")
+    return 2.0 ** round(math.log2(size)) if far else 1.0
+
+
+def graph_device(graph: Graph) -> torch.device:
+    """Where the weights of a graph are."""
+    for node in graph.nodes:
+        for value in vars(node.op).values() if node.op is not None else ():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.device
+    return torch.device("cpu")
 
 
 def one_by_one(cases: Sequence[Case], decide: Callable[[Case], Verdict], clock: Clock) -> Verdict:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode
-from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one
+from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one, relative
 from robustlab.verification.complete.simplex import Simplex
 from robustlab.verification.complete.verify import verify
 
@@ -74,19 +74,19 @@ def reluplex(
 
 def solve(graph: Graph, cases: list[Case], replay: Replay, clock: Clock) -> Verdict:
     """Decide a query; details count pivots, splits and repairs."""
-    return one_by_one(cases, partial(_decide, graph, replay=replay, clock=clock), clock)
+    return one_by_one(relative(graph, cases), partial(_decide, graph, replay=replay, clock=clock), clock)
 
 
 def _decide(graph: Graph, case: Case, replay: Replay, clock: Clock) -> Verdict:
-    """Look for margins up to +TIE; if all that is found there is a tie, for margins below −TIE."""
+    """Look for margins up to a tie; if all that is found there is a tie, for margins as far below 0."""
     system = encode(graph, case.low, case.high)
     search = Search(system, case, clock)
-    point = search.run(TIE)
+    point = search.run(case.tie)
     if point is None:
         return Verdict("timeout" if search.stopped else "verified", None, search.count)
     witness = replay(point[None])
     if witness is None:
-        point = search.run(-TIE)
+        point = search.run(-case.tie)
         witness = None if point is None else replay(point[None])
     return Verdict("unknown" if witness is None else "falsified", witness, search.count)
 

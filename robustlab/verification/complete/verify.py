@@ -14,8 +14,7 @@ from robustlab.attacker.victim import Victim
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
-from robustlab.verification.complete.descent import graph_device
-from robustlab.verification.complete.query import Clock, Replay, Verdict, label_cases
+from robustlab.verification.complete.query import Clock, Replay, Verdict, graph_device, label_cases
 from robustlab.verification.propagation.layers import interval_layers
 from robustlab.verification.propagation.region import Box
 
