@@ -20,7 +20,9 @@ from robustlab.verification.complete import milp as programs
 from robustlab.verification.complete import reluplex as simplices
 from robustlab.verification.complete.leaf import leaf_minimum
 from robustlab.verification.complete.query import Case, Clock, label_cases
+from robustlab.verification.complete.rounding import rounding_error
 from robustlab.verification.complete.simplex import Simplex
+from robustlab.verification.propagation.layers import interval_layers
 from robustlab.verification.propagation.region import Box
 from tests.unit.relu_patterns import box, exact_minimum, tiny
 
@@ -409,3 +411,68 @@ def test_a_tie_of_large_outputs_is_unknown(name: str) -> None:
         assert ask(net, tie, name)[0] == "unknown", scale
         clear = Case(low, high, scale * C, scale * (1e-4 * outputs[:1].abs() - outputs[:1]))
         assert ask(net, clear, name)[0] == "verified", scale
+
+
+# The program that runs ----------------------------------------------------------------------------------------------
+
+
+def absorbing(dtype: torch.dtype) -> nn.Sequential:
+    """f = (1.5, relu(x + 2²⁴) − relu(2²⁴)), whose second output is x, of which float32 keeps even numbers alone."""
+    net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2)).to(dtype)
+    for layer, weight, bias in ((0, [[1, 0]], [2**24, 2**24]), (2, [[0, 1], [0, -1]], [1.5, 0])):
+        net[layer].weight.data, net[layer].bias.data = (torch.tensor(t, dtype=dtype) for t in (weight, bias))
+        net[layer].weight.data = net[layer].weight.data.T
+    return net
+
+
+@pytest.mark.parametrize("method", ["reluplex", "milp", "branch_and_bound"])
+def test_the_guarantee_is_for_the_model_that_runs(method: str) -> None:
+    """On [0.9, 1.1] the function keeps 1.5 > x, the program computes 0 or 2; told by name, or unknown."""
+    net, x = absorbing(torch.float32), torch.tensor([[1.0]])
+    ball = torch.linspace(0.9, 1.1, 201)[:, None]
+    assert len(net(ball).argmax(dim=1).unique()) == 2, "the program changes its label on the ball"
+    answer = verify(net, x, torch.tensor([0]), eps=0.1, method=method, box=(0.0, 2.0))
+    assert not bool(answer.verified) or answer.method == f"{method}, in exact arithmetic"
+    sure = verify(absorbing(torch.float64), x.double(), torch.tensor([0]), eps=0.1, method=method, box=(0.0, 2.0))
+    assert bool(sure.verified) and sure.method == method
+
+
+@pytest.mark.parametrize("method", ["reluplex", "milp", "branch_and_bound"])
+def test_margins_within_rounding_are_no_guarantee(method: str) -> None:
+    """A margin of 1e-5 among outputs of 1 is proved in float64; in float32 rounding may take it away."""
+    for dtype, wanted in ((torch.float64, "verified"), (torch.float32, "unknown")):
+        net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).to(dtype)
+        net[0].weight.data.fill_(1.0), net[0].bias.data.fill_(-0.5)
+        net[2].weight.data.fill_(1.0), net[2].bias.data.copy_(torch.tensor([1 + 1e-5, 1.0]))
+        answer = verify(net, torch.full((1, 1), 0.5, dtype=dtype), torch.tensor([0]), eps=0.1, method=method)
+        assert answer.status == [wanted] and answer.method == method
+
+
+class Gated(nn.Module):
+    """A product, a leaky ReLU, a clamp and a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.one(x) * torch.sigmoid(self.two(x))
+        return self.out(nn.functional.leaky_relu(z, 0.3) + z.clamp(-1, 2).abs())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["convolutions", "gates"])
+def test_rounding_is_bounded(kind: str, seed: int) -> None:
+    """What float32 computes is as near as is said; and what is said is not much more than can be."""
+    generator = torch.Generator().manual_seed(seed)
+    conv = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2), nn.SiLU(), nn.Flatten())
+    net = nn.Sequential(conv, nn.Linear(16, 3)) if kind == "convolutions" else Gated()
+    for p in net.parameters():
+        p.data = torch.randn(p.shape, generator=generator)
+    shape = (1, 8, 8) if kind == "convolutions" else (6,)
+    x = torch.rand(500, *shape, generator=generator)
+    exact = trace(net, x[:1]).to(torch.float64)
+    layers = interval_layers(exact, Box(torch.zeros(1, *shape).double(), torch.ones(1, *shape).double()))
+    said = rounding_error(exact, layers, torch.float32)[0]
+    seen = (net(x).double() - exact(x.double())).abs().amax(dim=0)
+    assert bool((seen > 0).all() and (seen <= said).all() and (said < 0.1).all()), (seen, said)

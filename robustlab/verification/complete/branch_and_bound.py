@@ -151,9 +151,9 @@ class _Search:
         self.split, self.batch, self.steps = split, batch, steps
         self.most = float("inf") if memory is None else 1e9 * memory
         self.low, self.high, self.C, self.d = (part.to(graph_device(graph)) for part in stacked(cases))
-        self.ties = self.low.new_tensor([case.tie for case in cases])
+        self.least = self.low.new_tensor([case.least for case in cases])
         self.witness: Tensor | None = None
-        self.tie = False  # whether a domain was given up without an answer
+        self.tie = False  # whether no proof is possible: a point is too close, or a domain was given up
         self.count = {"domains": 0.0, "leaves": 0.0}
 
     def run(self, progress: bool) -> Verdict:
@@ -202,7 +202,8 @@ class _Search:
         empty = torch.zeros_like(bound, dtype=torch.bool)
         for i in graph.pre_activations:
             empty |= (layers.bounds[i].lower > layers.bounds[i].upper).flatten(1).any(dim=1)
-        open_ = (~empty & ~(bound > self.ties[case])).nonzero().flatten()
+        wanted = 0.0 if self.tie else self.least[case]  # after a tie there is nothing to prove, only to find
+        open_ = (~empty & ~(bound > wanted)).nonzero().flatten()
         domains = {key: value for key, value in domains.items() if key not in ("side", "node", "place")}
         domains["bound"], domains["row"] = bound, row
         for i, slope in found.slopes.items() if self.steps else ():
@@ -228,6 +229,7 @@ class _Search:
         with torch.no_grad():
             y = self.graph(points.reshape(-1, *self.graph.input_shape)).flatten(1)
         margin = ((self.C[case] @ y[:, :, None])[:, :, 0] + self.d[case]).amax(dim=1)
+        self.tie |= bool((margin <= self.least[case]).any())
         hits = (margin <= 0).nonzero().flatten()
         if len(hits):
             self.witness = self.replay(points[hits[margin[hits].argsort()[:10]]])
@@ -258,7 +260,7 @@ class _Search:
         case = int(domain["case"])
         box, signs = Box(domain["low"], domain["high"]), numbered(domain, "sign")
         value, point = leaf_minimum(self.graph, layers, box, signs, self.C[case], self.d[case])
-        if value is None or value <= self.cases[case].tie:
+        if value is None or value <= self.cases[case].least:
             if point is not None:
                 self.witness = self.replay(point[None])
             self.tie = True

@@ -156,8 +156,8 @@ def tighten(system: System, clock: Clock) -> System:
 def _decide(system: System, case: Case, replay: Replay, clock: Clock) -> Verdict:
     """First any point with a margin up to a tie; if the model does not confirm it, the point of the least margin."""
     for gap in (np.inf, 1e-9):
-        proved, _, point = _minimize(system, case, clock, limit=case.tie, gap=gap)
-        if proved > case.tie:
+        proved, _, point = _minimize(system, case, clock, limit=case.least, gap=gap)
+        if proved > case.least:
             return Verdict("verified")
         witness = None if point is None else replay(point[None])
         if witness is not None:

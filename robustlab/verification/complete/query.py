@@ -33,14 +33,21 @@ class Case:
     Attributes:
         low, high: (n,), the flat input box.
         C, d: (k, m) and (k,); y is unsafe if C·y + d ≤ 0 in every row. Without rows every y is.
-        tie: a margin up to this is not shown to be positive.
+        error: by so much the program that runs may be off in a margin.
+        tie: by so much solvers may be.
     """
 
     low: Tensor
     high: Tensor
     C: Tensor
     d: Tensor
+    error: float = 0.0
     tie: float = TIE
+
+    @property
+    def least(self) -> float:
+        """A margin above this is shown to be positive."""
+        return self.error + self.tie
 
     def margin(self, y: Tensor) -> Tensor:
         """max over rows of C·y + d for outputs (N, m): (N,), at most 0 where y is unsafe."""
@@ -92,8 +99,8 @@ class Clock:
 def relative(graph: Graph, cases: Sequence[Case]) -> list[Case]:
     """The same cases with ties of ``TIE`` in units of the outputs' scale.
 
-    The scale of a case is the largest Σ|C·f(x)| + |d| of a row at five points of its box. Where it is far from 1, C, d
-    and the tie are divided by a power of two near it, which changes no digit.
+    The scale of a case is the largest Σ|C·f(x)| + |d| of a row at five points of its box. Where it is far from 1, C, d,
+    the error and the tie are divided by a power of two near it, which changes no digit.
     """
     outputs: dict[tuple[int, int], Tensor] = {}
     found = []
@@ -107,7 +114,7 @@ def relative(graph: Graph, cases: Sequence[Case]) -> list[Case]:
         scale = float((outputs[key] @ case.C.abs().T + case.d.abs()).max()) if len(case.d) else 1.0
         scale = scale if 0 < scale < float("inf") else 1.0
         one = unit(scale)
-        found.append(replace(case, C=case.C / one, d=case.d / one, tie=TIE * scale / one))
+        found.append(replace(case, C=case.C / one, d=case.d / one, error=case.error / one, tie=TIE * scale / one))
     return found
 
 
@@ -141,8 +148,9 @@ def one_by_one(cases: Sequence[Case], decide: Callable[[Case], Verdict], clock: 
     return Verdict(status, None, details)
 
 
-def label_cases(low: Tensor, high: Tensor, y: int, classes: int) -> list[Case]:
-    """The K − 1 cases in which label y loses on a flat box."""
+def label_cases(low: Tensor, high: Tensor, y: int, classes: int, errors: Tensor | None = None) -> list[Case]:
+    """The K − 1 cases in which label y loses on a flat box; by ``errors`` (K,) the program's outputs may be off."""
     eye = torch.eye(classes, dtype=torch.float64)
     zero = torch.zeros(1, dtype=torch.float64)
-    return [Case(low, high, (eye[y] - eye[k])[None], zero) for k in range(classes) if k != y]
+    off = [0.0] * classes if errors is None else errors.tolist()
+    return [Case(low, high, (eye[y] - eye[k])[None], zero, off[y] + off[k]) for k in range(classes) if k != y]

@@ -81,7 +81,7 @@ def _decide(graph: Graph, case: Case, replay: Replay, clock: Clock) -> Verdict:
     """Look for margins up to a tie; if all that is found there is a tie, for margins as far below 0."""
     system = encode(graph, case.low, case.high)
     search = Search(system, case, clock)
-    point = search.run(case.tie)
+    point = search.run(case.least)
     if point is None:
         return Verdict("timeout" if search.stopped else "verified", None, search.count)
     witness = replay(point[None])

@@ -15,6 +15,7 @@ from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
 from robustlab.verification.complete.query import Clock, Replay, Verdict, graph_device, label_cases
+from robustlab.verification.complete.rounding import rounding_error
 from robustlab.verification.propagation.layers import interval_layers
 from robustlab.verification.propagation.region import Box
 
@@ -22,6 +23,8 @@ __all__ = ["verify"]
 
 SolverName = Literal["branch_and_bound", "milp", "reluplex"]
 METHODS = get_args(SolverName)
+
+_TOO_ROUGH = 0.01  # what rounding may change, as a share of the outputs, if no more can be made of it
 
 
 @full_precision()
@@ -43,9 +46,12 @@ def verify(
     Label y is kept if f_y(x′) > f_k(x′) for all k ≠ y and all x′ in the box with ‖x′ − x‖∞ ≤ ε. A complete verifier
     answers that with yes or with an x′, given time:
 
-    * verified: for every k the solver has shown f_y − f_k > 1e-6 on the ball, in float64;
+    * verified: for every k the solver has shown f_y − f_k > r + 1e-6·s on the ball, in float64. Here r is what the model
+      may lose by rounding there in its own dtype, and s the scale of the outputs: so the model that runs keeps its
+      label. Where r is not known to be below 1 % of s, as in deep networks or with enormous weights in float32, it is
+      left out, and ``method`` ends in ``in exact arithmetic``: what is shown is then shown of the function;
     * falsified: there is an x′ in the ball whose label, asked of the model itself, is not y;
-    * unknown: time or memory ran out, what decides is within 1e-6 of a tie, or the model may overflow on the ball.
+    * unknown: time or memory ran out, what decides is that close to a tie, or the model may overflow on the ball.
 
     Args:
         model: from (N, ...) to (N, K), with operators that the method knows.
@@ -81,7 +87,7 @@ def verify(
     options: dict[str, Any] = {"progress": progress, "memory": memory} if method == "branch_and_bound" else {}
     victim = Victim(model, bounds=box)
     status = ["verified"] * len(x)
-    found = torch.full_like(x, torch.nan)
+    found, only_exact = torch.full_like(x, torch.nan), False
     graph = trace(model, x).to(torch.float64) if len(x) else None
     if graph is not None:
         graph.require_finite()
@@ -96,12 +102,16 @@ def verify(
                 status[i], found[i] = "falsified", x[i]
                 continue
             low, high = ball(x[i], float(exact[i]), box)
-            if _overflows(graph, low, high, x.dtype):
+            errors = _rounding(graph, low, high, x.dtype)
+            if not bool(errors.isfinite().all()):
                 status[i] = "unknown"
                 continue
-            cases = label_cases(low.flatten(), high.flatten(), label, session.clean.shape[1])
+            if too_rough := float(errors.max()) > _TOO_ROUGH * float(session.clean[i].abs().max()):
+                errors *= torch.finfo(torch.float64).eps / torch.finfo(x.dtype).eps  # of float64, in which we prove
+            cases = label_cases(low.flatten(), high.flatten(), label, len(errors), errors)
             replay = _replay(model, x[i], label, low, high)
             verdict: Verdict = solve(graph, cases, replay, Clock(timeout), **options)
+            only_exact |= too_rough and verdict.status == "verified"
             if verdict.witness is not None:
                 found[i] = verdict.witness
             status[i] = verdict.status
@@ -114,16 +124,18 @@ def verify(
         falsified=falsified,
         radius=torch.where(verified, radius, 0.0),
         norm=norm,
-        method=method,
+        method=f"{method}, in exact arithmetic" if only_exact else method,
         counterexample=found if bool(falsified.any()) else None,
     )
 
 
-def _overflows(graph: Graph, low: Tensor, high: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a number on the way may leave the model's dtype: its answer is then not what a solver would reason on."""
+def _rounding(graph: Graph, low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
+    """What rounding may change in each output on a ball, (K,) on the CPU; ∞ where a number may leave the dtype."""
     box = Box(*(end.reshape(1, *graph.input_shape).to(graph_device(graph)) for end in (low, high)))
-    largest = torch.stack([bounds.largest.amax() for bounds in interval_layers(graph, box)]).amax()
-    return not bool(largest <= torch.finfo(dtype).max)  # NaN neither
+    layers = interval_layers(graph, box)
+    errors = rounding_error(graph, layers, dtype)[0].cpu()
+    largest = torch.stack([bounds.largest.amax() for bounds in layers]).amax()
+    return errors if bool(largest <= torch.finfo(dtype).max) else torch.full_like(errors, torch.inf)  # NaN neither
 
 
 def ball(x: Tensor, eps: float, box: tuple[float, float]) -> tuple[Tensor, Tensor]:
