@@ -27,6 +27,7 @@ from torch import Tensor
 from robustlab.graph.hinge import Elementwise, Lines
 from robustlab.graph.interval import Bounds
 from robustlab.graph.operator import Rule
+from robustlab.graph.time_limit import tick
 
 _INF = math.inf
 _SLOPE_STEPS, _SEARCH_STEPS, _POINT_STEPS = 24, 24, 48
@@ -127,6 +128,7 @@ def line_below(
         flat, steep = torch.full_like(low, -1.2), torch.full_like(low, 1.2)
         left, right = low, high
         for _ in range(_SLOPE_STEPS):
+            tick()
             m = (flat + steep) / 2
             points = contacts(m, _SEARCH_STEPS)
             lowest = points.gather(0, (f(points) - m * points).argmin(dim=0, keepdim=True))[0]

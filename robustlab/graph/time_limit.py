@@ -28,6 +28,11 @@ def time_limit(end: float) -> Iterator[None]:
         _END.reset(token)
 
 
+def time_left() -> float:
+    """Seconds until the limit, at least 0.01; infinity without one. For solvers that look at a clock of their own."""
+    return max(0.01, _END.get() - time.monotonic())
+
+
 def tick() -> None:
     """To be called in every loop whose rounds take some milliseconds.
 

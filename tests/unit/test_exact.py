@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from functools import partial, partialmethod
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robustlab.attacks import pgd
+from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.graph.trace import trace
 from robustlab.verification import bounds, branch_and_bound, certify, milp, reluplex, verify
 from robustlab.verification.complete import branch_and_bound as search
@@ -476,3 +479,55 @@ def test_rounding_is_bounded(kind: str, seed: int) -> None:
     said = rounding_error(exact, layers, torch.float32)[0]
     seen = (net(x).double() - exact(x.double())).abs().amax(dim=0)
     assert bool((seen > 0).all() and (seen <= said).all() and (said < 0.1).all()), (seen, said)
+
+
+# Time ---------------------------------------------------------------------------------------------------------------
+
+
+def wide(first: nn.Module, width: int) -> tuple[nn.Sequential, Tensor]:
+    """A net for which one pass of bounds takes many seconds, and an input."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(first, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        return nn.Sequential(net, nn.Linear(width, 5)).double(), torch.full((1, 16), 0.5, dtype=torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["reluplex", "milp", "branch_and_bound"])
+def test_one_bounding_call_keeps_the_time(method: str) -> None:
+    net, x = wide(nn.Linear(16, 2000), 2000)
+    start = time.thread_time()
+    answer = verify(net, x, eps=0.3, method=method, timeout=0.5)
+    assert answer.status == ["unknown"] and time.thread_time() - start < 0.5 + 1 + 1  # the net is read before
+
+
+@pytest.mark.slow
+def test_one_relaxation_keeps_the_time() -> None:
+    """Tangents of many smooth activations are found by bisection, which takes long."""
+    net, x = wide(nn.Sequential(nn.Linear(16, 300_000), nn.GELU(), nn.Unflatten(1, (300, 1000)), Mean()), 300)
+    start = time.thread_time()
+    answer = verify(net, x, eps=0.3, timeout=0.5)
+    assert answer.status == ["unknown"] and time.thread_time() - start < 0.5 + 1 + 1
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=2)
+
+
+@pytest.mark.parametrize("method", ["reluplex", "milp"])
+def test_a_program_that_would_take_gigabytes_is_not_written(method: str) -> None:
+    net = nn.Sequential(nn.Linear(16, 5000), nn.ReLU(), nn.Linear(5000, 3)).double()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net[0].weight.data.normal_()
+    answer = verify(net, torch.full((1, 16), 0.5, dtype=torch.float64), eps=0.5, method=method)
+    assert answer.status == ["unknown"]
+
+
+def test_simplex_begins_nothing_that_it_cannot_end() -> None:
+    """One solution of 1,000 equations may take longer than is left."""
+    simplex = Simplex(np.eye(1000), np.full(2000, -1.0), np.full(2000, 1.0))
+    simplex._refresh()
+    with pytest.raises(OutOfTime), time_limit(time.monotonic() + 0.5):
+        simplex._refresh()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
+from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.verification.complete.branching import (
     Domains,
     costly_relu,
@@ -47,6 +48,7 @@ from robustlab.verification.propagation.layers import Layers, layer_bounds
 from robustlab.verification.propagation.region import Box
 
 FEW_INPUTS = 12  # up to so many inputs that vary, these are split
+TOGETHER = 2**23  # numbers that all domains of a batch may have at the widest node, so that a step takes no second
 _THIN = 1e-9  # boxes without a side longer than this are not split
 
 
@@ -132,7 +134,12 @@ def solve(
         split = "input" if varying <= FEW_INPUTS or not graph.relus else "relu"
     if steps is None:
         steps = 0 if split == "input" else 10
-    return _Search(graph, relative(graph, cases), replay, clock, split, batch, memory, steps).run(progress)
+    with time_limit(clock.end):
+        try:
+            search = _Search(graph, relative(graph, cases), replay, clock, split, batch, memory, steps)
+        except OutOfTime:
+            return Verdict("timeout")
+        return search.run(progress)
 
 
 class _Search:
@@ -148,7 +155,8 @@ class _Search:
         steps: int,
     ) -> None:
         self.graph, self.cases, self.replay, self.clock = graph, cases, replay, clock
-        self.split, self.batch, self.steps = split, batch, steps
+        self.split, self.steps = split, steps
+        self.batch = max(1, min(batch, TOGETHER // (graph.widest * max(1, *(len(case.d) for case in cases)))))
         self.most = float("inf") if memory is None else 1e9 * memory
         self.low, self.high, self.C, self.d = (part.to(graph_device(graph)) for part in stacked(cases))
         self.least = self.low.new_tensor([case.least for case in cases])
@@ -157,7 +165,13 @@ class _Search:
         self.count = {"domains": 0.0, "leaves": 0.0}
 
     def run(self, progress: bool) -> Verdict:
-        """Bound and branch until nothing is open."""
+        """Bound and branch until nothing is open, or the time is over in the middle of it."""
+        try:
+            return self._run(progress)
+        except OutOfTime:
+            return Verdict("falsified" if self.witness is not None else "timeout", self.witness, self.count)
+
+    def _run(self, progress: bool) -> Verdict:
         from tqdm import tqdm
 
         shape, n = self.graph.input_shape, len(self.low)

@@ -30,9 +30,13 @@ from robustlab.graph.hinge import Clamp, Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.pool import MaxPool
-from robustlab.verification.complete.query import unit
+from robustlab.graph.time_limit import tick
+from robustlab.verification.complete.query import TooLarge, unit
 
 Array = NDArray[np.float64]
+
+LARGEST = 2**24  # coefficients of all ReLUs' inputs
+_TOGETHER = 2**18  # numbers that go through an operator between two looks at the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,16 @@ class System:
         return len(self.low) - len(self.p)
 
 
+def require_piecewise_linear(graph: Graph) -> None:
+    """Raise a ValueError that names a node whose operator cannot be rewritten in ReLUs."""
+    for node in graph.nonlinear:
+        if not isinstance(node.op, (Hinge, Clamp, MaxPool)):
+            raise ValueError(
+                f"model: exact methods want affine operators, ReLU, leaky ReLU, abs, clamp and max-pooling, "
+                f"got {type(node.op).__name__} at node {node.name!r}"
+            )
+
+
 @torch.no_grad()
 def encode(graph: Graph, low: Tensor, high: Tensor, layers: Sequence[Bounds] | None = None) -> System:
     """The network on one box.
@@ -73,7 +87,9 @@ def encode(graph: Graph, low: Tensor, high: Tensor, layers: Sequence[Bounds] | N
 
     Raises:
         ValueError: naming an operator that is not piecewise linear.
+        TooLarge: with more than ``LARGEST`` coefficients.
     """
+    require_piecewise_linear(graph)
     graph = graph.to("cpu", torch.float64)
     return _Encoder(graph, low.double().cpu(), high.double().cpu()).run(layers)
 
@@ -105,8 +121,13 @@ class _Encoder:
         op = node.op
         assert op is not None
         if op.affine:
-            linear = op.forward(*parts) - op.forward(*(torch.zeros_like(part[:1]) for part in parts))
-            return torch.cat([op.forward(*(part[:1] for part in parts)), linear[1:]])
+            zero = op.forward(*(torch.zeros_like(part[:1]) for part in parts))
+            found = [op.forward(*(part[:1] for part in parts))]
+            together = max(1, _TOGETHER // self.graph.widest)
+            for some in zip(*(part[1:].split(together) for part in parts), strict=True):
+                tick()
+                found.append(op.forward(*some) - zero)
+            return torch.cat(found)
         (z,) = parts
         if isinstance(op, Hinge):
             return self._sum((op.left, z), (op.right - op.left, self._relu(z, known)))
@@ -116,12 +137,8 @@ class _Encoder:
             if op.high < np.inf:
                 z = self._sum((1.0, z), (-1.0, self._relu(_shift(z, -op.high), None)))
             return z
-        if isinstance(op, MaxPool):
-            return self._max_pool(op, z)
-        raise ValueError(
-            f"model: exact methods want affine operators, ReLU, leaky ReLU, abs, clamp and max-pooling, "
-            f"got {type(op).__name__} at node {node.name!r}"
-        )
+        assert isinstance(op, MaxPool)
+        return self._max_pool(op, z)
 
     def _relu(self, z: Tensor, known: Bounds | None) -> Tensor:
         """relu of an expression: 0, the expression, or a new variable."""
@@ -132,6 +149,9 @@ class _Encoder:
             upper = torch.minimum(upper, known.upper[0].flatten().to(upper))
         out = torch.where(lower >= 0, z.flatten(1), 0.0)
         new = ((lower < 0) & (upper > 0)).nonzero().flatten()
+        relus = len(self.lower) + len(new)
+        if relus * (self.n + relus) > LARGEST:
+            raise TooLarge
         self.rows.append(rows[new])
         self.lower, self.upper = torch.cat([self.lower, lower[new]]), torch.cat([self.upper, upper[new]])
         self.low = torch.cat([self.low, torch.zeros_like(lower[new])])
@@ -152,6 +172,7 @@ class _Encoder:
         flat = z.flatten(1)
         best = flat[:, windows[0] - 1]
         for window in windows[1:]:
+            tick()
             flat, best = self._pad(flat), self._pad(best)
             rise = torch.where(window > 0, flat[:, (window - 1).clamp_min(0)] - best, 0.0)
             best = self._sum((1.0, best), (1.0, self._relu(rise, None)))

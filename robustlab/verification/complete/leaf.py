@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustlab.graph.forms import Forms, units
 from robustlab.graph.node import Graph
+from robustlab.graph.time_limit import time_left
 from robustlab.verification.complete.query import unit
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.layers import Layers
@@ -61,6 +62,7 @@ def leaf_minimum(
         A_ub=torch.cat(rows).cpu().numpy(),
         b_ub=torch.cat(right).cpu().numpy(),
         bounds=[*map(tuple, ends), (None, None)],
+        options={"time_limit": time_left()},
     )
     if answer.status == 2:
         return float("inf"), None

@@ -16,7 +16,7 @@ become negative, and stop at the first point where it is. Bounds are from CROWN,
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,12 +25,15 @@ from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
-from robustlab.verification.complete.encode import System, encode
-from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one, relative
+from robustlab.verification.complete.encode import System, encode, require_piecewise_linear
+from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.verify import verify
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.layers import layer_bounds
 from robustlab.verification.propagation.region import Box
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Array = NDArray[np.float64]
 
@@ -83,7 +86,7 @@ def solve(graph: Graph, cases: list[Case], replay: Replay, clock: Clock) -> Verd
             systems[key] = tight_system(graph, case, clock)
         return _decide(systems[key], case, replay, clock)
 
-    return one_by_one(relative(graph, cases), decide, clock)
+    return one_by_one(graph, cases, decide, clock)
 
 
 def minimum(
@@ -108,6 +111,7 @@ def minimum(
 
 def tight_system(graph: Graph, case: Case, clock: Clock) -> System:
     """The network on a box, with bounds by CROWN and then by linear programs."""
+    require_piecewise_linear(graph)
     graph = graph.to("cpu", torch.float64)
     region = Box(*(end.reshape(1, *graph.input_shape) for end in (case.low, case.high)))
     with torch.no_grad():
@@ -156,15 +160,15 @@ def tighten(system: System, clock: Clock) -> System:
 def _decide(system: System, case: Case, replay: Replay, clock: Clock) -> Verdict:
     """First any point with a margin up to a tie; if the model does not confirm it, the point of the least margin."""
     for gap in (np.inf, 1e-9):
+        if clock.over:
+            return Verdict("timeout")
         proved, _, point = _minimize(system, case, clock, limit=case.least, gap=gap)
         if proved > case.least:
             return Verdict("verified")
         witness = None if point is None else replay(point[None])
         if witness is not None:
             return Verdict("falsified", witness)
-        if clock.over:
-            return Verdict("timeout")
-    return Verdict("unknown")
+    return Verdict("timeout" if clock.over else "unknown")
 
 
 def _minimize(
@@ -176,19 +180,19 @@ def _minimize(
     """
     from scipy.optimize import Bounds, LinearConstraint
     from scipy.optimize import milp as highs
-    from scipy.sparse import csr_array
 
     n, r, k = system.inputs, len(system.p), len(case.d)
     C, d = case.C.numpy(), case.d.numpy()
     l, u = np.minimum(system.lower, 0.0), np.maximum(system.upper, 0.0)
-    P, one = system.P, np.hstack([np.zeros((r, n)), np.eye(r)])
-    zero, column = np.zeros((r, r)), np.zeros((r, 1))
+    own, z, t = n + np.arange(r), n + r + np.arange(r), n + 2 * r
+    before = -system.P
+    before[np.arange(r), own] += 1.0
     # Variables: inputs, a, z, t.
-    rows = np.vstack([
-        np.hstack([one - P, zero, column]),  # a − b ≥ 0
-        np.hstack([one - P, -np.diag(l), column]),  # a − b − l·z ≤ −l
-        np.hstack([one, -np.diag(u), column]),  # a − u·z ≤ 0
-        np.hstack([C @ system.O, np.zeros((k, r)), -np.ones((k, 1))]),  # margin − t ≤ 0
+    rows = _sparse(3 * r + k, t + 1, [
+        (before, 0, 0),  # a − b ≥ 0
+        (before, r, 0), (-l, r + np.arange(r), z),  # a − b − l·z ≤ −l
+        (np.ones(r), 2 * r + np.arange(r), own), (-u, 2 * r + np.arange(r), z),  # a − u·z ≤ 0
+        (C @ system.O, 3 * r, 0), (-np.ones(k), 3 * r + np.arange(k), np.full(k, t)),  # margin − t ≤ 0
     ])  # fmt: skip
     free = np.full(r, np.inf)
     low = np.concatenate([system.p, -free, -free, np.full(k, -np.inf)])
@@ -203,7 +207,7 @@ def _minimize(
         options["time_limit"] = max(clock.left, 0.01)
     answer = highs(
         np.eye(1, n + 2 * r + 1, n + 2 * r)[0],
-        constraints=LinearConstraint(csr_array(rows), low, high),
+        constraints=LinearConstraint(rows, low, high),
         integrality=np.concatenate([np.zeros(n + r), np.ones(r), [0.0]]),
         bounds=box,
         options=options,
@@ -217,3 +221,20 @@ def _minimize(
     if answer.x is None:
         return proved, np.inf, None
     return proved, float(answer.fun), torch.from_numpy(answer.x[:n]).clamp(case.low, case.high)
+
+
+def _sparse(height: int, width: int, parts: list[tuple[Array, Any, Any]]) -> csr_array:
+    """A sparse matrix of dense blocks, each with its corner, and of lists of numbers, each with its place."""
+    from scipy.sparse import csr_array
+
+    values, rows, columns = [], [], []
+    for part, row, column in parts:
+        if part.ndim == 2:
+            at = part.nonzero()
+            part, row, column = part[at], row + at[0], column + at[1]
+        values.append(part)
+        rows.append(row)
+        columns.append(column)
+    found = csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(height, width))
+    found.eliminate_zeros()
+    return found

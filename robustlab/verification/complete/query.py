@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from robustlab.graph.node import Graph
+from robustlab.graph.time_limit import OutOfTime, tick, time_limit
 
 Status = Literal["verified", "falsified", "unknown", "timeout"]
 TIE = 1e-6  # solvers' answers within this of zero, in units of the outputs' scale, decide nothing
@@ -75,6 +76,10 @@ Replay = Callable[[Tensor], Tensor | None]
 """From candidates (N, n) to the first that the original model confirms, as it was given to the model, or None."""
 
 
+class TooLarge(Exception):
+    """A network with too many ReLUs that are not stable."""
+
+
 class Clock:
     """A time limit.
 
@@ -107,6 +112,7 @@ def relative(graph: Graph, cases: Sequence[Case]) -> list[Case]:
     for case in cases:
         key = case.low.data_ptr(), case.high.data_ptr()
         if key not in outputs:  # the cases of one label share their box
+            tick()
             shares = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None]
             points = (case.low + shares * (case.high - case.low)).to(graph_device(graph))
             with torch.no_grad():
@@ -133,12 +139,23 @@ def graph_device(graph: Graph) -> torch.device:
     return torch.device("cpu")
 
 
-def one_by_one(cases: Sequence[Case], decide: Callable[[Case], Verdict], clock: Clock) -> Verdict:
+def one_by_one(graph: Graph, cases: Sequence[Case], decide: Callable[[Case], Verdict], clock: Clock) -> Verdict:
     """Decide each case by itself: the first counterexample ends it, and all must be verified."""
     details: dict[str, float] = {}
     status: Status = "verified"
+    try:
+        with time_limit(clock.end):
+            cases = relative(graph, cases)
+    except OutOfTime:
+        return Verdict("timeout")
     for case in cases:
-        verdict = Verdict("timeout") if clock.over else decide(case)
+        try:
+            with time_limit(clock.end):
+                verdict = Verdict("timeout") if clock.over else decide(case)
+        except OutOfTime:
+            verdict = Verdict("timeout")
+        except TooLarge:
+            verdict = Verdict("unknown")
         for key, count in verdict.details.items():
             details[key] = details.get(key, 0) + count
         if verdict.status == "falsified":

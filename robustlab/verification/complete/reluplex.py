@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode
-from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one, relative
+from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.simplex import Simplex
 from robustlab.verification.complete.verify import verify
 
@@ -74,7 +74,7 @@ def reluplex(
 
 def solve(graph: Graph, cases: list[Case], replay: Replay, clock: Clock) -> Verdict:
     """Decide a query; details count pivots, splits and repairs."""
-    return one_by_one(relative(graph, cases), partial(_decide, graph, replay=replay, clock=clock), clock)
+    return one_by_one(graph, cases, partial(_decide, graph, replay=replay, clock=clock), clock)
 
 
 def _decide(graph: Graph, case: Case, replay: Replay, clock: Clock) -> Verdict:

@@ -2,8 +2,8 @@
 
 A solver proves something of the function; what runs is a program that rounds. With weights of 2²⁴ and a difference that
 float32 cannot hold, the function keeps a label and the program does not. So errors are carried forward beside
-intervals, once per ball: each sum adds ``WIDEN`` units of its terms, as float32 bounds are widened by, and each operator
-passes on what its input has, times its slope at most.
+intervals, once per ball: each sum adds ``WIDEN`` units of its terms, by which float32 bounds are widened too, and each
+operator passes on what its input has, times its slope at most.
 """
 
 from __future__ import annotations

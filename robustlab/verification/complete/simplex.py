@@ -22,11 +22,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from robustlab.graph.time_limit import OutOfTime, tick, time_left
+
 Array = NDArray[np.float64]
 
 TOLERANCE = 1e-9  # by so much may a bound be broken
 _SMALL = 1e-10  # smaller coefficients count as 0
 _REFRESH = 50  # pivots after which the tableau is computed anew
+_FLOPS = 1e9  # per second, at least
 _PATIENCE = 200  # pivots in one call after which Bland's rule takes over
 
 
@@ -74,6 +77,7 @@ class Simplex:
             return False
         self._settle()
         for step in range(limit):
+            tick()
             broken = np.maximum(self.lower - self.value, self.value - self.upper)[self.basic]
             if not broken.size or broken.max() <= TOLERANCE:
                 return True
@@ -166,6 +170,8 @@ class Simplex:
     def _refresh(self) -> None:
         """Solve the defining equations for the basic variables anew, so that rounding does not pile up."""
         m = len(self.rows)
+        if m**3 > _FLOPS * time_left():  # one call, which nothing can end
+            raise OutOfTime
         equations = np.hstack([self.rows, -np.eye(m)])
         self.tableau = np.linalg.solve(equations[:, self.basic], -equations[:, self.nonbasic])
         self._since = 0

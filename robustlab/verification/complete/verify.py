@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from robustlab.attacker.results import Certificate
 from robustlab.attacker.victim import Victim
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
+from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.graph.trace import trace
 from robustlab.verification.complete.query import Clock, Replay, Verdict, graph_device, label_cases
 from robustlab.verification.complete.rounding import rounding_error
@@ -46,10 +48,10 @@ def verify(
     Label y is kept if f_y(x′) > f_k(x′) for all k ≠ y and all x′ in the box with ‖x′ − x‖∞ ≤ ε. A complete verifier
     answers that with yes or with an x′, given time:
 
-    * verified: for every k the solver has shown f_y − f_k > r + 1e-6·s on the ball, in float64. Here r is what the model
-      may lose by rounding there in its own dtype, and s the scale of the outputs: so the model that runs keeps its
-      label. Where r is not known to be below 1 % of s, as in deep networks or with enormous weights in float32, it is
-      left out, and ``method`` ends in ``in exact arithmetic``: what is shown is then shown of the function;
+    * verified: for every k the solver has shown f_y − f_k > r + 1e-6·s on the ball, in float64. Here r is what the
+      model may lose there by rounding in its own dtype, and s the scale of the outputs: so the model that runs keeps
+      its label. Where r is not known to be below 1 % of s, as in deep networks or with enormous weights in float32, it
+      is left out, and ``method`` ends in ``in exact arithmetic``: what is shown is then shown of the function;
     * falsified: there is an x′ in the ball whose label, asked of the model itself, is not y;
     * unknown: time or memory ran out, what decides is that close to a tie, or the model may overflow on the ball.
 
@@ -102,16 +104,17 @@ def verify(
                 status[i], found[i] = "falsified", x[i]
                 continue
             low, high = ball(x[i], float(exact[i]), box)
-            errors = _rounding(graph, low, high, x.dtype)
-            if not bool(errors.isfinite().all()):
-                status[i] = "unknown"
-                continue
-            if too_rough := float(errors.max()) > _TOO_ROUGH * float(session.clean[i].abs().max()):
-                errors *= torch.finfo(torch.float64).eps / torch.finfo(x.dtype).eps  # of float64, in which we prove
-            cases = label_cases(low.flatten(), high.flatten(), label, len(errors), errors)
-            replay = _replay(model, x[i], label, low, high)
-            verdict: Verdict = solve(graph, cases, replay, Clock(timeout), **options)
-            only_exact |= too_rough and verdict.status == "verified"
+            clock, verdict = Clock(timeout), Verdict("timeout")
+            with suppress(OutOfTime), time_limit(clock.end):
+                errors = _rounding(graph, low, high, x.dtype)
+                if not bool(errors.isfinite().all()):
+                    status[i] = "unknown"
+                    continue
+                if too_rough := float(errors.max()) > _TOO_ROUGH * float(session.clean[i].abs().max()):
+                    errors *= torch.finfo(torch.float64).eps / torch.finfo(x.dtype).eps  # of float64, in which we prove
+                cases = label_cases(low.flatten(), high.flatten(), label, len(errors), errors)
+                verdict = solve(graph, cases, _replay(model, x[i], label, low, high), clock, **options)
+                only_exact |= too_rough and verdict.status == "verified"
             if verdict.witness is not None:
                 found[i] = verdict.witness
             status[i] = verdict.status

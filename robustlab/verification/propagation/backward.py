@@ -26,6 +26,7 @@ from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
+from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.region import Region, box_minimum
 
 WIDEN = 32.0
@@ -65,6 +66,7 @@ def backward(
         here = pending.pop(node.index, None)
         if here is None:
             continue
+        tick()
         if extra is not None and node.index in extra:
             here = here.full(node.shape)
             here = here.to(here.coef + extra[node.index])

@@ -17,6 +17,7 @@ from robustlab.graph.affine import Reshape, ScaleShift
 from robustlab.graph.forms import units
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
+from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.backward import backward, concretize, slack
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.region import Region
@@ -42,6 +43,7 @@ def interval_layers(graph: Graph, region: Region) -> list[Bounds]:
     """Interval arithmetic alone: bounds of every node on a region."""
     bounds = [region.hull]
     for node in graph.nodes[1:]:
+        tick()
         bounds.append(_step(node, [bounds[i] for i in node.inputs])[0])
     return bounds
 
@@ -83,6 +85,7 @@ def layer_bounds(
     targets = set(graph.pre_activations) if options.intermediate == "backward" else set()
     for node in graph.nodes[1:]:
         assert node.op is not None
+        tick()
         inputs = [bounds[i] for i in node.inputs]
         here, summed = _step(node, inputs)
         if summed is not None:
