@@ -158,7 +158,7 @@ def tighten(system: System, clock: Clock) -> System:
 
 
 def _decide(system: System, case: Case, replay: Replay, clock: Clock) -> Verdict:
-    """First any point with a margin up to a tie; if the model does not confirm it, the point of the least margin."""
+    """First any margin that is not safe; if the model does not confirm it, the point of the least margin."""
     for gap in (np.inf, 1e-9):
         if clock.over:
             return Verdict("timeout")

@@ -23,7 +23,7 @@ from robustlab.graph.node import Graph
 from robustlab.graph.time_limit import OutOfTime, tick, time_limit
 
 Status = Literal["verified", "falsified", "unknown", "timeout"]
-TIE = 1e-6  # solvers' answers within this of zero, in units of the outputs' scale, decide nothing
+TIE = 1e-6  # solvers' answers within this of zero decide nothing
 NEAR_ONE = 2.0**10  # numbers within this factor of 1 suit solvers, whose tolerances are absolute
 
 
@@ -35,7 +35,6 @@ class Case:
         low, high: (n,), the flat input box.
         C, d: (k, m) and (k,); y is unsafe if C·y + d ≤ 0 in every row. Without rows every y is.
         error: by so much the program that runs may be off in a margin.
-        tie: by so much solvers may be.
     """
 
     low: Tensor
@@ -43,12 +42,11 @@ class Case:
     C: Tensor
     d: Tensor
     error: float = 0.0
-    tie: float = TIE
 
     @property
     def least(self) -> float:
         """A margin above this is shown to be positive."""
-        return self.error + self.tie
+        return self.error + TIE
 
     def margin(self, y: Tensor) -> Tensor:
         """max over rows of C·y + d for outputs (N, m): (N,), at most 0 where y is unsafe."""
@@ -102,10 +100,10 @@ class Clock:
 
 
 def relative(graph: Graph, cases: Sequence[Case]) -> list[Case]:
-    """The same cases with ties of ``TIE`` in units of the outputs' scale.
+    """The same cases in units of the outputs' scale, so that ``TIE`` is relative to it, as are solvers' tolerances.
 
-    The scale of a case is the largest Σ|C·f(x)| + |d| of a row at five points of its box. Where it is far from 1, C, d,
-    the error and the tie are divided by a power of two near it, which changes no digit.
+    The scale of a case is the largest Σ|C·f(x)| + |d| of a row at five points of its box. Where it is far from 1, C, d
+    and the error are divided by a power of two near it, which changes no digit.
     """
     outputs: dict[tuple[int, int], Tensor] = {}
     found = []
@@ -118,9 +116,8 @@ def relative(graph: Graph, cases: Sequence[Case]) -> list[Case]:
             with torch.no_grad():
                 outputs[key] = graph(points.reshape(-1, *graph.input_shape)).flatten(1).abs().cpu()
         scale = float((outputs[key] @ case.C.abs().T + case.d.abs()).max()) if len(case.d) else 1.0
-        scale = scale if 0 < scale < float("inf") else 1.0
         one = unit(scale)
-        found.append(replace(case, C=case.C / one, d=case.d / one, error=case.error / one, tie=TIE * scale / one))
+        found.append(replace(case, C=case.C / one, d=case.d / one, error=case.error / one))
     return found
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode
-from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one
+from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.simplex import Simplex
 from robustlab.verification.complete.verify import verify
 
@@ -78,7 +78,7 @@ def solve(graph: Graph, cases: list[Case], replay: Replay, clock: Clock) -> Verd
 
 
 def _decide(graph: Graph, case: Case, replay: Replay, clock: Clock) -> Verdict:
-    """Look for margins up to a tie; if all that is found there is a tie, for margins as far below 0."""
+    """Look for margins up to what is safe; if the model confirms none that is found, for margins below −TIE."""
     system = encode(graph, case.low, case.high)
     search = Search(system, case, clock)
     point = search.run(case.least)
@@ -86,7 +86,7 @@ def _decide(graph: Graph, case: Case, replay: Replay, clock: Clock) -> Verdict:
         return Verdict("timeout" if search.stopped else "verified", None, search.count)
     witness = replay(point[None])
     if witness is None:
-        point = search.run(-case.tie)
+        point = search.run(-TIE)
         witness = None if point is None else replay(point[None])
     return Verdict("unknown" if witness is None else "falsified", witness, search.count)
 

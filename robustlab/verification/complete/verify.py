@@ -49,9 +49,10 @@ def verify(
     answers that with yes or with an x′, given time:
 
     * verified: for every k the solver has shown f_y − f_k > r + 1e-6·s on the ball, in float64. Here r is what the
-      model may lose there by rounding in its own dtype, and s the scale of the outputs: so the model that runs keeps
-      its label. Where r is not known to be below 1 % of s, as in deep networks or with enormous weights in float32, it
-      is left out, and ``method`` ends in ``in exact arithmetic``: what is shown is then shown of the function;
+      model may lose there by rounding in its own dtype, so that the model that runs keeps its label; s is 1, or a power
+      of two near the outputs where these are not within a factor of 2¹⁰ of 1. Where r is not known to be below 1 % of
+      the outputs, as in deep networks or with enormous weights in float32, it is left out, and ``method`` ends in
+      ``in exact arithmetic``: what is shown is then shown of the function;
     * falsified: there is an x′ in the ball whose label, asked of the model itself, is not y;
     * unknown: time or memory ran out, what decides is that close to a tie, or the model may overflow on the ball.
 
