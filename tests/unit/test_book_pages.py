@@ -45,7 +45,11 @@ def toc_entries(node: Any) -> Iterator[str]:
 
 
 GENERATED = {f"book/generated/{name.removesuffix('.md')}" for name in generated_pages()}
-INCLUDED = {"book/generated/parts": "book/index.md", "book/generated/api_contents": "book/api/index.md"}
+INCLUDED = {
+    "book/generated/parts": "book/index.md",
+    "book/generated/api_contents": "book/api/index.md",
+    "book/generated/operators": "book/api/graph.md",
+}
 CHAPTERS = {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("chapters/*.ipynb")}
 THERE = CHAPTERS | {name.removesuffix(".md") for name in TEXTS} | GENERATED
 TOC = set(toc_entries(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))

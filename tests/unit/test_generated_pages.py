@@ -14,6 +14,7 @@ from book.generate import committed, pages, write_generated, write_pages
 from book.generate_api import folder_page
 from book.generate_changelog import changelog
 from book.generate_claims import claims_page, number_text
+from book.generate_operators import operators_table
 from book.generate_parts import PARTS, parts_map
 from book.generate_stubs import stub
 from book.generate_times import times_page, within_budget
@@ -137,12 +138,23 @@ def test_list_table_refuses_a_ragged_row() -> None:
 def test_pages_are_deterministic_and_written_once(tmp_path: Path) -> None:
     first = pages()
     assert first == pages()
-    included = {"parts.md", "api_contents.md"}
+    included = {"parts.md", "api_contents.md", "operators.md"}
     assert all(re.match(r"(\([\w-]+\)=\n)?# \S", text) for name, text in first.items() if name not in included)
     assert {path.relative_to(tmp_path).as_posix() for path in write_pages(tmp_path, first)} == set(first)
     assert write_pages(tmp_path, first) == []
     changed = {**first, "parts.md": "other"}
     assert [path.name for path in write_pages(tmp_path, changed)] == ["parts.md"]
+
+
+def test_the_table_of_operators_has_what_the_readers_read() -> None:
+    from robustlab.graph.convert import FUNCTIONS, METHODS, MODULES
+    from robustlab.graph.onnx_operators import RULES
+
+    rows = operators_table().split("* - ")[2:]
+    modules, functions, methods, operators = (set(re.findall(r"`([^`]+)`", row.rstrip("`\n") + "`")) for row in rows)
+    assert operators == set(RULES) and {name.removeprefix(".") for name in methods} == set(METHODS)
+    assert {name.removeprefix("nn.") for name in modules} == {kind.__name__ for kind in MODULES}
+    assert len(functions) == len(FUNCTIONS) and {"F.relu", "torch.relu", "operator.add", "getattr"} <= functions
 
 
 def test_a_page_that_is_no_longer_written_is_taken_away(tmp_path: Path) -> None:

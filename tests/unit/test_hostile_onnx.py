@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from robustlab.graph.read_onnx import read_onnx
+from robustlab.graph.trace import trace
 from robustlab.verification.__main__ import main
 from robustlab.verification.complete.competition import check
 from tests.unit.test_read_onnx import FLAT, IMAGE, ONE, N, network, rand
@@ -164,6 +165,28 @@ def test_files_of_both_exporters(tmp_path: Path, dynamo: bool) -> None:
     torch.onnx.export(net, (x,), str(path), dynamo=dynamo, **({"verbose": False} if dynamo else {}))
     assert not dynamo or (tmp_path / "m.onnx.data").exists()
     torch.testing.assert_close(read_onnx(path, dtype=torch.float32)(x), net(x), atol=1e-6, rtol=1e-5)
+
+
+class Sine(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sin()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_what_is_not_known_is_refused_by_its_name(tmp_path: Path, dynamo: bool) -> None:
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    net = nn.Sequential(nn.Linear(20, 50), Sine(), nn.Linear(50, 4)).eval()
+    path, x = tmp_path / "m.onnx", torch.rand(1, 20)
+    torch.onnx.export(net, (x,), str(path), dynamo=dynamo, **({"verbose": False} if dynamo else {}))
+    (name,) = (node.name for node in onnx.load(path, load_external_data=False).graph.node if node.op_type == "Sin")
+    with pytest.raises(
+        ValueError, match=rf"^m\.onnx: model: operator Sin of node '{name}' is not known; want one of Abs"
+    ):
+        read_onnx(path)
+    with pytest.raises(ValueError, match=r"^model: node 'sin' calls sin, which the verifiers do not know"):
+        trace(net, x)
 
 
 # Broken files -----------------------------------------------------------------------------------------------------
