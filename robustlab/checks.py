@@ -24,9 +24,10 @@ def warn(message: str) -> None:
 
 @contextmanager
 def scores_are_judged() -> Iterator[None]:
-    """For who reports on probabilities by itself: inside the block there is no warning of them."""
+    """For who reports on scores by itself: inside the block there is no warning of them, nor of their gradients."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="model: its outputs sum to one")
+        warnings.filterwarnings("ignore", message="loss: .* has a gradient of exactly 0")
         yield
 
 

@@ -7,7 +7,6 @@ Opened by :meth:`robustlab.attacker.victim.Victim.session`. An attack asks about
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -242,10 +241,9 @@ class Session:
             return
         flat = int(((value == end) & ~grad.flatten(1).any(dim=1)).sum())
         if flat:
-            warnings.warn(
-                f"loss={loss.name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model is "  # type: ignore[attr-defined]
-                'so sure that its probabilities round to 1 and 0. Try loss="margin", which does not saturate.',
-                stacklevel=4,
+            checks.warn(
+                f"loss: {loss.name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model is "  # type: ignore[attr-defined]
+                'so sure that its probabilities round to 1 and 0; want loss="margin", which does not saturate'
             )
 
     def jacobian(self, points: Tensor, live: Live, choose: Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:

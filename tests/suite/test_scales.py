@@ -90,7 +90,7 @@ def test_a_saturated_loss_is_told_once() -> None:
     case = next(case for case in CASES if str(case) == "pgd-linf")
     model, x, y = batch(case, torch.device("cpu"), n=6, dtype=torch.float32)
     sure = Then(model, lambda z: 1e5 * z)
-    with pytest.warns(UserWarning, match=r"loss='ce' has a gradient of exactly 0 on \d of 6.*loss=\"margin\"") as told:
+    with pytest.warns(UserWarning, match=r"loss: 'ce' has a gradient of exactly 0 on \d of 6.*loss=\"margin\"") as told:
         pgd(sure, x, y, eps=0.1, steps=5)
     assert len(told) == 1
     with warnings.catch_warnings():
