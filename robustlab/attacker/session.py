@@ -236,13 +236,14 @@ class Session:
     def _look_at_slope(self, grad: Batch, value: Tensor, loss: LossFunction) -> None:
         """Once: warn where a loss of probabilities is at its end, and has no slope, since they round to 1 and 0."""
         self._has_slope = True
-        end = {"ce": 0.0, "prob": 1.0 + self.kappa}.get(loss.name) if isinstance(loss, AttackerLoss) else None
+        name = loss.name if isinstance(loss, AttackerLoss) else ""
+        end = {"ce": 0.0, "prob": 1.0 + self.kappa}.get(name)
         if end is None or self.target is not None or not isinstance(grad, Tensor):
             return
         flat = int(((value == end) & ~grad.flatten(1).any(dim=1)).sum())
         if flat:
             checks.warn(
-                f"loss: {loss.name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model is "  # type: ignore[attr-defined]
+                f"loss: {name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model is "
                 'so sure that its probabilities round to 1 and 0; want loss="margin", which does not saturate'
             )
 
