@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import time
@@ -531,3 +532,15 @@ def test_simplex_begins_nothing_that_it_cannot_end() -> None:
     simplex._refresh()
     with pytest.raises(OutOfTime), time_limit(time.monotonic() + 0.5):
         simplex._refresh()
+
+
+def test_highs_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """On this query it prints lines of its own, by C's printf; what Python printed before stays."""
+    net, (low, high) = tiny((10, 14, 4), 2), box(10, 2, 0.4)
+    C = 1e-4 * torch.randn(1, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    print("before")
+    query = Case(low, high, C, torch.zeros(1, dtype=torch.float64))
+    programs.solve(trace(net, (10,)), [query], lambda points: None, Clock(60.0))
+    ctypes.CDLL(None).fflush(None)
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"

@@ -27,6 +27,7 @@ from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode, require_piecewise_linear
 from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one
+from robustlab.verification.complete.silence import silence
 from robustlab.verification.complete.verify import verify
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.layers import layer_bounds
@@ -205,13 +206,14 @@ def _minimize(
     options: dict[str, Any] = {"mip_rel_gap": gap}
     if np.isfinite(clock.left):
         options["time_limit"] = max(clock.left, 0.01)
-    answer = highs(
-        np.eye(1, n + 2 * r + 1, n + 2 * r)[0],
-        constraints=LinearConstraint(rows, low, high),
-        integrality=np.concatenate([np.zeros(n + r), np.ones(r), [0.0]]),
-        bounds=box,
-        options=options,
-    )
+    with silence():
+        answer = highs(
+            np.eye(1, n + 2 * r + 1, n + 2 * r)[0],
+            constraints=LinearConstraint(rows, low, high),
+            integrality=np.concatenate([np.zeros(n + r), np.ones(r), [0.0]]),
+            bounds=box,
+            options=options,
+        )
     if answer.status == 2:
         return np.inf, np.inf, None
     bound = getattr(answer, "mip_dual_bound", None)
