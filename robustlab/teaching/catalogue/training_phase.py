@@ -60,6 +60,16 @@ TRAINING_PHASE: tuple[Row, ...] = (
         quick={"rate": 0.1, "passes": 2},
     ),
     Row(
+        key="statistical_poisoning",
+        title="Statistical poisoning of linear regression (StatP)",
+        cite="jagielski2018",
+        kind="poisoning",
+        folder="attacks/poisoning",
+        chapter="02",
+        access="soft",
+        quick={"rate": 0.1},
+    ),
+    Row(
         key="trim",
         title="TRIM, regression on trimmed data",
         cite="jagielski2018",
