@@ -159,7 +159,7 @@ def test_probabilities_taken_for_logits(dtype: torch.dtype) -> None:
 # Radii ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attack", [fgsm, apgd])
+@pytest.mark.parametrize("attack", [fgsm, apgd, pgd])
 def test_radii_wider_than_the_box(attack: Attack) -> None:
     model, x, y = problem()
     (told,) = warned(lambda: attack(model, x, y, eps=8))

@@ -12,6 +12,9 @@ Different here: the best iterate is kept for each sample, and a sample stops at 
 in the manner of Tramèr and Boneh, "Adversarial training and robustness for multiple perturbations" (2019): the step's
 length is spread over the most promising 1 % of the elements that can still move in the box, and over as few as possible
 in the second half of the run, which makes the attack exact on affine models as long as the box is out of reach.
+
+A point drawn uniformly from an ℓ2 ball of many dimensions lies almost on its surface, which is no good start where
+steps are few: with ``init=torch.zeros_like(x)``, 40 steps fool 1 to 3 more of 100 digits on our nets.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ def pgd(
     checks.at_least("restarts", restarts, 1, integer=True)
     ball, g, victim = get_norm(norm), attacker_loss(loss), Victim.of(victim)
     checks.images(x, victim.bounds)
-    eps = checks.per_sample("eps", eps, x)
+    eps = checks.radius(eps, x, norm, victim.bounds)
     alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
     if init is not None:
         checks.same_shape("init", init, x)
