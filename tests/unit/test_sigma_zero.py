@@ -41,7 +41,7 @@ def test_threshold_follows_the_answers(bounds: tuple[float, float]) -> None:
     tau, tight = torch.full((10,), 0.2, dtype=torch.float64), torch.inf
     for k in range(steps - 1):
         eta = 0.1 * lr + 0.9 * lr * (1 + math.cos(math.pi * (k + 1) / steps)) / 2
-        tau = (tau + rate * eta * torch.where(met(model, seen.points[k + 1], y), 1.0, -1.0)).clamp(0, 1)
+        tau = (tau + rate * eta * torch.where(met(model, seen.points[k + 1], y, x), 1.0, -1.0)).clamp(0, 1)
         moved = (seen.points[k + 2] - x).abs() / (high - low)
         smallest = torch.where(moved > 0, moved, torch.inf).amin(1)
         assert bool((smallest >= tau - 1e-9).all())

@@ -31,12 +31,14 @@ from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.verification.complete.branching import (
     Domains,
     costly_relu,
+    empty,
     halves,
     joined,
     known_of,
     numbered,
     select,
     sensitive_side,
+    whole,
 )
 from robustlab.verification.complete.descent import descend, stacked
 from robustlab.verification.complete.leaf import leaf_minimum
@@ -135,11 +137,14 @@ def solve(
     if steps is None:
         steps = 0 if split == "input" else 10
     with time_limit(clock.end):
+        search = None
         try:
             search = _Search(graph, relative(graph, cases), replay, clock, split, batch, memory, steps)
-        except OutOfTime:
-            return Verdict("timeout")
-        return search.run(progress)
+            return search.run(progress)
+        except OutOfTime:  # in the middle of it
+            if search is None or search.witness is None:
+                return Verdict("timeout", None, search.count if search else {})
+            return Verdict("falsified", search.witness, search.count)
 
 
 class _Search:
@@ -165,22 +170,10 @@ class _Search:
         self.count = {"domains": 0.0, "leaves": 0.0}
 
     def run(self, progress: bool) -> Verdict:
-        """Bound and branch until nothing is open, or the time is over in the middle of it."""
-        try:
-            return self._run(progress)
-        except OutOfTime:
-            return Verdict("falsified" if self.witness is not None else "timeout", self.witness, self.count)
-
-    def _run(self, progress: bool) -> Verdict:
+        """Bound and branch until nothing is open, or the time is over."""
         from tqdm import tqdm
 
-        shape, n = self.graph.input_shape, len(self.low)
-        root = {"low": self.low.reshape(n, *shape), "high": self.high.reshape(n, *shape)}
-        root["case"] = torch.arange(n, device=self.low.device)
-        if self.split == "relu":
-            for i in self.graph.relus:
-                root[f"sign:{i}"] = self.low.new_zeros(n, *self.graph.nodes[i].shape, dtype=torch.int8)
-        pool = self._bound(root)
+        pool = self._bound(whole(self.graph, self.low, self.high, signs=self.split == "relu"))
         if self.witness is None and len(pool["bound"]):
             cases = [self.cases[i] for i in pool["case"].tolist()]
             tries = descend(self.graph, cases, restarts=max(2, 100 // len(cases)))
@@ -213,11 +206,8 @@ class _Search:
             slopes=numbered(domains, "slope"), multipliers=numbered(domains, "multiplier"),
         )  # fmt: skip
         bound, row = (found.lower + self.d[case]).max(dim=1)
-        empty = torch.zeros_like(bound, dtype=torch.bool)
-        for i in graph.pre_activations:
-            empty |= (layers.bounds[i].lower > layers.bounds[i].upper).flatten(1).any(dim=1)
         wanted = 0.0 if self.tie else self.least[case]  # after a tie there is nothing to prove, only to find
-        open_ = (~empty & ~(bound > wanted)).nonzero().flatten()
+        open_ = (~empty(domains, graph, layers) & ~(bound > wanted)).nonzero().flatten()
         domains = {key: value for key, value in domains.items() if key not in ("side", "node", "place")}
         domains["bound"], domains["row"] = bound, row
         for i, slope in found.slopes.items() if self.steps else ():

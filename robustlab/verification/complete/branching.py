@@ -28,6 +28,24 @@ from robustlab.verification.propagation.layers import Layers
 Domains = dict[str, Tensor]
 
 
+def whole(graph: Graph, low: Tensor, high: Tensor, *, signs: bool) -> Domains:
+    """The domains to begin with, the boxes of the cases (n, d); ``signs``: with the sign of no ReLU assumed yet."""
+    n = len(low)
+    domains = {"low": low.reshape(n, *graph.input_shape), "high": high.reshape(n, *graph.input_shape)}
+    domains["case"] = torch.arange(n, device=low.device)
+    for i in graph.relus if signs else ():
+        domains[f"sign:{i}"] = low.new_zeros(n, *graph.nodes[i].shape, dtype=torch.int8)
+    return domains
+
+
+def empty(domains: Domains, graph: Graph, layers: Layers) -> Tensor:
+    """(D,) bool: domains in which no point has the signs that are assumed."""
+    crossed = torch.zeros_like(domains["case"], dtype=torch.bool)
+    for i in graph.pre_activations:
+        crossed |= (layers.bounds[i].lower > layers.bounds[i].upper).flatten(1).any(dim=1)
+    return crossed
+
+
 def sensitive_side(domains: Domains, slope: Tensor) -> Tensor:
     """The input with the largest |slope of the linear bound| · width, (D,); flat slopes count a little."""
     width = (domains["high"] - domains["low"]).flatten(1)
