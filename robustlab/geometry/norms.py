@@ -129,8 +129,7 @@ class _Linf(Norm):
         return rows.abs().amax(dim=1)
 
     def _project(self, rows: Tensor, eps: Tensor) -> Tensor:
-        inside = torch.minimum(rows, eps)
-        return torch.maximum(inside, -eps, out=inside)
+        return torch.minimum(rows, eps).clamp_min_(-eps)
 
     def _project_box(self, rows: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
         return clip_(clip(rows, low, high), -eps, eps)  # both hold 0

@@ -22,9 +22,9 @@ def clip(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
 
 def clip_(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """``clip`` in place. Memory that is new costs more than the arithmetic on it."""
-    if isinstance(low, Tensor) and isinstance(high, Tensor) and low.dtype == high.dtype == x.dtype:
-        return torch.minimum(torch.maximum(x, low, out=x), high, out=x)
-    return torch.clamp(x, low, high, out=x)  # type: ignore[arg-type]
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        return x.clamp_min_(low).clamp_max_(high)
+    return x.clamp_(low, high)  # type: ignore[arg-type]
 
 
 def l2_length(rows: Tensor) -> Tensor:

@@ -275,3 +275,13 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="norm: l0"):
         _ = get_norm("l0").dual
     assert get_norm(get_norm("l2")) is get_norm("l2")
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_the_linf_projection_can_be_differentiated(boxed: bool) -> None:
+    """1 where an element stays, 0 where it is cut off."""
+    delta = torch.tensor([[0.05, 0.3, -0.2, -0.04]], dtype=torch.float64, requires_grad=True)
+    low, high = torch.full((4,), -0.5, dtype=torch.float64), torch.full((4,), 0.5, dtype=torch.float64)
+    norm = get_norm("linf")
+    (norm.project_box(delta, 0.1, low, high) if boxed else norm.project(delta, 0.1)).sum().backward()
+    assert delta.grad is not None and delta.grad.tolist() == [[1.0, 0.0, 0.0, 1.0]]
