@@ -49,29 +49,28 @@ def layer_of(result: Any) -> str | None:
     return details.get("layer") or ", ".join(details.get("layers", ())) or None
 
 
+def asked(case: Case, model: nn.Module, wish: str, name: str, *layers: Any) -> Any:
+    """The result; None where the method asks for a layer, which is then given as each of ``layers``, and named."""
+    try:
+        return run(case, model=model)
+    except ValueError as error:
+        assert case.takes("layer") and wish in str(error), f"refused: {error}"
+    for layer in layers:
+        assert layer_of(run(case, model=model, layer=layer)) in (name, f"output of {name}"), "the layer is not told"
+    return None
+
+
 def check_any_head(case: Case) -> None:
     """A method that reads logits alone takes a convolutional head; one that reads features asks for the layer."""
     model = convolutional()
-    try:
-        result = run(case, model=model)
-    except ValueError as error:
-        assert case.takes("layer") and "layer" in str(error), f"refused: {error}"
-        for layer in ("1", model[1]):
-            assert layer_of(run(case, model=model, layer=layer)) in ("1", "output of 1"), "the layer is not told"
-    else:
-        assert layer_of(result) in (None, "1"), "the head was taken for the features"
+    result = asked(case, model, "layer", "1", "1", model[1])
+    assert result is None or layer_of(result) in (None, "1"), "the head was taken for the features"
 
 
 def check_post_layer(case: Case) -> None:
     """The logits before a post layer are no features: a method that reads features asks which they are."""
-    model = with_post_layer()
-    try:
-        result = run(case, model=model)
-    except ValueError as error:
-        assert case.takes("layer") and "layer: want which" in str(error), f"refused: {error}"
-        assert layer_of(run(case, model=model, layer="2")) in ("2", "output of 2"), "the layer is not told"
-    else:
-        assert layer_of(result) is None, "what a post layer is fed with was taken for the features"
+    result = asked(case, with_post_layer(), "layer: want which", "2", "2")
+    assert result is None or layer_of(result) is None, "what a post layer is fed with was taken for the features"
 
 
 def check_bytes_are_told(case: Case) -> None:
