@@ -159,7 +159,8 @@ def test_done_means_that_the_docstring_cites_the_paper(row: Row) -> None:
 
 @each_done_row
 def test_done_means_a_claim_in_the_chapters_it_names(row: Row) -> None:
-    for chapter in row.chapters:
+    # A method may be done before its chapter is begun; once the notebook is there, the claim is due.
+    for chapter in filter(code_of_chapter, row.chapters):
         assert re.search(rf"""\bmethod\s*=\s*["']{row.key}["']""", code_of_chapter(chapter)), f"chapter {chapter}"
 
 
