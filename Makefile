@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 
 PARALLEL  := --numprocesses auto --maxprocesses 4 --dist loadscope
 PYTEST    := $(PY) -m pytest $(PARALLEL)
-NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120
+NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/nbval.cfg
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters \

@@ -11,7 +11,7 @@ from typing import Any
 
 from book.execute import MAX_BYTES, TIMING_KEY, install_cell, repository_url
 from book.outputs import complaints, joined
-from robustlab.teaching.claims import METADATA_KEY
+from robustlab.teaching.claims import records_of
 
 Notebook = dict[str, Any]
 Cell = dict[str, Any]
@@ -123,14 +123,13 @@ def claims(notebook: Notebook) -> Iterator[str]:
     seen: set[str] = set()
     for place, cell in enumerate(code_cells(notebook), start=1):
         calls = len(re.findall(r"^\s*claim\(", source(cell), re.MULTILINE))
-        carried = [output.get("metadata", {}).get(METADATA_KEY) for output in cell["outputs"]]
-        records = [record for record in carried if record]
+        records = [record for output in cell["outputs"] for record in records_of(output)]
         if calls != len(records):
             yield f"code cell {place}: {calls} claims are made, {len(records)} verdicts are stored"
         for record in records:
-            if record["id"] in seen:
-                yield f"code cell {place}: claim {record['id']!r} is made twice"
-            seen.add(record["id"])
+            if record.id in seen:
+                yield f"code cell {place}: claim {record.id!r} is made twice"
+            seen.add(record.id)
     if not seen:
         yield "no claim is made"
 

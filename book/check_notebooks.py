@@ -1,7 +1,8 @@
 """Hold the chapters to the book's rules: ``python -m book.check_notebooks [CHAPTER ...]``.
 
-The rules stand in `book.chapter_form` (executed, clean, captioned, quick) and `book.chapter_anatomy` (parts, length,
-quiz, exercises); tests/book applies the same ones, and plants a bug for each.
+The rules stand in `book.chapter_form` (executed, clean, captioned, quick), `book.chapter_anatomy` (parts, length,
+quiz, exercises) and `book.chapter_reading` (first screen, folded code, symbols, numbers, hints); tests/book applies the
+same ones, and plants a bug for each.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from book import chapter_anatomy, chapter_form
+from book import chapter_anatomy, chapter_form, chapter_reading
 from book.chapter_form import Notebook
 from robustlab.teaching.claims import recorded_claims
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 RULES = {rule.__name__: rule for rule in (*chapter_form.RULES, *chapter_anatomy.RULES)}
+READING = {rule.__name__: rule for rule in chapter_reading.RULES}  # for chapters in the new form
 
 
 def read(path: Path) -> Notebook:
@@ -33,7 +35,7 @@ def chapter_paths() -> list[Path]:
 def broken_rules(path: Path) -> Iterator[str]:
     """Complaints about one chapter, each with the name of its rule."""
     notebook = read(path)
-    for name, rule in RULES.items():
+    for name, rule in {**RULES, **(READING if chapter_reading.applies(notebook) else {})}.items():
         yield from (f"{name}: {problem}" for problem in rule(notebook))
     number = chapter_anatomy.chapter_number(notebook)
     if not path.name.startswith(f"{number}_"):

@@ -36,6 +36,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from book.outputs import compared_text, complaints
+from robustlab.teaching.reports import STRICT
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = ROOT / "chapters"
@@ -138,7 +139,7 @@ def _run(notebook: NotebookNode, folder: Path) -> tuple[float, float]:
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
     )
-    with client.setup_kernel(env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}):
+    with client.setup_kernel(env={"OMP_NUM_THREADS": "1", **os.environ, STRICT: "1"}):
         start = time.perf_counter()
         for index, cell in enumerate(notebook.cells):
             client.execute_cell(cell, index)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Any
 
 from book.myst import list_table, one_line, page
 from book.notebooks import Chapter
 from robustlab.teaching.claims import FAILS, HOLDS, ClaimRecord
+from robustlab.teaching.reports import number_text
 
 Found = tuple[Chapter, ClaimRecord]
 
@@ -33,31 +31,6 @@ These claims were tested and did not come out as the paper reports. Each chapter
 stands. A claim that fails on a small model is no proof against the paper: the reason beside it is our best
 explanation.
 """
-
-
-def number_text(value: Any) -> str:
-    """A number of a claim as text: three significant digits, parts named, a dash where there is none."""
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return "; ".join(f"{one_line(str(name))}: {number_text(part)}" for name, part in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(number_text(part) for part in value)
-    if isinstance(value, Real):
-        return _real_text(float(value))
-    return one_line(str(value))
-
-
-def _real_text(value: float) -> str:
-    if math.isnan(value):
-        return "not a number"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}".replace("-", "−")
-    return f"{value:.3g}".replace("-", "−")
 
 
 def claims_page(chapters: Sequence[Chapter], titles: Mapping[str, str] | None = None) -> str:
@@ -90,8 +63,8 @@ def _table(found: Sequence[Found], titles: Mapping[str, str]) -> str:
             chapter.link,
             titles.get(claim.method, f"`{claim.method}`"),
             claim.text,
-            number_text(claim.paper),
-            number_text(claim.ours),
+            one_line(number_text(claim.paper)),
+            one_line(number_text(claim.ours)),
             HOLDS if claim.reproduces else f"**{FAILS}**",
         )
         for chapter, claim in found

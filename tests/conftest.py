@@ -11,6 +11,7 @@ A notebook whose cells take too long fails the run (``chapter_times.py``).
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from robustlab.teaching.reports import STRICT
 from tests import changed, chapter_times
 from tests.pretend import pretend_cuda
 
@@ -50,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ[STRICT] = "1"  # in the kernels of the chapters, too
     torch.set_num_threads(1)
     config.stash[_NOT_RUN] = Counter()
     if config.pluginmanager.hasplugin("xdist"):

@@ -32,7 +32,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def nbval(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Strict nbval over a notebook or a folder, as `make test` runs it, in a process of its own."""
-    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider", "-q", *more]
+    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider", "-q"]
+    options += ["--nbval-sanitize-with", str(ROOT / "tests/nbval.cfg"), *more]
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(path.parent), *options, str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, cwd=path.parent, env=environment)

@@ -12,6 +12,8 @@ import pytest
 
 from robustlab.teaching.claims import METADATA_KEY, ClaimError, ClaimRecord, claim, recorded_claims
 
+PAIRS = [["late", 0.1235], ["early", [0.5, 0.4, 0.6]], ["inf", "inf"]]
+
 
 @pytest.fixture(autouse=True)
 def fresh_register(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,17 +21,35 @@ def fresh_register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robustlab.teaching.claims._stated", {})
 
 
-def test_prints_exactly_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    claim("one-below-two", "One is below two", 1 < 2, method="fgsm", ours=0.1)
+def test_prints_its_line_and_below_it_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    claim("one-below-two", "One is below two", 1 < 2, method="fgsm")
     assert capsys.readouterr().out == "one-below-two: One is below two — holds\n"
     claim("no-luck", "Two is below one", 2 < 1, method="fgsm", reproduces=False, reason="it is larger")
     assert capsys.readouterr().out == "no-luck: Two is below one — does not reproduce here\n"
+    claim(
+        "close", "A is near B", True, method="fgsm", ours={"b": (0.97, 0.95, 0.99), "a": 3}, paper=0.98,
+        n=300, refuted_by="less than 0.9",
+    )  # fmt: skip
+    assert capsys.readouterr().out.splitlines() == [
+        "close: A is near B — holds",
+        "    paper       0.98",
+        "    here        b: ≈0.97 [0.95, 0.99]; a: ≈3 (n = 300)",
+        "    refuted by  less than 0.9",
+    ]
 
 
 @pytest.mark.parametrize(("outcome", "declared"), [(False, {}), (True, {"reproduces": False, "reason": "r"})])
-def test_raises_when_the_outcome_is_not_the_declared_one(outcome: bool, declared: dict[str, Any]) -> None:
+def test_an_outcome_that_is_not_the_declared_one(
+    outcome: bool, declared: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It raises in the book's own runs, and is reported to a reader who has changed something."""
     with pytest.raises(ClaimError, match="its outcome is"):
         claim("some-claim", "Some text", outcome, method="fgsm", **declared)
+    monkeypatch.delenv("ROBUSTLAB_STRICT")
+    claim("some-claim", "Some text", outcome, method="fgsm", ours=0.3, **declared)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("some-claim: Some text — declared that it ") and first.endswith("here it is otherwise")
+    assert second.split() == ["here", "≈0.3"]
 
 
 @pytest.mark.parametrize(
@@ -59,20 +79,31 @@ def test_an_id_stands_for_one_claim_but_a_cell_may_run_again() -> None:
         claim("same-id", "Second text", True, method="fgsm")
 
 
-def test_numbers_travel_rounded_in_the_metadata(tmp_path: Path) -> None:
-    """In a kernel the line is compared text; the numbers are metadata, which nbval leaves alone."""
-    displayed = _in_ipython(
-        "claim('rounds', 'It rounds', True, method='pgd', "
-        "ours={'a': 0.123456789, 'n': 100000, 'inf': float('inf')}, paper=torch.tensor(1.5))"
+def test_the_claims_of_a_cell_are_one_table_and_their_numbers_travel_in_order(tmp_path: Path) -> None:
+    shown = _in_ipython(
+        "claim('rounds', 'It rounds <', True, method='pgd', "
+        "ours={'late': 0.123456789, 'early': (0.5, 0.4, 0.6), 'inf': float('inf')}, paper=torch.tensor(1.5))\n"
+        "claim('second', 'A second', True, method='pgd')"
     )
-    assert displayed["data"] == {"text/plain": "rounds: It rounds — holds"}
-    record = displayed["metadata"][METADATA_KEY]
-    assert record["ours"] == {"a": 0.1235, "n": 100000, "inf": "inf"}
-    assert record["paper"] == 1.5
+    (displayed,) = shown
+    assert displayed["data"]["text/plain"].splitlines()[-1] == "second: A second — holds"
+    html = displayed["data"]["text/html"]
+    assert html.count("<tr>") == 3 and "It rounds &lt;" in html and "late: ≈0.123; early: ≈0.5 [0.4, 0.6]" in html
+    first, _ = displayed["metadata"][METADATA_KEY]
+    assert first["ours"] == PAIRS and first["paper"] == 1.5
     output = {"output_type": "display_data", **displayed}
     notebook = tmp_path / "n.ipynb"
-    notebook.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, {"outputs": [output]}]}))
-    assert recorded_claims(notebook) == [ClaimRecord(**record)]
+    # Notebooks are written with their keys sorted.
+    notebook.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, {"outputs": [output]}]}, sort_keys=True))
+    records = recorded_claims(notebook)
+    ours = {"late": 0.1235, "early": (0.5, 0.4, 0.6), "inf": "inf"}
+    assert records[0] == ClaimRecord("rounds", "It rounds <", "pgd", True, ours, 1.5)
+    assert list(records[0].ours) == ["late", "early", "inf"] and records[1].id == "second"
+
+
+def test_a_table_is_shown_where_its_cell_fails_too() -> None:
+    shown = _in_ipython("claim('first', 'A first', True, method='pgd')\nraise ValueError('later')")
+    assert [one["data"]["text/plain"] for one in shown] == ["first: A first — holds"]
 
 
 def test_importing_it_does_not_import_ipython() -> None:
@@ -80,17 +111,16 @@ def test_importing_it_does_not_import_ipython() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def _in_ipython(statement: str) -> dict[str, Any]:
-    """What a statement displays in an IPython shell."""
+def _in_ipython(cell: str) -> list[dict[str, Any]]:
+    """What a cell displays in an IPython shell."""
     code = f"""
-import json, torch
+import json
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import RichOutput
 shell = InteractiveShell.instance()
-shell.display_pub.publish = lambda data, metadata=None, **rest: print(json.dumps([data, metadata]))
-from robustlab.teaching.claims import claim
-{statement}
+shell.display_pub.publish = lambda data, metadata=None, **rest: print("SHOWN", json.dumps([data, metadata]))
+shell.run_cell("import torch; from robustlab.teaching.claims import claim")
+shell.run_cell({cell!r})
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    data, metadata = json.loads(done.stdout.strip().splitlines()[-1])
-    return {"data": data, "metadata": metadata}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("SHOWN ")]
+    return [dict(zip(("data", "metadata"), json.loads(line[6:]), strict=True)) for line in lines]

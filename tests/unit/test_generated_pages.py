@@ -21,20 +21,19 @@ from book.generate_times import times_page, within_budget
 from book.myst import list_table
 from book.notebooks import Chapter, Timing, read_chapter, read_chapters
 from book.public_names import exports, modules, packages
-from book.sphinx_claims import with_numbers
 from robustlab.teaching.catalogue import FOLDERS, Row
 from robustlab.teaching.claims import METADATA_KEY, ClaimRecord
 from tests.every import every
 
 ROOT = Path(__file__).resolve().parents[2]
-HOLDS = ClaimRecord("a-b", "A beats B by $|x|$", "pgd", True, {"pgd": 0.12345, "fgsm": 3}, {"pgd": 0.1}, None)
-FAILS = ClaimRecord("c-d", "C beats D", "cw", False, 1.5, 2, "the model is too small")
+HOLDS = ClaimRecord("a-b", "A beats B by $|x|$", "pgd", True, {"pgd": 0.12345, "fgsm": 3}, {"pgd": 0.1})
+FAILS = ClaimRecord("c-d", "C beats D", "cw", False, 1.5, 2, reason="the model is too small")
 
 
 def notebook(tmp_path: Path, name: str = "03_test.ipynb", **metadata: Any) -> Path:
     """A notebook with a title, one claim and the given metadata."""
     carried = {"id": "a-b", "text": "A beats B", "method": "pgd", "reproduces": True, "ours": 1.0}
-    output = {"output_type": "display_data", "data": {}, "metadata": {METADATA_KEY: carried}}
+    output = {"output_type": "display_data", "data": {}, "metadata": {METADATA_KEY: [carried]}}
     cells = [
         {"cell_type": "markdown", "source": ["(label)=\n", "# A title\n"]},
         {"cell_type": "code", "source": "# no title", "outputs": [output]},
@@ -163,21 +162,6 @@ def test_a_page_that_is_no_longer_written_is_taken_away(tmp_path: Path) -> None:
     old.write_text("# Old")
     written = write_generated(tmp_path)
     assert not old.exists() and set(written) == set(tmp_path.rglob("*.md"))
-
-
-def test_the_page_shows_a_claims_numbers_below_its_verdict() -> None:
-    zero = ClaimRecord("e-f", "E < F", "pgd", True, 0, None, None)
-    silent = ClaimRecord("g-h", "G", "pgd", True, None, None, None)
-    lines = [claim.line.replace("<", "&lt;") for claim in (HOLDS, FAILS, zero, silent)]
-    shown = with_numbers("\n".join(lines), [HOLDS, FAILS, zero, silent])
-    assert re.sub("</?span[^>]*>", "", shown).splitlines() == [
-        lines[0], "    here   pgd: 0.123; fgsm: 3", "    paper  pgd: 0.1",
-        lines[1], "    here   1.5", "    paper  2",
-        lines[2], "    here   0",
-        lines[3],
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match="a-b"):
-        with_numbers("<pre></pre>", [HOLDS])
 
 
 @every("name, text", committed().items())

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "robustlab"
 
 # Layers, lowest first. A unit may import units of its own layer (without circles) or of a lower one.
 LAYERS = (
-    ("_lazy", "checks", "intervals", "progress", "teaching.plot"),
+    ("_lazy", "checks", "intervals", "progress", "teaching.plot", "teaching.reports"),
     ("geometry",),
     ("models",),
     ("graph",),
@@ -34,8 +34,8 @@ LAYERS = (
     ("teaching.claims", "teaching.check"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-ALONE = ("teaching.catalogue", "teaching.claims", "teaching.plot")  # import nothing of robustlab's
-UNSEEN = ("teaching.catalogue", "teaching.claims")  # the library imports neither
+ALONE = ("teaching.catalogue", "teaching.plot", "teaching.reports")  # import nothing of robustlab's
+UNSEEN = ("teaching.catalogue", "teaching.claims", "teaching.reports")  # the library imports none of them
 HEAVY = ("matplotlib", "torchvision", "scipy", "cvxpy", "safetensors", "tqdm", "IPython", "ipywidgets", "sklearn")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -82,7 +82,7 @@ def wrong_way(edges: dict[str, set[str]]) -> list[str]:
     for module, found in edges.items():
         for other in found if module != "robustlab" else ():
             ours, theirs = unit(module), unit(other)
-            if ours == theirs:
+            if ours == theirs or (ours, theirs) == ("teaching.claims", "teaching.reports"):
                 continue
             if ours in ALONE or theirs in UNSEEN or RANK[theirs] > RANK[ours]:
                 wrong.append(f"{module} imports {other}")
