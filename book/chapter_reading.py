@@ -67,7 +67,7 @@ def visible(notebook: Notebook) -> Iterator[str]:
 
 
 def claims_by_section(notebook: Notebook) -> Iterator[str]:
-    """A section has one cell with claims, and so one table; each says over what it was measured, and what refutes it."""
+    """A section has one cell with claims, and so one table; each says what it was measured on, and what refutes it."""
     section, found = "", Counter[str]()
     for cell in notebook["cells"]:
         text = source(cell)
@@ -116,7 +116,7 @@ def ledger(notebook: Notebook) -> Iterator[str]:
 
 
 def helps(notebook: Notebook) -> Iterator[str]:
-    """Exercises state their minutes and have a hint before the solution; one is a pencil's, one an error's, one open."""
+    """Exercises state their minutes and have a hint; one is for a pencil, one hides an error, one is open."""
     text = "\n".join(source(cell) for cell in markdown_cells(notebook))
     for title, body in re.findall(r"\{exercise-start\} *(.*?)\n(.*?)\{solution-start\}", text, re.DOTALL):
         if not re.search(r"\(●+, \d+ min\)\s*$", title):
