@@ -43,8 +43,9 @@ def claims_page(chapters: Sequence[Chapter], titles: Mapping[str, str] | None = 
     found = [(chapter, claim) for chapter in chapters for claim in chapter.claims]
     failing = [(chapter, claim) for chapter, claim in found if not claim.reproduces]
     blocks = [INTRODUCTION, _count_text(len(found), len(failing))]
-    if found:
-        blocks.append(_table(found, titles or {}))
+    for chapter in chapters:
+        if chapter.claims:
+            blocks += [f"## {chapter.link}", _table(chapter.claims, titles or {})]
     blocks.append("## What does not reproduce here")
     blocks.append(_failures(failing) if failing else NOTHING_FAILS)
     return page("The papers beside our numbers", *blocks)
@@ -57,20 +58,18 @@ def _count_text(total: int, failing: int) -> str:
     return f"**{total} {noun}**: {total - failing} hold, {failing} do not reproduce here."
 
 
-def _table(found: Sequence[Found], titles: Mapping[str, str]) -> str:
+def _table(claims: Sequence[ClaimRecord], titles: Mapping[str, str]) -> str:
     rows = [
         (
-            chapter.link,
+            claim.text + (f" *Refuted by* {claim.refuted_by}." if claim.refuted_by else ""),
             titles.get(claim.method, f"`{claim.method}`"),
-            claim.text,
             one_line(number_text(claim.paper)),
-            one_line(number_text(claim.ours)),
+            one_line(number_text(claim.ours)) + (f" ({claim.n})" if claim.n else ""),
             HOLDS if claim.reproduces else f"**{FAILS}**",
         )
-        for chapter, claim in found
+        for claim in claims
     ]
-    header = ("Chapter", "Method", "Claim", "Paper", "Ours", "Verdict")
-    return list_table(header, rows, widths=(18, 14, 32, 12, 14, 10))
+    return list_table(("Claim", "Method", "Paper", "Ours", "Verdict"), rows, (34, 16, 16, 22, 12), filterable=True)
 
 
 def _failures(failing: Sequence[Found]) -> str:

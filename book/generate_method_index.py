@@ -41,7 +41,7 @@ def _sections(rows: Sequence[Row], links: Mapping[str, Chapter]) -> Iterator[str
             done = sum(row.done for row in own)
             yield f"## {section} {title}"
             yield f"{done} of {len(own)} done."
-            yield list_table(HEADER, [_cells(row, links) for row in own], WIDTHS)
+            yield list_table(HEADER, [_cells(row, links) for row in own], WIDTHS, filterable=True)
 
 
 def _cells(row: Row, links: Mapping[str, Chapter]) -> tuple[str, ...]:

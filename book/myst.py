@@ -10,9 +10,20 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def list_table(header: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int] | None = None) -> str:
-    """A ``list-table`` directive. Unlike a pipe table it takes cells that hold ``|``, as in a norm."""
+def list_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    widths: Sequence[int] | None = None,
+    *,
+    filterable: bool = False,
+) -> str:
+    """A ``list-table`` directive. Unlike a pipe table it takes cells that hold ``|``, as in a norm.
+
+    The page gets one field that filters the rows of all its tables that are ``filterable``.
+    """
     lines = ["```{list-table}", ":header-rows: 1"]
+    if filterable:
+        lines.append(":class: filterable")
     if widths is not None:
         lines.append(":widths: " + " ".join(str(width) for width in widths))
     lines.append("")
