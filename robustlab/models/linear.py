@@ -8,6 +8,7 @@ c = cov(x, y) say all. Attacks that refit after each change of one point update 
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -136,6 +137,12 @@ def _lasso(s: Tensor, c: Tensor, lam: float, w: Tensor) -> Tensor:
         stops = flips.gather(-1, who)
         theta = theta.scatter(-1, who, torch.where(stops, 0.0, theta.gather(-1, who)))
         w = torch.where(theta == 0, 0.0, w)
+    else:
+        warnings.warn(
+            f"the LASSO has not converged in {MAX_STEPS} steps: its weights are near a minimizer, and not at one. "
+            "A larger lam, or columns of one scale, help.",
+            stacklevel=4,
+        )
     return w
 
 

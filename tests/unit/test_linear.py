@@ -102,3 +102,10 @@ def test_bad_input() -> None:
             fit_linear(bad_x, bad_y)
     with pytest.raises(TypeError, match="y: want a floating"):
         fit_linear(x, y.long())
+
+
+def test_a_lasso_that_has_not_converged_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.randn(30, 6).double(), torch.randn(30).double()
+    monkeypatch.setattr("robustlab.models.linear.MAX_STEPS", 2)
+    with pytest.warns(UserWarning, match="has not converged in 2 steps"):
+        fit_linear(x, y, penalty="lasso", lam=1e-3)
