@@ -212,6 +212,24 @@ class Session:
         empty = torch.empty(0)
         return Answer(answer if self.answer == "boxes" else answer.unflatten(0, (n, m)), met, empty, empty)
 
+    def values(self, live: Live, loss: LossFunction) -> Callable[[Tensor], Tensor]:
+        """The loss as a function of points (n, m, ...) → (n, m), float64, for estimates of its gradient.
+
+        Each point costs its sample one query. Whether the goal is met there is not looked at: such probes need not be
+        inside the attack's budget. Differences are small, so that the loss is computed from the scores in float64.
+        """
+        self._need("soft")
+
+        def ask(points: Tensor) -> Tensor:
+            n, m = points.shape[:2]
+            logits = self._answer(points.flatten(0, 1)).double()
+            y, target = (None if label is None else label.repeat_interleave(m) for label in (live.y, live.target))
+            self._book(live, torch.zeros(n, m, dtype=torch.bool, device=points.device))
+            value: Tensor = loss(logits, y, target, self.kappa)
+            return value.reshape(n, m)
+
+        return ask
+
     def gradient(self, points: Batch, live: Live, loss: LossFunction) -> Answer:
         """Scores, loss and input gradient of the loss at ``points``; one query and one gradient each.
 

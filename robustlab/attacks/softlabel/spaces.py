@@ -1,0 +1,107 @@
+"""Search spaces of fewer dimensions, in which attacks on scores estimate gradients with fewer queries.
+
+A space is a map A from z (n, m, *shape), m points for each of n samples, to perturbations (n, m, ...). A few random
+directions in r dimensions find √(d/r) times as much of the gradient as in d, as far as it lies in the space:
+
+    gradient of z ↦ f(x + A(z)) at 0:  Aᵀ∇f(x),  where A is linear
+
+Source: Tu et al., "AutoZOOM" (2019), for bilinear maps and decoders; Ilyas et al., "Prior convictions" (2019), for
+tiles; Nitin Bhagoji et al. (2018), for principal components and random groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.geometry.keyed import Draw, Noise
+
+
+class Space(Protocol):
+    """A map from z (n, m, *shape) to perturbations (n, m, ...)."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The perturbations."""
+        ...
+
+
+class Resized:
+    """Small images made large: bilinear, or tiles of one value each.
+
+    Args:
+        height, width: of the small image.
+        like: images (n, C, H, W) of the size to make.
+        mode: ``"bilinear"`` (AutoZOOM without its decoder) or ``"tiled"`` (the data prior of bandits).
+    """
+
+    def __init__(self, height: int, width: int, like: Tensor, mode: Literal["bilinear", "tiled"] = "bilinear") -> None:
+        checks.one_of("mode", mode, ("bilinear", "tiled"))
+        checks.pictures(like)
+        for name, small, large in (("height", height, like.shape[2]), ("width", width, like.shape[3])):
+            checks.at_least(name, small, 1, integer=True)
+            checks.at_most(name, small, large)
+        self.shape, self.size = (like.shape[1], height, width), tuple(like.shape[2:])
+        self.how = {"mode": "nearest"} if mode == "tiled" else {"mode": "bilinear", "align_corners": False}
+
+    def __call__(self, z: Tensor) -> Tensor:
+        large = F.interpolate(z.flatten(0, 1), self.size, **self.how)
+        return large.reshape(*z.shape[:2], *large.shape[1:])
+
+
+class Decoded:
+    """What a decoder makes of codes: any map from (k, *shape) to perturbations (k, ...)."""
+
+    def __init__(self, decoder: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        self.decoder, self.shape = decoder, tuple(shape)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            made = self.decoder(z.flatten(0, 1))
+        return made.reshape(*z.shape[:2], *made.shape[1:])
+
+
+class Components:
+    """The span of the first r principal components of data (N, ...): z holds their r coefficients.
+
+    Raises:
+        ValueError: unless 1 ≤ r ≤ min(N − 1, d).
+    """
+
+    def __init__(self, data: Tensor, r: int) -> None:
+        rows = data.flatten(1)
+        checks.at_least("r", r, 1, integer=True)
+        checks.at_most("r", r, min(len(rows) - 1, rows.shape[1]))
+        self.basis = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False).Vh[:r]  # (r, d), orthonormal
+        self.shape, self._sample = (r,), data.shape[1:]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return (z @ self.basis.to(z)).reshape(*z.shape[:2], *self._sample)
+
+
+class Groups:
+    """The elements of each sample, shared out at random among groups of ``size``: all of a group move together.
+
+    Args:
+        noise, draw: randomness of the n samples, and its name.
+        size: elements in a group, at least 1; the last group may have fewer.
+        like: (n, ...).
+    """
+
+    def __init__(self, noise: Noise, draw: Draw, size: int, like: Tensor) -> None:
+        checks.at_least("size", size, 1, integer=True)
+        d = like.shape[1:].numel()
+        order = noise.permutation(draw, d)
+        places = (torch.arange(d, device=order.device) // size).expand_as(order)
+        self.group = torch.empty_like(order).scatter_(1, order, places)  # (n, d), of each element
+        self.shape, self._sample = (-(-d // size),), like.shape[1:]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        index = self.group[:, None].expand(-1, z.shape[1], -1)
+        return z.gather(2, index).reshape(*z.shape[:2], *self._sample)
