@@ -22,9 +22,10 @@ from robustlab.geometry.keyed import Noise
 
 
 class Books(Protocol):
-    """Who keeps the counts: a :class:`robustlab.attacker.session.Session`."""
+    """Who keeps the counts, and knows what the attack puts aside: a :class:`robustlab.attacker.session.Session`."""
 
     start: Live
+    bests: list[Best]
 
     def settle(self, live: Live) -> None:
         """Book what was asked about live samples."""
@@ -125,6 +126,7 @@ class Best:
         self._scale = 1.0 - tolerance
         self._live: Live | None = None  # whose samples' best points and values are in ``_now``
         self._now: tuple[Batch, Tensor] = (self._points, self._value)
+        session.bests.append(self)
 
     @property
     def points(self) -> Batch:

@@ -131,6 +131,29 @@ def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(filled, dim=1)
 
 
+def keep_so_far(error: BaseException, result: AttackResult) -> None:
+    """Attach to an error what the attack that it ends has found; what an attack inside of this one attached stays."""
+    if so_far(error) is None:
+        vars(error)["so_far"] = result
+        if bool((result.success & (result.queries > 1)).any()):
+            error.add_note(f"Nothing found is lost: robustlab.attacker.results.so_far(error) has {result.summary()}")
+
+
+def so_far(error: BaseException) -> AttackResult | None:
+    """What an attack had found when an error of its model, or Ctrl-C, ended it.
+
+    Its ``success`` is what the model said when it was asked: no point was checked again. Queries are those that were
+    answered. A sample that was not fooled has the best point that the attack had put aside, or x.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        The result, for all samples that the attack was given; None if it had not begun.
+    """
+    return vars(error).get("so_far")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class UniversalResult(Result):
     """One perturbation for many samples.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.domain import Box, Domain
-from robustlab.attacker.live import Live, filtered
+from robustlab.attacker.live import Best, Live, filtered
 from robustlab.attacker.losses import AttackerLoss, LossFunction, goal_margin, logit_size, spare
 from robustlab.attacker.parts import Batch, Reply, copied, detached, every, first, put, size, take, tensors
 from robustlab.attacker.results import AttackResult
@@ -99,6 +99,7 @@ class Session:
         self._first_success = torch.full_like(self._queries, _NEVER)
         self._asking: Live | None = None  # about whom something was asked that is not yet in the counts
         self._strayed: Any = None  # tells whether any question was outside the domain
+        self.bests = list[Best]()  # what the attack keeps; the first is what it will return
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
         self._fast = images and convolves and device.type == "cpu"
@@ -117,13 +118,14 @@ class Session:
         """Ask about x itself, in the caller's own layout: who has met the goal is done."""
         answer = self._model(copied(self.x))
         if self.answer != "boxes":
-            classes = self._check_logits(answer, min_classes)
-            self.lost = _lost(answer)
-            for name, label in (("y", y), ("target", self.target)):
-                if label is not None:
-                    checks.in_classes(name, label, classes)
+            if not self._is_label(answer):
+                classes = self._check_logits(answer, min_classes)
+                self.lost = _lost(answer)
+                for name, label in (("y", y), ("target", self.target)):
+                    if label is not None:
+                        checks.in_classes(name, label, classes)
             if y is None:
-                self.y = answer.argmax(dim=-1)
+                self.y = self._top(answer)
         self.clean = None if self.access == "hard" else _in_dtype_of(self.x, answer)
         if self.clean is not None and self.answer == "classes":
             self._logit_size = logit_size(self.clean, self.y, self.target)
@@ -143,6 +145,20 @@ class Session:
         """Samples by their places in the batch, (n,) int64, each as often as it is named."""
         labels = {"y": self.y, "target": self.target, "logit_size": self._logit_size}
         return Live(self, rows, x=take(self.x, rows), **{k: v if v is None else v[rows] for k, v in labels.items()})
+
+    def _is_label(self, answer: Tensor) -> bool:
+        """Whether a model under hard access told the labels alone, (n,) integers, instead of scores."""
+        told = self.answer == "classes" and answer.dim() == 1 and not answer.is_floating_point()
+        if told and self.access != "hard":
+            raise ValueError(
+                f"model: want scores of shape ({len(self.y)}, K), got labels alone; an attack that needs no more asks "
+                'Victim(model, access="hard")'
+            )
+        return told
+
+    def _top(self, answer: Tensor) -> Tensor:
+        """The top label of each answer."""
+        return answer.long() if self._is_label(answer) else answer.argmax(dim=-1)
 
     def _check_logits(self, logits: Reply, min_classes: int) -> int:
         n, dims, wish = (len(self.y), 2, "K") if self.answer == "classes" else (len(self.y), 3, "T, K")
@@ -195,7 +211,7 @@ class Session:
         if self.kappa:
             raise ValueError("kappa: want 0 under hard access, where no scores are seen")
         answer = self._answer(points)
-        return None if self.answer == "boxes" else answer.argmax(dim=-1), self._count(live, answer)
+        return None if self.answer == "boxes" else self._top(answer), self._count(live, answer)
 
     def ask_many(self, points: Batch, live: Live) -> Answer:
         """Scores of m points per sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in order.
@@ -298,6 +314,8 @@ class Session:
         """Goal met: argmax ≠ y or argmax = target, and, where κ > 0, with a margin of at least κ. NaN never wins."""
         if self._goal is not None:
             return self._checked_goal(self._goal(answer, live.rows), len(live))
+        if self._is_label(answer):
+            return answer != live.y if live.target is None else answer == live.target
         top, label = answer.max(dim=1)  # NaN is taken for the largest
         won = label != live.y if live.target is None else label == live.target
         if self.kappa > 0:
@@ -434,6 +452,25 @@ class Session:
                 final = put(final, live.rows[won], take(points, won))
         if self.domain.strayed(self._strayed):
             raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
+        return self._wrapped(final, success, trace)
+
+    def so_far(self) -> AttackResult:
+        """What the attack has found up to now, for when it is interrupted.
+
+        ``success`` tells what the model said when it was asked: nothing is asked again. A sample that was not fooled
+        has the best point that the attack had put aside.
+        """
+        success, final = ~self.lost, copied(self.x)
+        success[self.active] = False
+        if self.bests and len(self.active):
+            best, points = self.bests[0], self.bests[0].points
+            if isinstance(points, tuple) and not isinstance(self.x, tuple):
+                points = points[0]  # beside it stands what the attack has made it from
+            final = put(final, self.active, points)
+            success[self.active] = ~self.unmet() & (best.value < torch.inf)
+        return self._wrapped(final, success, None)
+
+    def _wrapped(self, final: Batch, success: Tensor, trace: dict[str, Tensor] | None) -> AttackResult:
         given = final if self._dtype is None else final.to(self._dtype)
         return AttackResult(
             x_adv=given,
@@ -504,7 +541,7 @@ def part_of(value: Any, rows: Tensor, n: int) -> Any:
 def _in_dtype_of(points: Batch, answer: Reply) -> Reply:
     """Scores in the dtype of the points, where these are floats."""
     computes = isinstance(points, Tensor) and points.is_floating_point() and isinstance(answer, Tensor)
-    return answer.to(points.dtype) if computes else answer
+    return answer.to(points.dtype) if computes and answer.is_floating_point() else answer
 
 
 def _input_gradient(value: Tensor, points: Batch, retain: bool = False) -> Batch:

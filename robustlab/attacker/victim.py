@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -25,6 +25,7 @@ from robustlab.attacker.domain import Bound, Box, Domain
 from robustlab.attacker.few_channels import FewChannels
 from robustlab.attacker.losses import AttackerLoss
 from robustlab.attacker.parts import Batch, Reply, first, ordinary, size
+from robustlab.attacker.results import keep_so_far
 from robustlab.attacker.session import LEVEL, Access, AnswerKind, Goal, Session
 from robustlab.graph.node import Graph
 from robustlab.models.modes import Mode, evaluating
@@ -53,7 +54,8 @@ class Victim:
             bounds.
         answer: what the model says: ``"classes"``, scores (N, K); ``"sequence"``, scores (N, T, K); or ``"boxes"``,
             which is taken as it comes. For the last two the attack brings its goal.
-        access: ``"white"`` (gradients), ``"soft"`` (scores) or ``"hard"`` (the top label alone).
+        access: ``"white"`` (gradients), ``"soft"`` (scores) or ``"hard"`` (the top label alone). Under hard access the
+            model may return the labels, (N,) integers, in the place of scores.
         budget: forward rows that each sample may cost in one session, the clean and the final check included;
             None for no limit. When it is spent an attack returns its best so far.
         output: what the numbers are, ``"logits"`` or ``"probs"`` (whose logarithm then serves as logits).
@@ -135,6 +137,7 @@ class Victim:
         min_classes: int = 2,
         domain: type[Domain] = Box,
         goal: Goal | None = None,
+        first_round: int = 0,
     ) -> Iterator[Session]:
         """Check the inputs, hold the model still, and open a :class:`~robustlab.attacker.session.Session`.
 
@@ -149,9 +152,17 @@ class Victim:
             min_classes: classes that the attack itself needs.
             domain: the kind of inputs that the attack can change.
             goal: what the attack wants of an answer, where it is not one about classes.
+            first_round: the queries without which the attack cannot begin, beside the clean and the final check.
+
+        What ends the attack with an error leaves what it has found: :func:`robustlab.attacker.results.so_far`.
         """
         if LEVEL[access] > LEVEL[self.access]:
             raise ValueError(f"access: this attack needs {access!r} access, the victim grants {self.access!r}")
+        if first_round and self.budget is not None and self.budget < first_round + 2:
+            raise ValueError(
+                f"budget: want at least {first_round + 2}, of which x costs 1, the first round of this attack "
+                f"{first_round} and the final check 1, got {self.budget}"
+            )
         if not isinstance(self.domain, domain):
             raise TypeError(f"victim: this attack wants inputs of {domain.__name__}, got {self.domain}")
         self._check_goal(goal, kappa)
@@ -178,7 +189,12 @@ class Victim:
                 convolves=self._convolves() and dtype is None, dtype=dtype,
             )  # fmt: skip
             self._warn(session)
-            yield session
+            try:
+                yield session
+            except BaseException as error:
+                with suppress(Exception):  # of a device that answers no more, say: the error itself is what matters
+                    keep_so_far(error, session.so_far())
+                raise
 
     def _work(self, x: Batch) -> tuple[Domain, Batch, torch.dtype | None]:
         """The domain and the batch with which an attack works, and the dtype of x if that is another.

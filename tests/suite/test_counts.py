@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 import torch
 
 from robustlab.attacker.victim import Victim
@@ -29,10 +32,20 @@ def check_counts(case: Case, device: torch.device) -> None:
 
 
 def check_budget_of_queries(case: Case, device: torch.device, budget: int = 4) -> None:
-    """Never more than ``budget`` forward rows a sample; what is returned obeys all other rules."""
+    """Never more than ``budget`` forward rows a sample; what is returned obeys all other rules.
+
+    An attack that cannot begin with so little says how much it wants, before any question; it can begin with that.
+    """
     model, x, y = batch(case, device, n=5)
     seen = Counting(model)
-    result = case.run(Victim(seen, budget=budget), x, y)
+    try:
+        result = case.run(Victim(seen, budget=budget), x, y)
+    except ValueError as error:
+        least = re.match(r"budget: want at least (\d+), .* got " + str(budget), str(error))
+        assert least and case.row.access != "white", f"not the words of a refusal: {error}"
+        assert seen.forwards == 0 and budget < int(least[1]), "refused too late, or without need"
+        check_begins(case, device, int(least[1]))
+        return
     assert int(result.queries.max()) <= budget, "the budget was overdrawn"
     assert int(result.queries.sum()) == seen.forwards and int(result.gradients.sum()) == seen.backwards
     assert case.inside(result.x_adv)
@@ -45,6 +58,14 @@ def check_budget_of_queries(case: Case, device: torch.device, budget: int = 4) -
         one = slice(i, i + 1)
         case.run(Victim(seen, budget=budget), x[one], y[one], ids=torch.tensor([i]))
         assert seen.forwards <= budget
+
+
+def check_begins(case: Case, device: torch.device, least: int) -> None:
+    """With one query less than ``least`` it is refused, with these it asks more than the check at x."""
+    model, x, y = batch(case, device, n=5)
+    with pytest.raises(ValueError, match=rf"^budget: want at least {least},"):
+        case.run(Victim(model, budget=least - 1), x, y)
+    assert 1 < int(case.run(Victim(model, budget=least), x, y).queries.max()) <= least
 
 
 def check_large_budget_changes_nothing(case: Case, device: torch.device) -> None:

@@ -80,7 +80,7 @@ def one_pixel(
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     checks.pictures(x)
-    with victim.session(x, y, target=target, ids=ids, access="soft") as session:
+    with victim.session(x, y, target=target, ids=ids, access="soft", first_round=population) as session:
         best, live = Best(session), session.live(noise=session.noise(seed))
         for g in bar(range(generations + 1), show=progress, label="one_pixel"):
             live.keep(session.can_pay(live, population))

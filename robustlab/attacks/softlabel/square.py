@@ -106,7 +106,7 @@ def square(
     checks.images(x, victim.bounds)
     checks.pictures(x)
     eps = checks.radius(eps, x, norm, victim.bounds)
-    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
+    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g, first_round=1) as session:
         best, search = Best(session), (_Linf if norm == "linf" else _L2)(session)
         for restart in range(restarts):
             live = session.live(session.unmet() if restart else None, eps=eps, noise=session.noise(seed))
