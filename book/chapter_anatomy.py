@@ -28,7 +28,7 @@ PARTS = (
     "part-references",
 )
 # Chapters written before a chapter opened with its figure and kept a ledger of symbols; the list only shrinks.
-EARLIER = frozenset({"01", "02", "03", "04", "06", "07", "08", "15", "16", "21", "22", "23"})
+EARLIER = frozenset({"01", "02", "03", "04", "06", "07", "08", "15", "16", "21", "23"})
 # Of the first twelve chapters, two are recast whole; the other ten have no tiny case by hand.
 WITHOUT_TINY = frozenset({"02", "03", "04", "06", "08", "15", "16", "21", "22", "23"})
 WORDS, CODE_CELLS, SCRATCH_LINES, QUESTIONS = (1500, 3000), (12, 45), 20, (3, 5)
@@ -78,7 +78,7 @@ def parts_of(number: str) -> tuple[str, ...]:
 
 
 def length(notebook: Notebook) -> Iterator[str]:
-    """1,500 to 3,000 words of prose, 12 to 45 code cells besides the solutions, one title."""
+    """1,500 to 3,000 words of prose before the quiz, 12 to 45 code cells besides the solutions, one title."""
     words, cells = word_count(notebook), sum("solution" not in tags(cell) for cell in code_cells(notebook))
     if not WORDS[0] <= words <= WORDS[1]:
         yield f"{words} words, want {WORDS[0]} to {WORDS[1]}"
@@ -90,8 +90,9 @@ def length(notebook: Notebook) -> Iterator[str]:
 
 
 def word_count(notebook: Notebook) -> int:
-    """Words of the prose: without quiz, solutions, mathematics and the lines of directives."""
-    text = "\n".join(source(c) for c in markdown_cells(notebook) if not {"quiz", "solution"} & set(tags(c)))
+    """Words of the prose up to the quiz, without ledger, mathematics and the lines of directives."""
+    reading = itertools.takewhile(lambda cell: "part-quiz" not in tags(cell), markdown_cells(notebook))
+    text = "\n".join(source(cell) for cell in reading if "part-symbols" not in tags(cell))
     for noise in (r"\$\$.*?\$\$", r"\$[^$]*\$", r"^(?:```|:::|:\w+:).*$", r"\{[\w:]+\}", r"[|`*#>\-]+"):
         text = re.sub(noise, " ", text, flags=re.DOTALL if "$$" in noise else re.MULTILINE)
     return len(re.findall(r"[^\W\d_][\w'’.-]*", text))
@@ -181,7 +182,7 @@ def exercises(notebook: Notebook) -> Iterator[str]:
             code_inside += "solution" in tags(cell)
             continue
         for title, label in re.findall(r"\{exercise-start\}[ ]*(.*)\n:label:[ ]*(\S+)", text):
-            grade = re.search(r"\((●+)\)$", title.strip())
+            grade = re.search(r"\((●+)(?:, \d+ min)?\)$", title.strip())
             grades.add(grade[1] if grade else "none")
             if open_exercise:
                 yield f"exercise {open_exercise!r} has no solution after it"
