@@ -21,6 +21,7 @@ _LETTERS = frozenset(
 )
 # Words and layout inside mathematics, which name no symbol. Constants need no entry in a ledger.
 _WORDS = re.compile(r"\\(?:text|mathrm|operatorname|mathtt|textbf|begin|end|label|tag|hspace|color)\*?\s*\{[^{}]*\}")
+_NORM = re.compile(r"\\ell_(?:\{[^{}]*\}|\\infty|\w)")  # the name of a norm
 _CONSTANTS = {"e", "pi"}
 
 
@@ -165,7 +166,7 @@ def formulas(text: str) -> list[str]:
 
 def letters(formula: str) -> set[str]:
     """The letters that a formula uses as symbols, Greek ones by name."""
-    bare = _WORDS.sub(" ", formula)
+    bare = _WORDS.sub(" ", _NORM.sub(" ", formula))
     greek = {name for name in re.findall(r"\\([A-Za-z]+)", bare) if name in _LETTERS}
     return greek | set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", bare)))
 

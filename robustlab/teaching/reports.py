@@ -70,7 +70,7 @@ def about(value: Any, low: float, high: float, form: str = ".3g", *, interval: t
     return text
 
 
-def show_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def show_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
     """Display a table: as HTML in a notebook, as lines of text anywhere else.
 
     Args:
@@ -79,13 +79,13 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
     Source: this book.
     """
-    lines = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    names, *lines = ([str(cell) for cell in row] for row in (header, *rows))
+    widths = [max(map(len, column)) for column in zip(names, *lines, strict=True)]
     text = "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in ([*header], *lines)
+        for line in (names, *lines)
     )
-    show(text, html_table(header, [[escape(cell) for cell in line] for line in lines]))
+    show(text, html_table(names, [[escape(cell) for cell in line] for line in lines]))
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "numbers") -> str:
