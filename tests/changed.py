@@ -61,6 +61,8 @@ def tests_of(paths: Iterable[str]) -> set[str]:
             chosen |= {text, "tests/book", "book"}
         elif text.startswith(BOOK):
             chosen |= mentions(path) | {"book"}
+        elif text.startswith(("experiments/", "robustlab/teaching/tables/")):
+            chosen.add("tests/book/test_recorded.py")
         elif text.startswith("tests/"):
             chosen.add(text if path.name.startswith("test_") else path.parent.as_posix())
         elif text.startswith("robustlab/"):

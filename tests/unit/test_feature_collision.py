@@ -62,6 +62,34 @@ def test_on_linear_features_it_ends_at_the_closed_form() -> None:
     torch.testing.assert_close(found.x[rows], exact, atol=1e-6, rtol=0)
 
 
+def test_several_surrogates_weigh_by_relative_distance_and_end_at_the_closed_form() -> None:
+    """(Σ w_m AᵀA + βI)·x = Σ w_m AᵀA·x_t + β·b, with w_m = s²/M‖A_m x_t‖², s² = the mean of ‖A_m x_t‖²."""
+    x, y, x_target = data()
+    one, other, beta = linear_features(), linear_features(), 0.05
+    with torch.no_grad():
+        other[0].weight.copy_(5 * other[0].weight.flip(0, 1))  # features of another size and direction
+    found = feature_collision(
+        (x, y), x_target, 1, model=[one, other], rate=0.1, beta=beta, steps=3000, step_size=1.0, layer="0"
+    )
+    maps = [net[0].weight.detach() for net in (one, other)]
+    sizes = torch.stack([(x_target @ a.T).square().sum() for a in maps])
+    square = sum(sizes.mean() / size / 2 * a.T @ a for size, a in zip(sizes, maps, strict=True))
+    rows = found.details["rows"]
+    right = x_target @ square + beta * x[rows]
+    exact = torch.linalg.solve(square + beta * torch.eye(6, dtype=x.dtype), right.T).T
+    assert float(exact.min()) > 0 and float(exact.max()) < 1
+    torch.testing.assert_close(found.x[rows], exact, atol=1e-5, rtol=0)
+    assert found.details["feature_distance"].shape == (2, len(rows)) and len(found.details["layers"]) == 2
+
+
+def test_a_surrogate_twice_is_the_surrogate() -> None:
+    x, y, x_target = data()
+    kwargs = {"rate": 0.2, "beta": 0.01, "steps": 30}
+    once = feature_collision((x, y), x_target, 1, model=small_net(), **kwargs)
+    twice = feature_collision((x, y), x_target, 1, model=[small_net(), small_net()], **kwargs)
+    torch.testing.assert_close(once.x, twice.x, atol=1e-10, rtol=0)
+
+
 def small_net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -131,6 +159,8 @@ def test_beta_by_default_scales_with_features_over_inputs() -> None:
         ({"x_target": torch.zeros(1, 6)}, "x_target: want torch.float64"),
         ({"model": small_net(torch.float32)}, "data: want the model's dtype"),
         ({"model": "net"}, "model"),
+        ({"model": []}, "model"),
+        ({"model": [small_net(), small_net()], "layer": ["0"]}, "layer: want one for each of 2 surrogates, got 1"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -13,6 +13,7 @@ from robustlab import checks
 from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import Noise
+from robustlab.models.probing import Layer
 
 __all__ = ["CleanLabelPoison"]
 
@@ -106,6 +107,14 @@ def surrogates(model: nn.Module | Sequence[nn.Module], x: Tensor) -> list[nn.Mod
             raise ValueError("model: want parameters, got none")
         checks.at_home(m, x, "data")
     return models
+
+
+def layer_of_each(layer: Layer | Sequence[Layer | None] | None, nets: Sequence[nn.Module]) -> list[Layer | None]:
+    """The layer whose output are the features, for each surrogate: one name for all, or one name or module for each."""
+    layers = [layer] * len(nets) if layer is None or isinstance(layer, str | nn.Module) else list(layer)
+    if len(layers) != len(nets):
+        raise ValueError(f"layer: want one for each of {len(nets)} surrogates, got {len(layers)}")
+    return layers
 
 
 def ball(center: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, prepare, surrogates
+from robustlab.attacks.poisoning.clean_label import CleanLabelPoison, ball, layer_of_each, prepare, surrogates
 from robustlab.data.pairs import Pairs
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.projections import onto_simplex
@@ -91,9 +91,7 @@ def convex_polytope(
     if dropout >= 1:
         raise ValueError(f"dropout: want a share below 1, got {dropout}")
     low, high = ball(job.bases, eps)
-    layers = [layer] * len(nets) if layer is None or isinstance(layer, str | nn.Module) else list(layer)
-    if len(layers) != len(nets):
-        raise ValueError(f"layer: want one for each of {len(nets)} surrogates, got {len(layers)}")
+    layers = layer_of_each(layer, nets)
     with torch.inference_mode(False), ExitStack() as stack:
         probes = [stack.enter_context(Probe(net, which)) for net, which in zip(nets, layers, strict=True)]
         with torch.no_grad():
