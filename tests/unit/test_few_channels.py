@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -42,6 +45,30 @@ def folded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     real: Callable[..., Tensor] = F.fold
     monkeypatch.setattr(convolution.F, "fold", fold)
     return seen
+
+
+@pytest.mark.parametrize("search", ["neural_cleanse", "tnd_data_limited"])
+def test_searches_for_patches_fold_and_find_the_same(
+    search: str, folded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mask by mask what torch's own gradient finds, in float64."""
+    module = import_module(f"robustlab.defenses.detection.{search}")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double().eval()
+    x, y = normal((6, 1, 6, 6), 1).sigmoid(), torch.arange(6) % 3
+    settings = {"neural_cleanse": {"steps": 6}, "tnd_data_limited": {"steps": 4, "searches": 2}}[search]
+    found = []
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # too few steps for a verdict
+            result = getattr(module, search)(model, (x, y), **settings)
+        masks = result.details["masks"] if search == "tnd_data_limited" else result.details.masks
+        found.append((masks, result.scores))
+        monkeypatch.setattr(module, "FewChannels", nullcontext)
+    assert folded
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-9, rtol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", GEOMETRY)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.few_channels import FewChannels
 from robustlab.attacker.results import Detection
 from robustlab.data.pairs import Pairs, read_inputs
 from robustlab.geometry.keyed import Noise
@@ -237,7 +238,8 @@ class _Search:
         leaves = [part.detach().requires_grad_() for part in (mask, pattern)]
         wins = torch.zeros(len(self.classes), device=self.x.device)
         for part in self._parts():
-            logits = self.probe(self._stamped(part, *leaves))
+            with FewChannels():
+                logits = self.probe(self._stamped(part, *leaves))
             goal = self.classes.repeat_interleave(len(part))
             F.cross_entropy(logits, goal, reduction="sum").div(len(self.x)).backward()
             wins += (logits.argmax(dim=1) == goal).view(len(self.classes), -1).sum(dim=1)

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.few_channels import FewChannels
 from robustlab.attacker.losses import margin
 from robustlab.attacker.results import Detection
 from robustlab.data.pairs import Pairs, read_labeled
@@ -222,7 +223,8 @@ def _descend(
     shrink = lr * weight[:, None, None, None]
     for _ in range(steps):
         mask, pattern = mask.requires_grad_(), pattern.requires_grad_()
-        logits = probe((1 - mask[owner]) * rows + mask[owner] * pattern[owner])
+        with FewChannels():
+            logits = probe((1 - mask[owner]) * rows + mask[owner] * pattern[owner])
         loss = goal(logits).clamp_min(-kappa).sum()
         of_mask, of_pattern = torch.autograd.grad(loss, (mask, pattern))
         largest = of_mask.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
