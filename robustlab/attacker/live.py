@@ -96,6 +96,22 @@ class Live:
             self.place = index
         self._met = self._met.new_empty(0, len(self))
 
+    def part(self, mask: Tensor | None = None) -> Live:
+        """A Live of its own of the samples of a mask (n,), or of all, with their tensors; this one stays as it is.
+
+        For questions that only some of the samples have. What is asked about them is in the same books.
+        """
+        index = None if mask is None else mask.nonzero().flatten()
+        fields: dict[str, Any] = {
+            name: value if value is None else filtered(value, index)
+            for name, value in vars(self).items()
+            if not name.startswith("_")
+        }
+        if self.place is None and index is not None:
+            fields["place"] = index
+        rows: Tensor = fields.pop("rows")
+        return Live(self._session, rows, fields.pop("place"), **fields)
+
 
 def filtered(value: Any, index: Tensor | None) -> Any:
     """The rows of an index of a batch, or of a Noise; None for all."""

@@ -168,6 +168,11 @@ class Session:
             raise ValueError(f"model: this attack needs at least {min_classes} classes, got {logits.shape[-1]}")
         return logits.shape[-1]
 
+    @property
+    def rounding(self) -> float:
+        """The relative rounding of the floats about which the model is asked."""
+        return torch.finfo(self._dtype or self.x.dtype).eps
+
     # The samples at work ---------------------------------------------------------------------------------------
 
     def live(self, among: Tensor | None = None, **rows: Batch | Noise) -> Live:
@@ -213,6 +218,15 @@ class Session:
         answer = self._answer(points)
         return None if self.answer == "boxes" else self._top(answer), self._count(live, answer)
 
+    def ask_many_labels(self, points: Batch, live: Live) -> Tensor:
+        """Whether the goal is met at m points per sample, (n, m, ...) → (n, m); m queries each, in order."""
+        if self.kappa:
+            raise ValueError("kappa: want 0 under hard access, where no scores are seen")
+        m = first(points).shape[1]
+        met = self._met_at_many(self._answer(every(lambda part: part.flatten(0, 1), points)), live, m)
+        self._book(live, met)
+        return met
+
     def ask_many(self, points: Batch, live: Live) -> Answer:
         """Scores of m points per sample, (n, m, ...) → logits (n, m, K) and met (n, m); m queries each, in order.
 
@@ -221,12 +235,16 @@ class Session:
         self._need("soft")
         n, m = first(points).shape[:2]
         answer = self._answer(every(lambda part: part.flatten(0, 1), points))
-        y, rows = live.y.repeat_interleave(m), live.rows.repeat_interleave(m)
-        target = None if live.target is None else live.target.repeat_interleave(m)
-        met = self.met(answer, Live(self, rows, y=y, target=target)).reshape(n, m)
+        met = self._met_at_many(answer, live, m)
         self._book(live, met)
         empty = torch.empty(0)
         return Answer(answer if self.answer == "boxes" else answer.unflatten(0, (n, m)), met, empty, empty)
+
+    def _met_at_many(self, answer: Reply, live: Live, m: int) -> Tensor:
+        """(n, m): whether the goal is met, by the answer for m points per sample."""
+        y, rows = live.y.repeat_interleave(m), live.rows.repeat_interleave(m)
+        target = None if live.target is None else live.target.repeat_interleave(m)
+        return self.met(answer, Live(self, rows, y=y, target=target)).reshape(len(live), m)
 
     def values(self, live: Live, loss: LossFunction) -> Callable[[Tensor], Tensor]:
         """The loss as a function of points (n, m, ...) → (n, m), float64, for estimates of its gradient.

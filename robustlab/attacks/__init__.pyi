@@ -14,6 +14,8 @@ from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset as Poiso
 from robustlab.attacks.backdoor.trigger import Trigger as Trigger
 from robustlab.attacks.backdoor.warped import WarpedTrigger as WarpedTrigger
 from robustlab.attacks.backdoor.warped import warped as warped
+from robustlab.attacks.hardlabel.boundary import boundary as boundary
+from robustlab.attacks.hardlabel.hsja import hsja as hsja
 from robustlab.attacks.poisoning.add_delete import add_delete as add_delete
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison as CleanLabelPoison
 from robustlab.attacks.poisoning.convex_polytope import convex_polytope as convex_polytope

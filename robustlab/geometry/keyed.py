@@ -94,6 +94,10 @@ class Noise:
 
     def bits(self, draw: Draw, shape: Sequence[int]) -> Tensor:
         """63 random bits an element, as non-negative int64."""
+        return _shift(self._words(draw, math.prod(shape)), 1).reshape(len(self), *shape)
+
+    def _words(self, draw: Draw, count: int) -> Tensor:
+        """64 random bits an element, (N, count)."""
         *names, last = (draw,) if isinstance(draw, int) else draw
         known, state = self._named
         if known != tuple(names):  # many draws in turn share all but the last of their keys
@@ -102,9 +106,8 @@ class Noise:
                 state = _named(state, key)
             self._named = tuple(names), state
         state = _named(state, last)
-        count = math.prod(shape)
         counter = torch.arange(count, device=state.device, dtype=torch.int64) * _GOLDEN + _ELEMENT
-        return _shift(_mix(state[:, None] + counter), 1).reshape(len(self), *shape)
+        return _mix(state[:, None] + counter)
 
     def uniform(
         self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32, low: float = 0.0, high: float = 1.0
@@ -118,6 +121,17 @@ class Noise:
     def normal(self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal, by the inverse distribution function."""
         return torch.special.ndtri(self._unit(draw, shape)).to(dtype)
+
+    def quick_uniform(self, draw: Draw, shape: Sequence[int]) -> Tensor:
+        """Uniform on (−1, 1) in float32, for many directions: two numbers of 24 bits from each hash."""
+        count = math.prod(shape)
+        halves = self._words(draw, (count + 1) // 2).view(torch.int32)[:, :count]
+        most = 1 - torch.finfo(torch.float32).eps / 2
+        return halves.to(torch.float32).mul_(2.0**-31).clamp_(-most, most).reshape(len(self), *shape)
+
+    def quick_normal(self, draw: Draw, shape: Sequence[int]) -> Tensor:
+        """Standard normal in float32, within ±5.5, in a quarter of the time of :meth:`normal`."""
+        return self.quick_uniform(draw, shape).erfinv_().mul_(math.sqrt(2.0))
 
     def exponential(self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Exponential with mean 1."""

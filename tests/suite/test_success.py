@@ -26,7 +26,8 @@ def check_success_is_true(case: Case, device: torch.device, dtype: torch.dtype =
     clear = gap > 1e-5 * size.clamp_min(1)  # nearer to a tie another batch may round it the other way
     assert torch.equal(won[clear], case.goal(logits, y)[clear])
     if case.row.min_norm:
-        assert bool((gap[won] >= 0.98e-4 * size[won]).all()), "the winning margin is too thin"
+        if case.row.access != "hard":  # labels do not tell a margin
+            assert bool((gap[won] >= 0.98e-4 * size[won]).all()), "the winning margin is too thin"
         assert bool(case.goal(logits, y)[won].all())
     assert torch.equal(result.first_success > 0, won | (result.first_success > 0))
     assert bool((result.first_success[won] >= 1).all())

@@ -14,6 +14,7 @@ from scipy import stats
 
 from robustlab.geometry.keyed import Noise, derive_seed
 
+QUICK = (("quick_uniform", ()), ("quick_normal", ()))
 SEEDS = (0, 1, -1, 2**40, -(2**63), 2**64 + 3)
 
 
@@ -21,7 +22,7 @@ def test_rows_depend_on_their_id_alone() -> None:
     full = Noise(5, torch.arange(10))
     ids = torch.tensor([7, 2, 2, 9])
     part = Noise(5, ids)
-    for name, args in (("uniform", ()), ("normal", ()), ("sign", ()), ("exponential", ()), ("integers", (17,))):
+    for name, args in (("uniform", ()), ("normal", ()), ("sign", ()), ("exponential", ()), ("integers", (17,)), *QUICK):
         whole = getattr(full, name)((3, 1), (2, 4), *args)
         assert torch.equal(getattr(part, name)((3, 1), (2, 4), *args), whole[ids])
         assert torch.equal(getattr(full.take(ids), name)((3, 1), (2, 4), *args), whole[ids])
@@ -35,6 +36,18 @@ def test_prefix_property() -> None:
     for k in (1, 15, 16, 17, 999):
         assert torch.equal(noise.normal(4, (k,)), long[:, :k])
     assert torch.equal(noise.normal(4, (10, 100)).flatten(1), long)
+    quick = noise.quick_normal(4, (1000,))
+    for k in (1, 2, 17):
+        assert torch.equal(noise.quick_normal(4, (k,)), quick[:, :k])
+
+
+def test_quick_numbers_are_finite_and_not_paired() -> None:
+    """Two come from one hash: their correlation is that of chance. The ends of the interval are never drawn."""
+    pairs = Noise(1, torch.arange(200)).quick_normal(4, (5000, 2)).double().flatten(0, 1)
+    assert bool(pairs.isfinite().all()) and abs(float(pairs.prod(dim=1).mean())) < 3.3e-3  # 3.3 σ of 10⁶
+    assert abs(float(pairs.square().prod(dim=1).mean()) - 1) < 3.3 * 2.9e-3
+    uniform = Noise(1, torch.arange(200)).quick_uniform(4, (10_000,))
+    assert float(uniform.abs().max()) < 1
 
 
 def test_order_and_number_of_draws_do_not_matter() -> None:
@@ -78,6 +91,9 @@ def test_distributions(seed: int) -> None:
         assert stats.kstest(u, "uniform").pvalue > 1e-3
         assert stats.kstest(noise.normal(draw, (500,), torch.float64).flatten().numpy(), "norm").pvalue > 1e-3
         assert stats.kstest(noise.exponential(draw, (500,), torch.float64).flatten().numpy(), "expon").pvalue > 1e-3
+        quick = noise.quick_uniform(draw, (500,))
+        assert quick.dtype == torch.float32 and stats.kstest(quick.flatten(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+        assert stats.kstest(noise.quick_normal(draw, (500,)).flatten(), "norm").pvalue > 1e-3
         counts = torch.bincount(noise.integers(draw, (500,), 7).flatten(), minlength=7)
         assert counts.shape == (7,) and stats.chisquare(counts.numpy()).pvalue > 1e-3
         plus = int((noise.sign(draw, (500,)) > 0).sum())

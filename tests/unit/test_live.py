@@ -233,6 +233,30 @@ def test_a_sample_that_is_named_twice_pays_twice() -> None:
         assert session.first_success.tolist() == [-1, 2, -1], "its points were asked about at once"
 
 
+def test_a_part_has_its_own_questions_in_the_same_books() -> None:
+    x, y = batch(5, done=(1,))
+    with Victim(Same()).session(x, y) as session:
+        live = session.live(noise=session.noise(3), size=torch.arange(5.0))
+        best = Best(session)
+        for mask, rows in ((None, [0, 2, 3, 4]), ([0, 1, 0, 1], [2, 4])):
+            part = live.part(None if mask is None else torch.tensor(mask, dtype=torch.bool))
+            assert part.rows.tolist() == rows and part.size.tolist() == rows and torch.equal(part.x, x[rows])
+            assert torch.equal(part.noise.bits(0, (2,)), session.noise(3).bits(0, (2,))[rows])
+        assert len(live) == 4
+        session.ask(points([False] * 4), live)
+        met = session.ask(points([True, False]), part).met
+        best.keep(part, points([True, True]), torch.tensor([0.5, 0.7]), met)
+        part.keep(~met)
+        deeper = part.part(torch.tensor([True]))
+        session.ask(points([True]), deeper)
+        best.keep(deeper, points([True]), torch.tensor([0.2]))
+        session.ask(points([False] * 4), live)
+        assert session.queries.tolist() == [3, 1, 4, 3, 5]
+        assert session.first_success.tolist() == [-1, 1, 3, -1, 4]
+        inf = float("inf")
+        torch.testing.assert_close(best.value, torch.tensor([inf, 0.5, inf, 0.2]))
+
+
 def test_a_budget_keeps_one_query_for_the_final_check() -> None:
     with Victim(Same(), budget=6).session(*batch(2)) as session:
         live, other = session.live(), session.live(torch.tensor([True, False]))

@@ -111,6 +111,8 @@ def test_access_limits_questions() -> None:
         rows = session.everyone()
         labels, met = session.ask_labels(X, rows)
         assert labels.tolist() == [0, 1, 0] and met.tolist() == [False, False, True]
+        assert session.ask_many_labels(X[:, None].repeat(1, 2, 1), rows).tolist() == [[False] * 2] * 2 + [[True] * 2]
+        assert session.queries.tolist() == [4, 4, 4]
         with pytest.raises(ValueError, match="access: this question needs 'soft'"):
             session.ask(X, rows)
 
