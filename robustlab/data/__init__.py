@@ -1,4 +1,4 @@
-"""Data sets: two of images and a table that ship with robustlab, torchvision's beside them, and toys."""
+"""Data sets: three of images and a table that ship with robustlab, torchvision's beside them, and toys."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False) -
     unpickles them after a check of their MD5 sums.
 
     Args:
-        name: ``"mnist5k"`` (4,000 training and 1,000 test images, 1x28x28) or ``"fashion"`` (10,000 and
-            2,000) ship with robustlab and need neither network nor torchvision. ``"mnist_full"``,
-            ``"fashion_full"`` and ``"cifar10"`` are read through torchvision.
+        name: ``"mnist5k"`` (4,000 training and 1,000 test images, 1x28x28), ``"fashion"`` (10,000 and 2,000)
+            and ``"sign_digits32"`` (1,647 and 415 photographs of hands, 3x32x32, by different students) ship with
+            robustlab and need neither network nor torchvision. ``"mnist_full"``, ``"fashion_full"`` and
+            ``"cifar10"`` are read through torchvision.
         root: for torchvision's sets, the folder that holds them, or will.
         download: for torchvision's sets, whether a set that is not in `root` is downloaded into it.
 

@@ -68,8 +68,8 @@ class Dataset:
     def subset(self, n_train: int | None = None, n_test: int | None = None) -> Dataset:
         """The first `n_train` training and `n_test` test samples (None keeps all).
 
-        The embedded sets are stored so that every block of ten holds each class once: there the first
-        n samples are balanced. The tensors are views of the originals.
+        The embedded sets are ordered so that every block of ten holds each class once: there the first
+        n samples are balanced (of ``sign_digits32``, the first 1,630 and 410). The tensors are views of the originals.
 
         Raises:
             ValueError: if more samples are asked for than there are, or fewer than one.

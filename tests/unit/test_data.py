@@ -15,6 +15,7 @@ from robustlab import data
 from robustlab.data import embedded, external, make_embedded
 
 EMBEDDED = {"mnist5k": (4000, 1000), "fashion": (10000, 2000)}
+SIGNS = "sign_digits32"
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -53,15 +54,39 @@ def test_embedded_training_and_test_images_are_disjoint(name: str) -> None:
 
 
 def test_embedded_images_look_like_their_classes() -> None:
-    """A nearest-class-mean classifier, fitted here in closed form, is far above chance on both sets."""
-    for name, least in (("mnist5k", 0.75), ("fashion", 0.62)):
+    """A nearest-class-mean classifier, fitted here in closed form, is far above chance on every set."""
+    for name, least in (("mnist5k", 0.75), ("fashion", 0.62), (SIGNS, 0.3)):
         d = data.load(name)
         means = torch.stack([d.x_train[d.y_train == c].flatten(1).mean(0) for c in range(10)])
         accuracy = (torch.cdist(d.x_test.flatten(1), means).argmin(1) == d.y_test).float().mean()
         assert accuracy > least
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_photographs_of_hands_are_decoded_and_split_by_student() -> None:
+    d, arrays = data.load(SIGNS), embedded.read_arrays(SIGNS)
+    assert d.sample_shape == (3, 32, 32) and (len(d.x_train), len(d.x_test)) == (1647, 415)
+    assert d.classes == tuple("0123456789")
+    students = {part: set(arrays["group"][arrays["split"] == part]) for part in (1, 3)}
+    assert not students[1] & students[3] and len(students[1] | students[3]) == 208
+    for x, y in ((d.x_train, d.y_train), (d.x_test, d.y_test)):
+        assert torch.equal((x * 255).round() / 255, x) and x.min() >= 0 and x.max() <= 1
+        whole = int(torch.bincount(y).min()) * 10
+        blocks = y[:whole].reshape(-1, 10)
+        assert torch.equal(blocks.sort(dim=1).values, torch.arange(10).expand_as(blocks))
+    seen = {image.numpy().tobytes() for image in d.x_train}
+    assert not any(image.numpy().tobytes() in seen for image in d.x_test)
+    # The first training image, decoded one pixel after the other: green, then red and blue on top of it.
+    row = next(i for i in range(len(arrays["split"])) if arrays["split"][i] == 1 and arrays["labels"][i] == 0)
+    stored = arrays["diff"][row].astype(int)
+    for i, j in ((0, 0), (0, 31), (17, 5), (31, 31)):
+        channels = [int(stored[c, : i + 1, : j + 1].sum()) for c in range(3)]
+        want = [(channels[0] + channels[1]) % 256, channels[1] % 256, (channels[2] + channels[1]) % 256]
+        assert (d.x_train[0, :, i, j] * 255).round().int().tolist() == want
+    neighbors = (d.x_train[:, :, 1:] - d.x_train[:, :, :-1]).abs().mean()
+    assert neighbors < 0.05, "photographs are smooth; noise has 1/3"
+
+
+@pytest.mark.parametrize("name", data.SOURCES)
 def test_every_embedded_set_says_where_it_comes_from(name: str) -> None:
     source = data.SOURCES[name]
     assert source.license and source.provenance and source.citation
@@ -135,7 +160,7 @@ def test_dataset_refuses_what_does_not_fit_together() -> None:
 
 
 def test_load_names_its_errors(tmp_path) -> None:
-    assert data.names()[:2] == ("mnist5k", "fashion")
+    assert data.names()[:3] == ("mnist5k", "fashion", "sign_digits32")
     with pytest.raises(ValueError, match="name"):
         data.load("mnist")
     with pytest.raises(ValueError, match="root"):
