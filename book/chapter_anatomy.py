@@ -33,6 +33,8 @@ EARLIER = frozenset({"01", "02", "03", "04", "06", "07", "08", "15", "16", "21"}
 WITHOUT_TINY = frozenset({"02", "03", "04", "06", "08", "15", "16", "21", "22", "23"})
 WORDS, CODE_CELLS, SCRATCH_LINES, QUESTIONS = (1500, 3000), (12, 45), 20, (3, 5)
 GRADES = ("●", "●●", "●●●")
+VERDICTS = {"right": "✓ Correct.", "wrong": "✗ Not quite."}
+_FOLD, _FOLD_ENDS = "% <details><summary>Solution</summary>", "% </details>"
 _WANTED = {
     "part-objectives": (r"(?i)objectives", r"(?i)prerequisites", r"(?i)reading time", r"(?i)running time"),
     "part-threat-model": (r"(?i)threat model", r"(?i)\bnorm\b", r"(?i)budget|ε|epsilon", r"(?i)knowledge", r"(?i)quer"),
@@ -116,39 +118,39 @@ def from_scratch(notebook: Notebook) -> Iterator[str]:
 
 
 class _Quiz(HTMLParser):
-    """Collects what a question's markup holds."""
+    """Collects what a question's markup holds: its ids, the kinds of its choices, and the texts by their element."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ids: list[str] = []
-        self.inputs: list[dict[str, str | None]] = []
-        self.feedback: list[dict[str, str | None]] = []
-        self.texts: dict[str, str] = {}
-        self._inside = ""
+        self.kinds: list[str] = []
+        self.open = False
+        self.texts: list[tuple[str, str]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         if tag == "fieldset":
             self.ids.append(found.get("id") or "")
-        elif tag == "input":
-            self.inputs.append(found)
-        elif tag == "p" and found.get("class") == "feedback":
-            self.feedback.append(found)
-            self._inside = found.get("data-for") or ""
-        elif tag == "legend":
-            self._inside = "legend"
+        elif tag == "details":
+            self.kinds.append(found.get("class") or "")
+            self.open |= "open" in found
+        if tag in ("legend", "summary", "p"):
+            self.texts.append((tag, ""))
 
     def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.texts[self._inside] = self.texts.get(self._inside, "") + data
+        if self.texts:
+            tag, text = self.texts[-1]
+            self.texts[-1] = (tag, text + data)
 
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("p", "legend"):
-            self._inside = ""
+    def of(self, wanted: str) -> list[str]:
+        return [text.strip() for tag, text in self.texts if tag == wanted]
 
 
 def quiz(notebook: Notebook) -> Iterator[str]:
-    """Three to five questions; each choice has feedback, one is right; ids follow from the chapter."""
+    """Three to five questions; each choice is a fold with its feedback, one is right; ids follow from the chapter.
+
+    Nothing of this needs a script or a style: in JupyterLab and on Colab the feedback is closed, too.
+    """
     cells = [source(cell) for cell in markdown_cells(notebook) if "<fieldset" in source(cell)]
     if not QUESTIONS[0] <= len(cells) <= QUESTIONS[1]:
         yield f"{len(cells)} quiz questions, want {QUESTIONS[0]} to {QUESTIONS[1]}"
@@ -156,20 +158,25 @@ def quiz(notebook: Notebook) -> Iterator[str]:
     for place, text in enumerate(cells, start=1):
         want, found = f"quiz-{number}-{place}", _Quiz()
         found.feed(text)
-        choices = [entry.get("value") for entry in found.inputs]
-        if found.ids != [want] or {entry.get("name") for entry in found.inputs} != {want}:
-            yield f"question {place}: the fieldset's id and the names of its choices must be {want!r}"
+        choices, feedback = found.of("summary"), found.of("p")
+        if found.ids != [want]:
+            yield f"question {place}: the fieldset's id must be {want!r}"
         if "\n\n" in text.strip():
             yield f"question {place}: a blank line ends the markup"
+        if re.search(r"\\\(|\$", text):
+            yield f"question {place}: formulas must be HTML (<i>x</i><sub>2</sub>): in HTML, notebooks show no TeX"
         if len(choices) < 3 or len(set(choices)) != len(choices):
             yield f"question {place}: want at least three different choices, got {choices}"
-        if [entry.get("data-for") for entry in found.feedback] != choices:
-            yield f"question {place}: want feedback for each choice, in order"
-        if any("hidden" not in entry for entry in found.feedback):
-            yield f"question {place}: feedback is not hidden"
-        if [entry.get("data-correct") for entry in found.feedback].count("true") != 1:
-            yield f"question {place}: want exactly one correct choice"
-        if any(len(found.texts.get(name or "", "").split()) < 4 for name in ["legend", *choices]):
+        if [tag for tag, _ in found.texts] != ["legend", *["summary", "p"] * len(found.kinds)]:
+            yield f"question {place}: want one question, then for each choice a <details> of <summary> and <p>"
+        if found.open:
+            yield f"question {place}: a choice stands open, and its feedback can be read"
+        if found.kinds.count("right") != 1 or set(found.kinds) - {"right", "wrong"}:
+            yield f"question {place}: want exactly one correct choice, got the classes {found.kinds}"
+        for kind, said in zip(found.kinds, feedback, strict=False):
+            if not said.startswith(VERDICTS.get(kind, "?")):
+                yield f"question {place}: the feedback of a {kind} choice must begin with {VERDICTS.get(kind)!r}"
+        if any(len(said.split()) < least for least, some in ((4, found.of("legend")), (6, feedback)) for said in some):
             yield f"question {place}: the question or a feedback is too short"
 
 
@@ -203,10 +210,23 @@ def exercises(notebook: Notebook) -> Iterator[str]:
         yield f"want exercises of the grades {', '.join(GRADES)}, got {sorted(grades)}"
 
 
+def closed(notebook: Notebook) -> Iterator[str]:
+    """Solutions are closed in JupyterLab, code and outputs, and their texts also where MyST is unknown, as on Colab."""
+    for cell in (cell for cell in notebook["cells"] if "solution" in tags(cell)):
+        hidden, text = cell["metadata"].get("jupyter", {}), source(cell).strip()
+        if cell["cell_type"] == "code":
+            if not (hidden.get("source_hidden") and hidden.get("outputs_hidden")):
+                yield f"a solution's code or its outputs are open in JupyterLab: {first_line(cell)!r}"
+            continue
+        body = re.sub(r"^(`{3,}|:{3,})\{solution-(?:start|end)\}.*?\n\1", "", text, flags=re.DOTALL).strip()
+        if body and not (body.startswith(_FOLD) and body.endswith(_FOLD_ENDS)):
+            yield f"a solution's text is not between the lines {_FOLD!r} and {_FOLD_ENDS!r}: {first_line(cell)!r}"
+
+
 def chapter_number(notebook: Notebook) -> str:
     """The two digits that the chapter's equations, figures and questions carry."""
     found = re.search(r"\(eq-(\d\d)-", "\n".join(source(cell) for cell in markdown_cells(notebook)))
     return found[1] if found else "??"
 
 
-RULES = (parts, length, from_scratch, quiz, exercises)
+RULES = (parts, length, from_scratch, quiz, exercises, closed)

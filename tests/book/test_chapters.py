@@ -188,6 +188,10 @@ def _few_cells(notebook: Notebook) -> None:
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown" or cell in keep]
 
 
+def _open_output(notebook: Notebook) -> None:
+    _code(notebook, "solution")["metadata"]["jupyter"]["outputs_hidden"] = False
+
+
 PLANTED: dict[str, tuple[str, Callable[[Notebook], None]]] = {
     "stripped": ("executed", _strip),
     "outputs stripped, counts kept": ("executed", _strip_outputs_only),
@@ -218,17 +222,23 @@ PLANTED: dict[str, tuple[str, Callable[[Notebook], None]]] = {
     "too few words": ("length", _shorten),
     "too few cells": ("length", _few_cells),
     "two titles": ("length", _append(lambda n: _text(n, "## "), "\n# Another")),
-    "a long cell from scratch": ("from_scratch", _append(lambda n: _code(n, "from-scratch"), "\npass" * 15)),
+    "a long cell from scratch": ("from_scratch", _append(lambda n: _code(n, "from-scratch"), "\npass" * 20)),
     "the library called from scratch": ("from_scratch", _append(lambda n: _code(n, "from-scratch"), "\nfgsm(f, x)")),
     "no equality asserted": ("from_scratch", lambda n: _code(n, "equality").update(source="print('equal')")),
-    "a choice without feedback": ("quiz", _replace("<fieldset", 'data-for="a"', 'data-for="z"')),
-    "two right choices": ("quiz", _replace("<fieldset", 'data-correct="false"', 'data-correct="true"')),
+    "a choice without feedback": ("quiz", _replace("<fieldset", "<p><b>✗", "<b>✗")),
+    "two right choices": ("quiz", _replace("<fieldset", 'class="wrong"', 'class="right"')),
+    "a wrong choice called correct": ("quiz", _replace("<fieldset", "✗ Not quite.", "✓ Correct.")),
     "an id of another chapter": ("quiz", _replace("<fieldset", 'id="quiz-', 'id="quiz-9')),
-    "visible feedback": ("quiz", _replace("<fieldset", " hidden>", ">")),
-    "a blank line in the markup": ("quiz", _replace("<fieldset", "<label>", "\n\n<label>")),
+    "visible feedback": ("quiz", _replace("<fieldset", "<details ", "<details open ")),
+    "a formula in TeX": ("quiz", _replace("<fieldset", "<legend>", r"<legend>\(x\)")),
+    "a blank line in the markup": ("quiz", _replace("<fieldset", "<summary>", "\n\n<summary>")),
     "a solution in view": ("exercises", _replace("{solution-start}", ":class: dropdown", ":class: open")),
     "a stray solution": ("exercises", _replace("{solution-start}", "{solution-start} ", "{solution-start} x")),
     "an exercise without a grade": ("exercises", _replace("{exercise-start}", "(●)", "")),
+    "a solution's code open in JupyterLab": ("closed", lambda n: _code(n, "solution")["metadata"].pop("jupyter")),
+    "a solution's output open in JupyterLab": ("closed", _open_output),
+    "a solution's text open on Colab": ("closed", _replace("{solution-start}", "% <details>", "<details>")),
+    "a solution's text open at its end": ("closed", _replace("{solution-start}", "% </details>", "% </details")),
     "an exercise without a solution": ("exercises", _untag("solution")),
 }  # fmt: skip
 
