@@ -88,9 +88,10 @@ def check_failure(case: Case, device: torch.device) -> None:
             assert torch.equal(result.x_adv, x[one])
         elif case.takes("loss"):
             with torch.no_grad():
-                tried = torch.stack([attacked(case, blocked(p), goal[one]) for p in seen.points[1:-1]])
+                points = [p for p in seen.points[1:-1] if len(p) == 1]  # probes, asked together, may leave the budget
+                tried = torch.stack([attacked(case, blocked(p), goal[one]) for p in points])
                 ours = attacked(case, blocked(result.x_adv), goal[one])
-            away = torch.stack([(p != x[one]).any() for p in seen.points[1:-1]])
+            away = torch.stack([(p != x[one]).any() for p in points])
             if bool(away.any()):
                 assert float(ours) >= float(tried[away].max()) - 1e-12, "not the best point it has seen"
 

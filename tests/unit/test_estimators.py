@@ -115,9 +115,8 @@ def test_variance_falls_with_the_distance_to_the_snapshot() -> None:
     assert float(plain.var(dim=0).sum()) == pytest.approx(size, rel=0.15)
     for distance in (1.0, 0.3, 0.01):
         snapshot = x + distance * away
-        v = variance_reduced(
-            lambda point: central(quadratic, point.expand(N, 5), u, 0.5), x, snapshot, hessian @ snapshot + SLOPE
-        )
+        here, there = (central(quadratic, point.expand(N, 5), u, 0.5) for point in (x, snapshot))
+        v = variance_reduced(here, there, hessian @ snapshot + SLOPE)
         assert_mean(v, gradient)
         assert float(v.var(dim=0).sum()) == pytest.approx(distance**2 * size, rel=0.15)
 

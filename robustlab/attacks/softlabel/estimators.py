@@ -38,6 +38,9 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.domain import Bound
+from robustlab.attacker.live import Live
+from robustlab.attacker.losses import LossFunction
+from robustlab.attacker.session import Session
 from robustlab.geometry.keyed import Draw, Noise
 from robustlab.geometry.projections import clip
 
@@ -144,9 +147,7 @@ def central(
     for u in directions:
         step, middle = mu * u, x[:, None]
         if box is not None:
-            half = (torch.as_tensor(box[1] - box[0]) / 2).to(x)
-            reach = torch.minimum(step.abs(), half)
-            step, middle = reach * u.sign(), torch.minimum(torch.maximum(middle, box[0] + reach), box[1] - reach)
+            middle = torch.minimum(torch.maximum(middle, box[0] + step.abs()), box[1] - step.abs())
         up, down = values(torch.cat([_inside(middle + step, box), _inside(middle - step, box)], dim=1)).chunk(2, dim=1)
         mean.add(u, up - down)
     return mean.of(directions)
@@ -205,18 +206,34 @@ def coordinates(
     return Slopes(slope, None if base is None else bend)
 
 
-def variance_reduced(estimate: Callable[[Tensor], Tensor], x: Tensor, snapshot: Tensor, full: Tensor) -> Tensor:
-    """SVRG's estimate: a cheap one, less its own error at a snapshot.
+def variance_reduced(here: Tensor, there: Tensor, full: Tensor) -> Tensor:
+    """SVRG's estimate at x: a cheap one, less its own error at a snapshot x̃.
 
         v = ĝ(x) − ĝ(x̃) + ĝ_full(x̃)
 
-    ``estimate`` must use the same directions, and the same part of a sum, at both points. Its expectation is that of
-    ``estimate`` at x, if ``full`` is unbiased; its variance falls with ‖x − x̃‖ to that of ``full``.
+    ``here`` and ``there`` must come from the same directions, and the same part of a sum. The expectation of v is that
+    of ``here``, if ``full`` is unbiased; its variance falls with ‖x − x̃‖ to that of ``full``.
 
     Source:
         Liu et al., "Zeroth-order stochastic variance reduction for nonconvex optimization" (2018), algorithm 2.
     """
-    return estimate(x) - estimate(snapshot) + full
+    return here - there + full
+
+
+def precise(loss: LossFunction) -> LossFunction:
+    """The loss, computed in float64: that of a point that is differenced with the float64 values of a session."""
+
+    def of(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+        return loss(logits.double(), y, target, kappa)
+
+    return of
+
+
+def loss_at_x(session: Session, live: Live, loss: LossFunction) -> Tensor:
+    """The loss of live samples at x, (n,) float64, by the answer to the clean question: no query more."""
+    if session.clean is None:  # nobody was asked
+        return live.x.new_zeros(len(live), dtype=torch.float64)
+    return precise(loss)(session.clean[live.rows], live.y, live.target, session.kappa)
 
 
 class _Mean:

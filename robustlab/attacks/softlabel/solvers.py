@@ -61,8 +61,6 @@ def steepest_descent(ball: Norm, grad: Tensor, rate: Rate) -> Tensor:
 
 def heavy(at: State, grad: Tensor, momentum: float) -> Tensor:
     """A running mean of gradients, m ← β m + (1 − β) ĝ, kept as ``at.momentum``; starts at 0."""
-    checks.not_negative("momentum", momentum)
-    checks.below("momentum", momentum, 1)
     old = getattr(at, "momentum", None)
     at.momentum = (1 - momentum) * grad if old is None else momentum * old + (1 - momentum) * grad
     return at.momentum
