@@ -21,6 +21,7 @@ counts for nothing. κ is meant for a box of width 1, so that Δ is computed in 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -73,7 +74,7 @@ def bandits(
             pixels is the method without its prior on data.
         exploration: δ > 0; None means 1, in ℓ2 0.01.
         probe: η > 0, ℓ2 distance of the probes in units of x; None means 0.1, in ℓ2 0.01, of the box.
-        prior_rate: κ > 0; None means 100, in ℓ2 0.1.
+        prior_rate: κ > 0; None means 100·√(d/7500), as an element of Δu is Δ/√d; in ℓ2 0.1.
         step_size: α > 0, a number or (N,); None means ε/5, in ℓ2 ε/10.
         loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`).
         target: a label, or (N,), for a targeted attack.
@@ -89,7 +90,7 @@ def bandits(
         ValueError, TypeError: for a wrong argument, before any work.
 
     Source:
-        Ilyas et al. (2019), algorithms 1 to 3; the defaults are the authors' for images of 299 × 299, in shares of ε
+        Ilyas et al. (2019), algorithms 1 to 3; the defaults are the authors' for 7500 tile elements, in shares of ε
         and of the box.
     """
     checks.one_of("norm", norm, ("l2", "linf"))
@@ -97,11 +98,12 @@ def bandits(
     ball, g, victim, inf = get_norm(norm), attacker_loss(loss), Victim.of(victim), norm == "linf"
     checks.images(x, victim.bounds)
     checks.pictures(x)
-    given = ((exploration, 1.0, 0.01), (probe, 0.1, 0.01), (prior_rate, 100.0, 0.1))
+    space = _tiling(tiles, x)
+    root = math.prod(space.shape) ** 0.5
+    given = ((exploration, 1.0, 0.01), (probe, 0.1, 0.01), (prior_rate, 100 / 7500**0.5 * root, 0.1))
     explore, eta, kappa = (own if own is not None else for_inf if inf else for_two for own, for_inf, for_two in given)
     for name, value in (("exploration", explore), ("probe", eta), ("prior_rate", kappa)):
         checks.positive(name, value)
-    space = _tiling(tiles, x)
     eps = checks.radius(eps, x, norm, victim.bounds)
     alpha = eps / (5 if inf else 10) if step_size is None else checks.per_sample("step_size", step_size, x)
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
@@ -113,7 +115,7 @@ def bandits(
             live.keep(session.can_pay(live, 3))
             if not len(live):
                 break
-            u = live.noise.normal(k, space.shape, x.dtype) / live.prior[0].numel() ** 0.5
+            u = live.noise.normal(k, space.shape, x.dtype) / root
             pair = space(torch.stack([live.prior + explore * u, live.prior - explore * u], dim=1))
             probes = clip(live.points[:, None] + eta * _unit(pair), *ends)
             up, down = session.values(live, g)(probes).unbind(dim=1)

@@ -63,7 +63,7 @@ def zo_signsgd(
         steps: rounds, each of q + 1 queries, or 2q + 1 with ``pairs``.
         q: directions in each round.
         mu: μ > 0 in units of x; None means a 100th of the box.
-        step_size: α > 0, a number or (N,), by which every coordinate moves; None means 2.5·ε/steps, in ℓ2 over √d.
+        step_size: α > 0, a number or (N,), by which every coordinate moves; None means ε/20, in ℓ2 ε/(20√d).
         pairs: central differences.
         loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`); the paper's is ``"margin"``.
         target: a label, or (N,), for a targeted attack.
@@ -90,7 +90,7 @@ def zo_signsgd(
     checks.images(x, victim.bounds)
     eps = checks.radius(eps, x, norm, victim.bounds)
     spread = 1.0 if norm == "linf" else max(1, x[0:1].numel()) ** 0.5
-    rate = 2.5 * eps / (steps * spread) if step_size is None else checks.per_sample("step_size", step_size, x)
+    rate = eps / (20 * spread) if step_size is None else checks.per_sample("step_size", step_size, x)
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
         best, ends = Best(session), (session.low, session.high)
         step = session.width / 100 if mu is None else mu

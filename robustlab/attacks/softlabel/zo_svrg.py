@@ -68,7 +68,7 @@ def zo_svrg(
         q: directions of a step.
         q_full: Q, directions of a snapshot.
         mu: μ > 0 in units of x; None means a 100th of the box.
-        step_size: α > 0, a number or (N,); None means 2.5·ε/steps.
+        step_size: α > 0, a number or (N,); None means ε/20.
         loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`).
         target: a label, or (N,), for a targeted attack.
         seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
@@ -93,7 +93,7 @@ def zo_svrg(
     ball, g, victim = get_norm(norm), attacker_loss(loss), Victim.of(victim)
     checks.images(x, victim.bounds)
     eps = checks.radius(eps, x, norm, victim.bounds)
-    rate = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
+    rate = eps / 20 if step_size is None else checks.per_sample("step_size", step_size, x)
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
         best, ends = Best(session), (session.low, session.high)
         step = session.width / 100 if mu is None else mu
