@@ -41,6 +41,7 @@ from robustlab.attacks.semantic.semantic_hsv import semantic_hsv as semantic_hsv
 from robustlab.attacks.semantic.spatial import spatial as spatial
 from robustlab.attacks.softlabel.bandits import bandits as bandits
 from robustlab.attacks.softlabel.nes import nes as nes
+from robustlab.attacks.softlabel.nes_limited import nes_limited as nes_limited
 from robustlab.attacks.softlabel.one_pixel import one_pixel as one_pixel
 from robustlab.attacks.softlabel.square import square as square
 from robustlab.attacks.softlabel.zo_signsgd import zo_signsgd as zo_signsgd

@@ -13,6 +13,8 @@ projected onto the ball and the box. Momentum and the rule for α are those of t
 The estimator's own cost is honest here: the query that tells whether a point is adversarial is counted, and a pair that
 would leave the box is moved inside as a whole, so that it stays a pair.
 
+Where an API shows less than all scores, :func:`robustlab.attacks.nes_limited` makes do.
+
 Different here: the best point of each sample is kept, and each stops at its first success. α follows the loss at the
 points themselves, not that of the probes around them. ℓ2 is that of Ilyas et al. (2019), who compare their method with
 NES there.
@@ -35,7 +37,7 @@ from robustlab.attacks.softlabel.solvers import feasible, heavy, steepest_descen
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 
-_LEAST = 1 / 200  # of the first step size
+LEAST = 1 / 200  # of the first step size
 
 
 def nes(
@@ -104,7 +106,7 @@ def nes(
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
         best, ends = Best(session), (session.low, session.high)
         mu = session.width / 1000 if sigma is None else sigma
-        live = session.live(eps=eps, rate=rate, least=_LEAST * rate, noise=session.noise(seed))
+        live = session.live(eps=eps, rate=rate, least=LEAST * rate, noise=session.noise(seed))
         live.points, live.losses = live.x, live.x.new_full((len(live), plateau), torch.nan)
         for k in bar(range(steps), show=progress, label="nes"):
             live.keep(session.can_pay(live, 2 * q + 1))
@@ -115,12 +117,12 @@ def nes(
             live.points = feasible(ball, live, live.points + steepest_descent(ball, grad, live.rate), ends)
             answer = session.ask(live.points, live, g)
             best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
-            _anneal(live, answer.loss)
+            anneal(live, answer.loss)
             live.keep(~answer.met)
         return session.result(best.points, asked=True)
 
 
-def _anneal(live: Live, loss: Tensor) -> None:
+def anneal(live: Live, loss: Tensor) -> None:
     """Halve the step size of those whose loss has risen since the first of the losses noted; note anew from there."""
     losses = torch.cat([live.losses[:, 1:], loss[:, None].to(live.losses)], dim=1)
     risen = losses[:, -1] > losses[:, 0]  # not yet as many, NaN: no
