@@ -103,12 +103,20 @@ def foolbox_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
         settings = {"initial_const": c, "initial_stepsize": lr, "regularization": beta, "decision_rule": rule.upper()}
         return run(package.attacks.EADAttack(binary_search_steps=search_steps, steps=steps, **settings), None)
 
+    def nes(eps: float, queries: int) -> Run:
+        """Its estimator sums the losses of a batch, so that samples are attacked one by one. One more query a step."""
+        estimated = package.gradient_estimators.es_gradient_estimator(
+            package.attacks.LinfPGD, samples=50, sigma=1e-3, bounds=(0, 1), clip=True
+        )
+        alone = run(estimated(steps=max(1, queries // 51), abs_stepsize=eps / 5, random_start=False), eps)
+        return lambda m, x, y: torch.cat([alone(m, x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+
     def plain(name: str, steps: int) -> Run:
         return run(getattr(package.attacks, name)(steps=steps), None)
 
     return {
         "pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "deepfool linf": deepfool_linf,
-        "cw l2, one c": cw, "cw l2, search": cw, "ead l1": ead, "ddn l2": partial(plain, "DDNAttack"),
+        "cw l2, one c": cw, "cw l2, search": cw, "ead l1": ead, "ddn l2": partial(plain, "DDNAttack"), "nes linf": nes,
         "fmn l0": partial(plain, "L0FMNAttack"), "fmn l1": partial(plain, "L1FMNAttack"),
         "fmn l2": partial(plain, "L2FMNAttack"), "fmn linf": partial(plain, "LInfFMNAttack"),
     }  # fmt: skip

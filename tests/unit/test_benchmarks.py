@@ -29,7 +29,10 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n", encoding="utf-8")
     lines = run("all", path=tmp_path).splitlines()
     table = [line.split() for line in lines if line.startswith("mnist_cnn")]
-    floor, beside = table[:4], table[4:]
+    asking = [row for row in table if row[2] in ("l2", "linf") and row[3] == "-" and row[4] == "20"]
+    floor, beside = table[:4], table[4 : len(table) - len(asking)]
+    assert [row[1] for row in asking[::2]] == ["square", "bandits", "nes", "zo_signsgd", "zo_svrg"]
+    assert all(float(row[8]) <= 20 for row in asking), "no more rows per sample than the limit"
     assert [(row[2], row[3]) for row in floor] == [("2", "linf"), ("2", "l2"), ("3", "linf"), ("3", "l2")]
     assert all(float(row[-1]) > 0 for row in floor), "a ratio to the floor"
     assert [row[1] for row in beside[:6]] == ["pgd", "pgd", "deepfool", "square", "cw", "cw"]
