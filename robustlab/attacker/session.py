@@ -268,10 +268,7 @@ class Session:
         """Whether the goal is met, as a function of points (n, m, ...) → (n, m); what :meth:`values` is to labels."""
 
         def ask(points: Tensor) -> Tensor:
-            n, m = points.shape[:2]
-            y, target = (None if label is None else label.repeat_interleave(m) for label in (live.y, live.target))
-            rows = Live(self, live.rows.repeat_interleave(m), y=y, target=target)
-            met = self.met(self._answer(points.flatten(0, 1)), rows).reshape(n, m)
+            met = self._met_at_many(self._answer(points.flatten(0, 1)), live, points.shape[1])
             self._book(live, torch.zeros_like(met))
             return met
 
