@@ -122,7 +122,9 @@ def test_comes_near_the_optimum_of_an_affine_model(norm: str) -> None:
 
 def test_a_round_that_cannot_be_paid_is_not_begun() -> None:
     model, x = mlp((6,), 3), noise_box(5, (6,), torch.float64)
-    for budget, spent in ((11, 1), (12, 1), (13, 12), (23, 12), (24, 23)):
+    with pytest.raises(ValueError, match=r"^budget: want at least 13,"):
+        nes(Victim(model, budget=12), x, eps=1e-9, q=5)
+    for budget, spent in ((13, 12), (23, 12), (24, 23)):
         seen = Counting(model)
         result = nes(Victim(seen, budget=budget, access="soft"), x, eps=1e-9, q=5)
         assert result.queries.tolist() == [spent] * 5 and seen.forwards == 5 * spent

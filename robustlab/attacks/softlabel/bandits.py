@@ -87,7 +87,7 @@ def bandits(
         victim's budget does not cover is not begun.
 
     Raises:
-        ValueError, TypeError: for a wrong argument, before any work.
+        ValueError, TypeError: for a wrong argument, or a budget that does not pay for one round, before any work.
 
     Source:
         Ilyas et al. (2019), algorithms 1 to 3; the defaults are the authors' for 7500 tile elements, in shares of ε
@@ -106,7 +106,7 @@ def bandits(
         checks.positive(name, value)
     eps = checks.radius(eps, x, norm, victim.bounds)
     alpha = eps / (5 if inf else 10) if step_size is None else checks.per_sample("step_size", step_size, x)
-    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
+    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g, first_round=3) as session:
         best, ends = Best(session), (session.low, session.high)
         eta = eta * session.width if probe is None else eta
         live = session.live(eps=eps, alpha=alpha, noise=session.noise(seed))

@@ -86,7 +86,7 @@ def nes(
         that the victim's budget does not cover is not begun.
 
     Raises:
-        ValueError, TypeError: for a wrong argument, before any work.
+        ValueError, TypeError: for a wrong argument, or a budget that does not pay for one round, before any work.
 
     Source:
         Ilyas et al. (2018), section 2.1 and algorithm 1.
@@ -103,7 +103,7 @@ def nes(
     checks.images(x, victim.bounds)
     eps = checks.radius(eps, x, norm, victim.bounds)
     rate = eps / 5 if step_size is None else checks.per_sample("step_size", step_size, x)
-    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
+    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g, first_round=2 * q + 1) as session:
         best, ends = Best(session), (session.low, session.high)
         mu = session.width / 1000 if sigma is None else sigma
         live = session.live(eps=eps, rate=rate, least=LEAST * rate, noise=session.noise(seed))

@@ -31,7 +31,7 @@ from robustlab import checks
 from robustlab.attacker.live import Best, Live
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session
+from robustlab.attacker.session import Access, Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.softlabel.estimators import Directions, Values, central
 from robustlab.attacks.softlabel.nes import LEAST, anneal
@@ -97,7 +97,7 @@ def nes_limited(
         of the search for a step. No gradients.
 
     Raises:
-        ValueError, TypeError: for a wrong argument, before any work.
+        ValueError, TypeError: for a wrong argument, or a budget that does not pay for one round, before any work.
 
     Source:
         Ilyas et al. (2018), sections 2.2 and 2.3, algorithm 2.
@@ -109,7 +109,9 @@ def nes_limited(
     checks.images(start, victim.bounds, "start")
     eps = checks.radius(eps, x, "linf", victim.bounds)
     alpha = None if step_size is None else checks.per_sample("step_size", step_size, x)
-    with victim.session(x, y, target=target, ids=ids, access="soft" if scores else "hard") as session:
+    first_round = 3 + 2 * q * (1 if scores else samples)  # the start, the probes, a step, the judge
+    access: Access = "soft" if scores else "hard"
+    with victim.session(x, y, target=target, ids=ids, access=access, first_round=first_round) as session:
         best, ends, width = Best(session), (session.low, session.high), session.width
         mu = width / 1000 if sigma is None else sigma
         view = _Scores(session, k) if scores else _Labels(session, samples, mu if spread is None else spread)

@@ -76,7 +76,7 @@ def zo_signsgd(
         that the victim's budget does not cover is not begun.
 
     Raises:
-        ValueError, TypeError: for a wrong argument, before any work.
+        ValueError, TypeError: for a wrong argument, or a budget that does not pay for one round, before any work.
 
     Source:
         Liu et al. (2019), algorithm 1 and its estimator (3); Liu et al. (2020a).
@@ -91,14 +91,15 @@ def zo_signsgd(
     eps = checks.radius(eps, x, norm, victim.bounds)
     spread = 1.0 if norm == "linf" else max(1, x[0:1].numel()) ** 0.5
     rate = eps / (20 * spread) if step_size is None else checks.per_sample("step_size", step_size, x)
-    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
+    cost = (2 * q if pairs else q) + 1
+    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g, first_round=cost) as session:
         best, ends = Best(session), (session.low, session.high)
         step = session.width / 100 if mu is None else mu
         live = session.live(eps=eps, rate=rate, noise=session.noise(seed))
         live.points = live.x
         live.base = loss_at_x(session, live, g)
         for k in bar(range(steps), show=progress, label="zo_signsgd"):
-            live.keep(session.can_pay(live, (2 * q if pairs else q) + 1))
+            live.keep(session.can_pay(live, cost))
             if not len(live):
                 break
             values, u = session.values(live, g), Directions(live.noise, k, q, live.x, "sphere")

@@ -80,7 +80,7 @@ def zo_svrg(
         victim's budget does not cover is not begun.
 
     Raises:
-        ValueError, TypeError: for a wrong argument, before any work.
+        ValueError, TypeError: for a wrong argument, or a budget that does not pay for one round, before any work.
 
     Source:
         Liu et al. (2018), algorithm 2 with its random gradient estimator; Liu et al. (2020a).
@@ -94,7 +94,7 @@ def zo_svrg(
     checks.images(x, victim.bounds)
     eps = checks.radius(eps, x, norm, victim.bounds)
     rate = eps / 20 if step_size is None else checks.per_sample("step_size", step_size, x)
-    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g) as session:
+    with victim.session(x, y, target=target, ids=ids, access="soft", loss=g, first_round=q_full + 1) as session:
         best, ends = Best(session), (session.low, session.high)
         step = session.width / 100 if mu is None else mu
         live = session.live(eps=eps, rate=rate, noise=session.noise(seed))
