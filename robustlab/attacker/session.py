@@ -405,10 +405,11 @@ class Session:
         """Take back what ``first_success`` has noted since it was ``before``: a phase in which nothing counts."""
         self._settled()._first_success = torch.where(before < 0, _NEVER, before)
 
-    def can_pay(self, live: Live, cost: int = 1) -> Tensor | None:
+    def can_pay(self, live: Live, cost: int | Tensor = 1) -> Tensor | None:
         """Which live samples have ``cost`` more queries in their budget, and still one for the final check.
 
-        Bool (n,), for :meth:`robustlab.attacker.live.Live.keep`; None where there is no budget.
+        The cost is one number, or one for each of them, (n,). What is returned is bool (n,), for
+        :meth:`robustlab.attacker.live.Live.keep`, or None where there is no budget.
         """
         if self.budget is None:
             return None

@@ -39,6 +39,7 @@ from robustlab.attacks.poisoning.zo_minmax import zo_minmax as zo_minmax
 from robustlab.attacks.semantic.on_manifold import on_manifold as on_manifold
 from robustlab.attacks.semantic.semantic_hsv import semantic_hsv as semantic_hsv
 from robustlab.attacks.semantic.spatial import spatial as spatial
+from robustlab.attacks.softlabel.autozoom import autozoom as autozoom
 from robustlab.attacks.softlabel.bandits import bandits as bandits
 from robustlab.attacks.softlabel.nes import nes as nes
 from robustlab.attacks.softlabel.nes_limited import nes_limited as nes_limited
@@ -46,6 +47,7 @@ from robustlab.attacks.softlabel.one_pixel import one_pixel as one_pixel
 from robustlab.attacks.softlabel.square import square as square
 from robustlab.attacks.softlabel.zo_signsgd import zo_signsgd as zo_signsgd
 from robustlab.attacks.softlabel.zo_svrg import zo_svrg as zo_svrg
+from robustlab.attacks.softlabel.zoo import zoo as zoo
 from robustlab.attacks.whitebox.apgd import apgd as apgd
 from robustlab.attacks.whitebox.biggio_evasion import biggio_evasion as biggio_evasion
 from robustlab.attacks.whitebox.bypass_detectors import bypass_detectors as bypass_detectors

@@ -47,7 +47,8 @@ class Resized:
         for name, small, large in (("height", height, like.shape[2]), ("width", width, like.shape[3])):
             checks.at_least(name, small, 1, integer=True)
             checks.at_most(name, small, large)
-        self.shape, self.size = (like.shape[1], height, width), tuple(like.shape[2:])
+        self.shape: tuple[int, ...] = (like.shape[1], height, width)
+        self.size = tuple(like.shape[2:])
         self.how = {"mode": "nearest"} if mode == "tiled" else {"mode": "bilinear", "align_corners": False}
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ class Components:
         checks.at_least("r", r, 1, integer=True)
         checks.at_most("r", r, min(len(rows) - 1, rows.shape[1]))
         self.basis = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False).Vh[:r]  # (r, d), orthonormal
-        self.shape, self._sample = (r,), data.shape[1:]
+        self.shape: tuple[int, ...] = (r,)
+        self._sample = data.shape[1:]
 
     def __call__(self, z: Tensor) -> Tensor:
         return (z @ self.basis.to(z)).reshape(*z.shape[:2], *self._sample)
@@ -100,7 +102,8 @@ class Groups:
         order = noise.permutation(draw, d)
         places = (torch.arange(d, device=order.device) // size).expand_as(order)
         self.group = torch.empty_like(order).scatter_(1, order, places)  # (n, d), of each element
-        self.shape, self._sample = (-(-d // size),), like.shape[1:]
+        self.shape: tuple[int, ...] = (-(-d // size),)
+        self._sample = like.shape[1:]
 
     def __call__(self, z: Tensor) -> Tensor:
         index = self.group[:, None].expand(-1, z.shape[1], -1)
