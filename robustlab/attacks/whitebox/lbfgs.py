@@ -4,9 +4,11 @@ Szegedy et al., "Intriguing properties of neural networks" (2014), section 4.1:
 
     minimize_δ c·‖δ‖₂² + loss(f_θ(x + δ), t)   subject to x + δ ∈ box
 
-by L-BFGS with box constraints, and a line search for the largest c whose minimizer still meets the goal.
+by L-BFGS with box constraints, and a line search on c.
 
-Different here: the paper writes c·|r|, the square makes it smooth; an untargeted form, which the paper lacks, takes the
+Different here: the paper asks for the minimum c > 0 whose minimizer r meets f(x + r) = t. As c weighs the distance, a
+smaller c meets the goal more easily and farther away; so the search here is for the largest c whose minimizer still
+meets it. The paper writes c·|r|, the square makes it smooth; an untargeted form, which the paper lacks, takes the
 cross-entropy of "any class but y", −log(1 − [f_θ]_y); the nearest success on the whole way is kept, not only the
 minimizers. The solver is our own, so that a whole batch is minimized at once: a projected L-BFGS in which the
 quasi-Newton step acts on the elements that the box leaves free (Bertsekas' two-metric idea) and each sample backtracks
@@ -47,7 +49,7 @@ def lbfgs(
     ids: Tensor | None = None,
     progress: bool = False,
 ) -> AttackResult:
-    """Szegedy et al.'s attack: box-constrained L-BFGS and a line search on c.
+    """Szegedy et al.'s attack: box-constrained L-BFGS and a line search for the largest c that meets the goal.
 
         minimize_δ c·‖δ/width‖₂² + CE(z(x + δ), t)     untargeted: −log(1 − softmax(z)_y) in place of CE
 
