@@ -179,6 +179,12 @@ def _pad_words(notebook: Notebook) -> None:
     _text(notebook, "# ")["source"] = source(_text(notebook, "# ")) + "\n" + "word " * 3000
 
 
+def _seam(notebook: Notebook, words: int) -> None:
+    place = next(place for place, cell in enumerate(notebook["cells"]) if "part-quiz" in tags(cell))
+    text = ":::{admonition} Second lecture\n:::\n" + "word " * words
+    notebook["cells"].insert(place, {"cell_type": "markdown", "metadata": {}, "source": text})
+
+
 def _shorten(notebook: Notebook) -> None:
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
@@ -219,6 +225,7 @@ PLANTED: dict[str, tuple[str, Callable[[Notebook], None]]] = {
     "an equation without a number": ("parts", _replace("$$ (eq-", "$$ (eq-", "$$ (")),
     "a threat model without knowledge": ("parts", _replace("Threat model", "Knowledge", "Wisdom")),
     "too many words": ("length", _pad_words),
+    "too many words in the second lecture": ("length", lambda n: _seam(n, 3001)),
     "too few words": ("length", _shorten),
     "too few cells": ("length", _few_cells),
     "two titles": ("length", _append(lambda n: _text(n, "## "), "\n# Another")),
@@ -250,6 +257,12 @@ def test_a_planted_bug_breaks_its_rule(bug: str) -> None:
     assert list(RULES[rule](notebook)) == [], "the chapter itself breaks the rule"
     plant(notebook)
     assert list(RULES[rule](notebook)), f"the rule {rule!r} does not see it"
+
+
+def test_each_lecture_has_its_own_words() -> None:
+    notebook = read(CHAPTERS[0])
+    _seam(notebook, 2990)
+    assert list(RULES["length"](notebook)) == []
 
 
 def test_every_rule_has_a_planted_bug() -> None:
