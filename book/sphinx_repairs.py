@@ -6,6 +6,7 @@
 * Viewcode's list of all source files is one list; it nests lists in a way that HTML does not allow.
 * docutils promises that a bibliography is a list of items, and then writes none.
 * myst-nb labels a folded cell otherwise than its text reads.
+* sphinx-proof and sphinx-exercise give the same ids to all proofs, exercises and solutions of a page.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sphinx.application import Sphinx
 
 # An alias of a type counts as the built-in's.
 OTHERS = re.compile(r'<li><a href="(?!robustlab)[^"]*">[^<]*</a></li>\n?')
+SAME_IDS = re.compile(r' id="(?:proof|(?:proof|exercise|solution)-content)"')
 BACK = re.compile(r'<a class="viewcode-back" href="([^"#]*)#([^"]*)">[^<]*</a>')
 
 
@@ -49,6 +51,7 @@ def _repair_page(
     if not body:
         return
     body = body.replace('role="list" class="citation-list"', 'class="citation-list"')
+    body = SAME_IDS.sub("", body)
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     if page == "_modules/index":
         head, start, items = body.partition("<ul>")

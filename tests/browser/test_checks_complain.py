@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.browser.site import documented_policy, serve
-from tests.browser.test_links import broken_links
+from tests.browser.test_links import broken_links, repeated_ids
 from tests.browser.visit import Visit
 
 PAGE = """<!DOCTYPE html>
@@ -82,3 +82,8 @@ def test_a_broken_link_is_seen(tmp_path: Path, link: str) -> None:
 def test_a_script_from_another_host_is_seen(tmp_path: Path) -> None:
     _write(tmp_path, '<script src="https://example.org/a.js"></script>')
     assert broken_links(tmp_path / "page.html") == ["loads from another host: https://example.org/a.js"]
+
+
+def test_an_id_that_is_there_twice_is_seen(tmp_path: Path) -> None:
+    _write(tmp_path, '<p id="a">one</p><p class="b" id="a">two</p><p id="c">three</p>')
+    assert repeated_ids(tmp_path / "page.html") == ["a"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -40,6 +42,12 @@ def read(path: Path) -> _Anchors:
     return parser
 
 
+def repeated_ids(path: Path) -> list[str]:
+    """The ids that more than one element of the page at ``path`` has."""
+    ids = Counter(re.findall(r'<[^>]*\sid="([^"]*)"', path.read_text(encoding="utf-8")))
+    return sorted(name for name, number in ids.items() if number > 1)
+
+
 def broken_links(path: Path) -> list[str]:
     """What is wrong with the links of the page at ``path``."""
     wrong = []
@@ -66,3 +74,8 @@ def broken_links(path: Path) -> list[str]:
 @pytest.mark.parametrize("page", pages())
 def test_links_lead_somewhere(page: str) -> None:
     assert broken_links(HTML / page) == []
+
+
+@pytest.mark.parametrize("page", pages())
+def test_no_id_is_there_twice(page: str) -> None:
+    assert repeated_ids(HTML / page) == []

@@ -169,3 +169,50 @@ def test_a_printed_page_is_the_text_alone(browser: Browser, site: str, page: str
                 expect(part).to_be_hidden()
         assert visit.page.locator("h1:visible").count() == 1
         expect(visit.page.locator(".bd-article").first).to_be_visible()
+
+
+@some_chapters
+def test_cards_beside_links_say_what_they_lead_to(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        visit.settle()
+        card = visit.page.locator("#hover-card")
+        for links in ("a[data-card]", "a.reference[href^='#equation-']", "a.reference[href^='#fig-']"):
+            link = visit.page.locator(f".bd-article {links}").first
+            link.focus()
+            expect(card).to_be_visible()
+            expect(link).to_have_attribute("aria-describedby", "hover-card")
+            assert card.inner_text().strip() and "\\(" not in card.inner_text()
+            visit.page.keyboard.press("Escape")
+            expect(card).to_be_hidden()
+        link.hover()
+        expect(card).to_be_visible()
+        assert visit.complaints == []
+
+
+@some_chapters
+def test_the_tab_key_passes_formulas(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        visit.settle()
+        assert visit.page.locator("mjx-container").count() > 10
+        assert visit.page.locator("mjx-container[tabindex='0']").count() == 0
+
+
+@some_chapters
+def test_paper_is_white_and_nothing_on_it_is_cut(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page, color_scheme="dark") as visit:
+        visit.settle()
+        visit.page.set_viewport_size({"width": 720, "height": 1000})  # a sheet of A4 between its margins
+        visit.page.emulate_media(media="print")
+        visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert visit.page.evaluate("document.documentElement.dataset.theme") == "light"
+        visit.check_layout("print", "A4")
+        cut = "n => n.scrollWidth > n.clientWidth + 1 && getComputedStyle(n).overflowX !== 'visible'"
+        assert (
+            visit.page.evaluate(f"[...document.querySelectorAll('.bd-article :has(> table)')].filter({cut}).length")
+            == 0
+        )
+        for closed in visit.page.locator(".solution.dropdown").all():
+            expect(closed).to_be_hidden()
+        visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert visit.page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert visit.complaints == []

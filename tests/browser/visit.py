@@ -107,7 +107,11 @@ class Visit:
     def check_images(self) -> None:
         """Every picture has loaded and has a text for those who cannot see it."""
         self.complaints += self.page.evaluate(
-            """() => [...document.images].flatMap((image) => [
+            """async () => (await Promise.all([...document.images].map(async (image) => {
+                 image.loading = "eager";  // those that wait until they are near the window
+                 await image.decode().catch(() => {});
+                 return image;
+               }))).flatMap((image) => [
                  ...(image.complete && image.naturalWidth === 0 ? [`broken picture: ${image.src}`] : []),
                  ...(image.hasAttribute("alt") ? [] : [`picture without alt: ${image.src.slice(0, 80)}`]),
                ])"""
