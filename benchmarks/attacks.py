@@ -237,7 +237,7 @@ def query_table(options: argparse.Namespace) -> None:
         for attack, (norm, eps) in product((square, bandits, nes, zo_signsgd, zo_svrg), radius.items()):
             if not attack.__name__.startswith(tuple(options.attacks)):
                 continue
-            own = {"queries": limit} if attack is square else {"steps": limit}
+            own = {"queries": limit, "rescale": True} if attack is square else {"steps": limit}
             if options.tiny and attack in (nes, zo_signsgd, zo_svrg):
                 own |= {"q": 2, "q_full": 4} if attack is zo_svrg else {"q": 2}  # so that a round fits into the limit
             makers = {peer: peers.MAKERS[peer](package) for peer, package in found.items()}
