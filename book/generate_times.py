@@ -29,11 +29,11 @@ Every chapter should run on a laptop. The budget of a chapter is a median of **{
 peak of **{BUDGET_MB // 1000} GB** of memory, on two processor cores and without a GPU.
 
 The times below are read from the notebooks. A chapter is executed three times before it is committed, each
-time in a fresh kernel, whose start is not counted. The table shows the median and the slowest run. Peak
-memory is that of the kernel's process. Yours will differ with the machine. `make test` runs all chapters once
-more, in one thread each. Chapters are meant to take 30 s there on average and 45 s at most. The run fails only where
-the cells of one take longer than 120 s, about twice what the slowest takes on a core of its own, so that a busy
-machine does not fail it.
+time in a fresh kernel and on one thread. The seconds are the processor's, as a clock would show them on a core
+of its own. The table shows the median and the slowest run. Peak memory is that of the kernel's process. Yours
+will differ with the machine. `make test` runs all chapters once more, in one thread each. Chapters are meant to
+take 30 s there on average and 45 s at most. The run fails only where the cells of one take longer than 120 s,
+about twice what the slowest takes on a core of its own, so that a busy machine does not fail it.
 """
 
 COMMAND = """

@@ -103,9 +103,9 @@ class Experiment:
         notes.write_text(kept, encoding="utf-8")
         for case in bar(self.cases, show=progress, label=self.name):
             if _key(case) not in done:
-                start = time.perf_counter()
+                start = time.process_time()
                 result = {name: plain(value) for name, value in self.measure(**case).items()}
-                row = {"case": dict(case), "result": result, "seconds": time.perf_counter() - start}
+                row = {"case": dict(case), "result": result, "seconds": time.process_time() - start}
                 with notes.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 done[_key(case)] = row

@@ -40,7 +40,7 @@ class Table:
         tolerance: by which a number may differ when it is computed again; shares have their interval.
         version, commit, code: of the library, and SHA-256 of its sources and of the experiment's.
         torch, threads: that it ran with.
-        seconds: that it took.
+        seconds: of one processor that it took.
         rows: a case, which says what was measured, and its result, for each.
     """
 

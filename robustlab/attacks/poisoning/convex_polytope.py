@@ -13,7 +13,9 @@ linear in the features). The two sets of unknowns take turns: the coefficients a
 steps on the simplex, then the images take one step of Adam.
 
 Different here: dropout acts on the features, with one mask for target and poisons together, so that the demand on the
-hull keeps its meaning; in the paper it acts inside the surrogates. The factor 1/M, which no minimizer sees.
+hull keeps its meaning; in the paper it acts inside the surrogates. The factor 1/M, which no minimizer sees. The paper
+has a second form, against victims that train all their layers: it adds up the same demand over the outputs of several
+layers of each surrogate. That form is not built; this one is for victims that keep their features.
 """
 
 from __future__ import annotations

@@ -89,6 +89,16 @@ DEFENSES: tuple[Row, ...] = (
         quick={"steps": 3},
     ),
     Row(
+        key="unlearn",
+        title="Unlearning of a found patch",
+        cite="wang2019",
+        kind="repair",
+        folder="defenses/purification",
+        chapter="16",
+        dims=("image",),
+        quick={"epochs": 1},
+    ),
+    Row(
         key="tnd_data_limited",
         title="Data-limited TrojanNet detector",
         cite="wang2020",

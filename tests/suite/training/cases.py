@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -27,21 +27,11 @@ from robustlab.defenses.detection.neural_cleanse import Patches
 from robustlab.geometry.keyed import Noise
 from robustlab.models import character_gru
 from robustlab.models.linear import fit_linear
-from robustlab.teaching.catalogue import Row, get, rows
+from robustlab.teaching.catalogue import Row, rows
 from robustlab.training.fit import fit
 
 REGRESSION = ("regression_poisoning", "statistical_poisoning", "trim")  # their data are tables with real responses
 CLASSES, N, SIDE, TARGET, RATE = 3, 60, 8, 0, 0.1
-# Public functions that are a part of a row's method, without a row and a claim of their own: they run like the others.
-PARTS = (
-    replace(
-        get("neural_cleanse"),
-        key="unlearn",
-        kind="repair",
-        folder="defenses/purification",
-        quick={"epochs": 1},
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -85,12 +75,8 @@ class Case:
 
 
 def cases(*kinds: str) -> list[Case]:
-    """A case for each finished row of these kinds, and for the parts of rows."""
-    return [
-        Case(row, getattr(import_module(str(row.module)), row.key))
-        for row in (*rows(done=True), *PARTS)
-        if row.kind in kinds
-    ]
+    """A case for each finished row of these kinds."""
+    return [Case(row, getattr(import_module(str(row.module)), row.key)) for row in rows(done=True) if row.kind in kinds]
 
 
 POISONS = cases("poisoning", "backdoor")
