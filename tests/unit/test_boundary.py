@@ -72,15 +72,15 @@ def test_where_no_step_succeeds_it_ends() -> None:
     while eps >= 1e-7:
         k += 1
         eps /= 1.5 ** ((k % 30 == 0) + (k % 100 == 0))
-    assert result.queries.tolist() == [2 + 10 + k + k // 10 + 2] * 4 and torch.equal(result.x_adv, x + 0.1)
+    assert result.queries.tolist() == [2 + 10 + k + k // 10 + 2] * 4 and bool(result.success.all())
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_comes_near_the_optimum_of_an_affine_model(classes: int) -> None:
-    model, x, y = affine_problem(classes, 20, 8, CPU, spread=1.0)
+    model, x, y = affine_problem(classes, 10, 8, CPU, spread=1.0)
     best = free_optimum(model, x, y, "l2")
     few, many = (
         boundary(Victim(model, bounds=(-3.0, 3.0), access="hard", budget=budget), x, y).radius("l2") / best
-        for budget in (200, 2000)
+        for budget in (200, 1200)
     )
     assert bool((many >= 1 - 1e-9).all()) and float(many.median()) <= 1.06 < float(few.median())

@@ -1,9 +1,10 @@
 """What hard-label attacks share: where they begin, the search for the boundary, and the step off it at the end.
 
 A label tells on which side of the boundary a point is, and no more. So every attack begins at a point that meets the
-goal (:class:`Starts`), and looks for the boundary between it and x by bisection (:meth:`Search.bisect`). What is kept
-is always a point about which the model was asked, clipped to the box, in the dtype of x, and what is measured is its
-own distance. How many questions a bisection takes depends on its accuracy alone, so that no sample waits for another.
+goal (:class:`Starts`), and looks for the boundary between it and x by bisection (:meth:`Search.bisect`), or along a ray
+from x (:mod:`robustlab.attacks.hardlabel.ray_search`). What is kept is always a point about which the model was asked,
+clipped to the box, in the dtype of x, and what is measured is its own distance. How many questions a bisection takes
+depends on its accuracy alone, so that no sample waits for another.
 
 A point on the boundary may fall back over it when sums are rounded otherwise. White-box attacks win by a margin of
 scores; here the nearest success is moved away from x by 1e-4 of its distance at the end, if the model agrees.
@@ -43,14 +44,18 @@ class Starts:
 
     Args:
         tries: at most so many points are asked about for each sample.
+        normal: u is x plus normal noise of the box's width instead, clipped.
     """
 
     init: Tensor | None
     pool: tuple[Tensor, Tensor] | None
     tries: int
+    normal: bool = False
 
     @classmethod
-    def read(cls, victim: Victim, x: Tensor, init: Tensor | None, pool: Pairs | None, tries: int) -> Starts:
+    def read(
+        cls, victim: Victim, x: Tensor, init: Tensor | None, pool: Pairs | None, tries: int, *, normal: bool = False
+    ) -> Starts:
         """Checked arguments of an attack.
 
         Raises:
@@ -63,12 +68,12 @@ class Starts:
             checks.images(init, victim.bounds, "init")
             init = init.detach().to(x)
         if pool is None:
-            return cls(init, None, tries)
+            return cls(init, None, tries, normal)
         images, label = read_labeled(pool, "pool")
         checks.images(images, victim.bounds, "pool")
         if images.shape[1:] != x.shape[1:]:
             raise ValueError(f"pool: want samples of shape {tuple(x.shape[1:])}, got {tuple(images.shape[1:])}")
-        return cls(init, (images.to(x), label.to(x.device)), tries)
+        return cls(init, (images.to(x), label.to(x.device)), tries, normal)
 
     def prepare(self, session: Session, live: Live) -> None:
         """Leave at the samples what :meth:`point` needs."""
@@ -87,7 +92,11 @@ class Starts:
         if j == 0 and self.init is not None:
             return live.init
         width = session.high - session.low
-        noise = session.low + width * live.noise.uniform((0, j), live.x.shape[1:], live.x.dtype)
+        if self.normal:
+            noise = live.x + width * live.noise.normal((0, j), live.x.shape[1:], live.x.dtype)
+            noise = clip(noise, session.low, session.high)
+        else:
+            noise = session.low + width * live.noise.uniform((0, j), live.x.shape[1:], live.x.dtype)
         weight = live.noise.uniform((1, j), (), live.x.dtype) if j else torch.ones_like(live.x.flatten(1)[:, 0])
         points = clip(blend(live.x, noise, weight), session.low, session.high)
         k = j - (self.init is not None)

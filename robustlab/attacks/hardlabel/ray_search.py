@@ -1,0 +1,166 @@
+"""What OPT and Sign-OPT share: how far the boundary is in a direction, and the search for a better direction.
+
+The distance of the boundary from x in the direction θ is a continuous function g(θ) of it, even where labels are all
+that is told. The ray x + s·θ is clipped to the box, and its points are named by their own distance from x
+(:func:`on_ray`): what is asked about is what is measured.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustlab.attacker.live import Live
+from robustlab.attacker.parts import beside
+from robustlab.attacker.session import Session
+from robustlab.attacks.hardlabel.boundary_search import Search, Starts
+from robustlab.geometry.projections import l2_filling, room_of
+
+BRACKET = 20
+"""Queries that a search along a ray costs, about."""
+
+
+class RaySearch(Search):
+    """A search in which ``live.theta`` is a unit direction of each sample, ``live.g`` the boundary's distance in it."""
+
+    def aim(self, starts: Starts, accuracy: float) -> Live:
+        """The samples for which a start was found, with the unit direction ``live.theta`` of the nearest boundary.
+
+        All starts are tried. A direction is bisected only if the goal is met in it nearer than in those before.
+        ``live.g`` is the distance to the boundary along it.
+        """
+        live = self.session.live(noise=self.session.noise(self._seed))
+        starts.prepare(self.session, live)
+        for j in range(starts.tries):
+            live.keep(self.can_pay(live))
+            if not len(live):
+                break
+            away = starts.point(self.session, live, j) - live.x
+            length = torch.minimum(self.ball.length(away), self.best.of(live))
+            self.nearer(live, self.ball.steepest(away), length, torch.full_like(length, accuracy))
+        live = self.found()
+        away = live.points - live.x
+        live.theta, live.g = self.ball.steepest(away), self.ball.length(away)
+        return live
+
+    def nearer(self, live: Live, theta: Tensor, length: Tensor, accuracy: Tensor) -> Tensor:
+        """The distance of the boundary along ``theta`` where that is below ``length``, (n,); ∞ elsewhere."""
+        g, points = self.distance(live, theta, length, accuracy, only_nearer=True)
+        self.best.keep(live, points, self.ball.length(points - live.x), g.isfinite())
+        return g
+
+    def distance(
+        self, live: Live, theta: Tensor, guess: Tensor, accuracy: Tensor, *, only_nearer: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """g(θ): how far from x the boundary is in a direction, on the ray as it is clipped (:func:`on_ray`).
+
+        From the guess it goes out, or in, by 1 %, 2 %, 4 %, … until the boundary is between two points; these are
+        bisected. What is returned is the point that meets the goal. The end of the clipped ray ends the search.
+
+        Args:
+            live: samples; a place may be named more than once, and then each of its rows has a direction of its own.
+            theta: directions (n, ...).
+            guess: a distance (n,) above 0.
+            accuracy: of g, (n,), relative to the guess; it is no finer than rounding allows.
+            only_nearer: give up where the guess itself does not meet the goal.
+
+        Returns:
+            g (n,), ∞ where the goal was not met or the budget ended before, and the points (n, ...).
+        """
+        session, points, g = self.session, live.x.clone(), torch.full_like(guess, torch.inf)
+        fine = guess * accuracy.clamp_min(8 * torch.finfo(guess.dtype).eps)
+        seek = live.part()
+        seek.place, seek.slot, seek.theta, seek.fine = None, torch.arange(len(g), device=g.device), theta, fine
+        seek.room = rooms(session, live.x, theta)
+        seek.end = self.ball.length(seek.room)
+        seek.at, seek.step = torch.minimum(guess, seek.end), 0.01 * guess
+        seek.under, seek.over = torch.zeros_like(guess), torch.full_like(guess, torch.inf)
+        first = True
+        while len(seek):
+            seek.keep(self._each_can_pay(seek))
+            if not len(seek):
+                break
+            asked = self.inside(on_ray(seek.x, seek.theta, seek.room, seek.at))
+            met = session.ask_labels(asked, seek)[1]
+            points[seek.slot[met]] = asked[met]
+            seek.under, seek.over = torch.where(met, seek.under, seek.at), torch.where(met, seek.at, seek.over)
+            g[seek.slot] = seek.over
+            outward = seek.over.isinf()
+            inward = (seek.under == 0) & ~outward
+            done = (seek.over - seek.under <= seek.fine) | (outward & (seek.under >= seek.end))
+            if first and only_nearer:
+                done |= outward
+            out = torch.minimum(seek.under + seek.step, seek.end)
+            back = torch.maximum(seek.over - seek.step, seek.over / 2)
+            middle = (seek.under + seek.over) / 2
+            seek.at, seek.step = torch.where(outward, out, torch.where(inward, back, middle)), 2 * seek.step
+            first = False
+            seek.keep(~done)
+        return g, points
+
+    def _each_can_pay(self, live: Live) -> Tensor | None:
+        """As :meth:`can_pay`, where a place is named more than once: its first rows, as far as its budget goes."""
+        if self.session.budget is None:
+            return None
+        order = torch.arange(len(live), device=live.rows.device) - torch.searchsorted(live.rows, live.rows)
+        return self.session.queries[live.rows] + order + 3 <= self.session.budget
+
+    def line_search(self, live: Live, gradient: Tensor, accuracy: Tensor, most: int = 15) -> None:
+        """Turn ``live.theta`` against a gradient of g, θ ← θ − α·gradient, by the step α that brings g down most.
+
+        α is doubled as long as g falls; if it has not fallen at all, α is quartered until it does. Both at most
+        ``most`` times. Where nothing helps θ stays, and α is the last.
+        """
+        live.turn, start = gradient, live.g
+        for factor in (2.0, 0.25):
+            trying = live.part(live.g >= start)
+            trying.at = (live.g >= start).nonzero().flatten()
+            trying.origin = trying.theta
+            for _ in range(most):
+                trying.keep(self.can_pay(trying))
+                if not len(trying):
+                    break
+                at = trying.at
+                alpha = live.alpha[at] if factor > 1 else live.alpha[at] * factor
+                theta = self.ball.steepest(trying.origin - beside(alpha, trying.turn) * trying.turn)
+                g = self.nearer(trying, theta, live.g[at], accuracy[at])
+                fell = g < live.g[at]
+                live.theta = live.theta.index_copy(0, at[fell], theta[fell])
+                live.g = live.g.index_copy(0, at[fell], g[fell])
+                live.alpha = live.alpha.index_copy(0, at, torch.where(fell & (factor > 1), alpha * factor, alpha))
+                trying.keep(fell if factor > 1 else ~fell)
+
+
+def rooms(session: Session, x: Tensor, theta: Tensor) -> Tensor:
+    """How far each element of x may go in the direction's sign until it is at an end of the box, (n, d)."""
+    low, high = ((end - x).flatten(1) for end in (session.low, session.high))
+    return room_of(theta.flatten(1), low, high)
+
+
+def on_ray(x: Tensor, theta: Tensor, room: Tensor, length: Tensor) -> Tensor:
+    """The point of the ray x + s·θ, clipped to the box, whose own distance ‖·‖₂ from x is ``length`` (n,).
+
+    A clipped ray bends where an element reaches its end, and ends in a corner; its points are named by their own
+    distance, so that what is asked about is what is measured.
+    """
+    size = theta.flatten(1).abs()
+    delta = torch.minimum(l2_filling(size, room, length[:, None]) * size, room) * theta.flatten(1).sign()
+    return x + delta.reshape(x.shape)
+
+
+def refine(live: Live) -> None:
+    """Where α has fallen below 1e-4 it begins at 1 again, with a β of a tenth; who has β below 1e-8 is done."""
+    small = live.alpha < 1e-4
+    live.alpha, live.beta = torch.where(small, 1.0, live.alpha), torch.where(small, live.beta / 10, live.beta)
+    live.keep(live.beta >= 1e-8)
+
+
+def turned(live: Live, u: Tensor) -> Tensor:
+    """(θ + βu)/‖θ + βu‖ for m unit directions u of each sample, (n, m, ...)."""
+    theta = live.theta.unsqueeze(1) + live.beta.reshape(-1, *[1] * (u.dim() - 1)) * u
+    return unit(theta)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """(n, m, ...) of length 1 each."""
+    return rows / rows.flatten(2).norm(dim=2).reshape(*rows.shape[:2], *[1] * (rows.dim() - 2))
