@@ -241,3 +241,18 @@ def test_every_question_is_in_the_box_and_measured_as_it_is(name: str) -> None:
         assert bool((asked == result.x_adv[i]).all(1).any())
     torch.testing.assert_close(result.distances["l2"], (result.x_adv - x).norm(dim=1))
     assert math.isfinite(float(result.distances["l2"].sum()))
+
+
+@pytest.mark.parametrize("name", ["boundary", "opt", "sign_opt"])  # HSJA's probes around a point are not measured
+def test_the_nearest_success_of_all_that_were_asked_about_is_returned(name: str) -> None:
+    """Whichever question the budget ends with."""
+    model, x, y = problem(1)
+    least = least_budget(ATTACKS[name], model, x, y)
+    for budget in range(least, least + 40, 5):
+        seen = Recording(model)
+        result = ATTACKS[name](Victim(seen, access="hard", budget=budget), x, y)
+        asked = torch.cat(seen.points)
+        with torch.no_grad():
+            met = model(asked).argmax(1) != y
+        nearest = float((asked - x).norm(dim=1)[met].min())
+        assert bool(result.success) and float(result.distances["l2"]) <= nearest * (1 + 1.01e-4)

@@ -148,7 +148,7 @@ BLACK_BOX: tuple[Row, ...] = (
         targeted=True,
         access="hard",
         min_norm=True,
-        quick={"steps": 2, "q": 3, "tries": 30},
+        quick={"steps": 1, "q": 2, "beta": 0.1, "tries": 8},
     ),
     Row(
         key="sign_opt",
@@ -161,7 +161,7 @@ BLACK_BOX: tuple[Row, ...] = (
         targeted=True,
         access="hard",
         min_norm=True,
-        quick={"steps": 3, "k": 10, "tries": 30},
+        quick={"steps": 2, "k": 10, "beta": 0.1, "tries": 8},
     ),
     Row(
         key="hsja",
