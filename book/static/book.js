@@ -23,7 +23,7 @@
 
   // Formulas that are wider than their box scroll, and what scrolls can be reached by keyboard.
   const reachFormulas = () => {
-    for (const box of document.querySelectorAll(".bd-article div.math")) {
+    for (const box of document.querySelectorAll(".bd-article :is(div.math, mjx-container[display])")) {
       if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }

@@ -194,7 +194,8 @@ def test_the_tab_key_passes_formulas(browser: Browser, site: str, page: str) -> 
     with Visit(browser, site, page) as visit:
         visit.settle()
         assert visit.page.locator("mjx-container").count() > 10
-        assert visit.page.locator("mjx-container[tabindex='0']").count() == 0
+        # A displayed formula that is wider than the page scrolls, and is reached by keyboard.
+        assert visit.page.locator("mjx-container:not([display])[tabindex='0']").count() == 0
 
 
 @some_chapters
