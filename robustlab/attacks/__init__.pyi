@@ -46,7 +46,10 @@ from robustlab.attacks.softlabel.bandits import bandits as bandits
 from robustlab.attacks.softlabel.nes import nes as nes
 from robustlab.attacks.softlabel.nes_limited import nes_limited as nes_limited
 from robustlab.attacks.softlabel.one_pixel import one_pixel as one_pixel
+from robustlab.attacks.softlabel.query_reduction import query_reduction as query_reduction
 from robustlab.attacks.softlabel.square import square as square
+from robustlab.attacks.softlabel.zo_admm import zo_admm as zo_admm
+from robustlab.attacks.softlabel.zo_ngd import zo_ngd as zo_ngd
 from robustlab.attacks.softlabel.zo_signsgd import zo_signsgd as zo_signsgd
 from robustlab.attacks.softlabel.zo_svrg import zo_svrg as zo_svrg
 from robustlab.attacks.softlabel.zoo import zoo as zoo

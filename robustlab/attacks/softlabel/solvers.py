@@ -49,6 +49,17 @@ def feasible(ball: Norm, at: State, points: Tensor, box: tuple[Bound, Bound]) ->
     return clip(at.x + ball.project_box(points - at.x, at.eps, low, high), *box)
 
 
+def with_room(x: Tensor, reach: float, box: tuple[Bound, Bound]) -> Tensor:
+    """The nearest points that are ``reach`` away from the ends of the box, or a quarter of its width if that is less.
+
+    About these few probes of one-sided differences are clipped. Of an image whose pixels are mostly at an end, half of
+    the elements of each probe would be, and f would be off by the same amount along all directions.
+    """
+    quarter = (box[1] - box[0]) / 4
+    room = quarter.clamp_max(reach) if isinstance(quarter, Tensor) else min(reach, quarter)
+    return clip(x, box[0] + room, box[1] - room)
+
+
 def descent(grad: Tensor, rate: Rate) -> Tensor:
     """Plain descent: −η ĝ."""
     return -_beside(rate, grad) * grad
