@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ADVERSARIAL = "robustlab.defenses.training.adversarial_training.adversarial_training"
-NORMALIZATION = {
+DATASETS = {"mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32"}  # by the beginning of a name
+NORMALIZATION: dict[str, dict[str, Any]] = {
     "mnist5k": {"mean": 0.1307, "std": 0.3081},
     "fashion": {"mean": 0.2860, "std": 0.3530},
+    "sign_digits32": {"mean": (0.675, 0.646, 0.616), "std": (0.137, 0.154, 0.182)},
 }
 
 
@@ -72,7 +74,7 @@ def _recipe(
     name: str, title: str, builder: str, eps: float, builder_kwargs: Mapping[str, Any], **kwargs: Any
 ) -> Recipe:
     """A recipe with the data set read off the name, its usual normalization, and PGD-40 in the ℓ∞ ball of `eps`."""
-    dataset = "mnist5k" if name.startswith("mnist") else "fashion"
+    dataset = DATASETS[name.split("_")[0]]
     return Recipe(
         name=name,
         title=title,
@@ -162,6 +164,15 @@ _ALL = (
         {},
         fit_kwargs={"epochs": 10, "lr": 5e-3},
         shift=1,
+    ),
+    _recipe(
+        "sign_cnn",
+        "small CNN on photographs of hands that show digits, in color, trained naturally",
+        "small_cnn",
+        4 / 255,
+        {"in_shape": (3, 32, 32), "hidden": 56},
+        fit_kwargs={"epochs": 30, "lr": 3e-3},
+        shift=2,
     ),
     Recipe(
         name="mnist_vae",

@@ -75,8 +75,11 @@ def test_the_photographs_of_hands_are_decoded_and_split_by_student() -> None:
         assert torch.equal(blocks.sort(dim=1).values, torch.arange(10).expand_as(blocks))
     seen = {image.numpy().tobytes() for image in d.x_train}
     assert not any(image.numpy().tobytes() in seen for image in d.x_test)
+    first = embedded._undo_differences(arrays)["rows_test"][:20]
+    assert len(set(arrays["group"][first])) >= 12, "the beginning is a mixture of students"
     # The first training image, decoded one pixel after the other: green, then red and blue on top of it.
-    row = next(i for i in range(len(arrays["split"])) if arrays["split"][i] == 1 and arrays["labels"][i] == 0)
+    row = int(embedded._undo_differences(arrays)["rows_train"][0])
+    assert arrays["split"][row] == 1 and arrays["labels"][row] == d.y_train[0]
     stored = arrays["diff"][row].astype(int)
     for i, j in ((0, 0), (0, 31), (17, 5), (31, 31)):
         channels = [int(stored[c, : i + 1, : j + 1].sum()) for c in range(3)]
