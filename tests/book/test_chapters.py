@@ -241,7 +241,7 @@ PLANTED: dict[str, tuple[str, Callable[[Notebook], None]]] = {
     "a blank line in the markup": ("quiz", _replace("<fieldset", "<summary>", "\n\n<summary>")),
     "a solution in view": ("exercises", _replace("{solution-start}", ":class: dropdown", ":class: open")),
     "a stray solution": ("exercises", _replace("{solution-start}", "{solution-start} ", "{solution-start} x")),
-    "an exercise without a grade": ("exercises", _replace("{exercise-start}", "(●)", "")),
+    "an exercise without a grade": ("exercises", _replace("{exercise-start}", "(●, 15 min)", "")),
     "a solution's code open in JupyterLab": ("closed", lambda n: _code(n, "solution")["metadata"].pop("jupyter")),
     "a solution's output open in JupyterLab": ("closed", _open_output),
     "a solution's text open on Colab": ("closed", _replace("{solution-start}", "% <details>", "<details>")),
