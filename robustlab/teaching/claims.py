@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -148,6 +148,26 @@ def records_of(output: Mapping[str, Any]) -> list[ClaimRecord]:
     return [ClaimRecord(**{key: _from_json(value) for key, value in one.items()}) for one in carried]
 
 
+def claims_table(records: Sequence[ClaimRecord]) -> str:
+    """Claims as a table in HTML, each of several numbers on a line of its own."""
+    return html_table(
+        _HEADER,
+        [
+            (
+                f'<span id="claim-{record.id}">{escape(record.text)}</span>',
+                *(_lines(text) for text in (number_text(record.paper), record.here, record.refuted_by or "–")),
+                escape(record.verdict),
+            )
+            for record in records
+        ],
+        kind="claims",
+    )
+
+
+def _lines(text: str) -> str:
+    return escape(text).replace("; ", "<br>").replace(" %", "&nbsp;%")
+
+
 def _check_form(record: ClaimRecord) -> None:
     if not _KEBAB.fullmatch(record.id):
         raise ClaimError(f"id: got {record.id!r}, want kebab-case such as 'fgsm-exact-on-affine'")
@@ -212,14 +232,6 @@ def _show_pending() -> None:
         return
     records = _pending.copy()
     _pending.clear()
-    rows = [
-        (
-            f'<span id="claim-{record.id}">{escape(record.text)}</span>',
-            *(escape(text) for text in (number_text(record.paper), record.here, record.refuted_by or "–")),
-            escape(record.verdict),
-        )
-        for record in records
-    ]
     carried = [{key: _to_json(value) for key, value in vars(record).items() if value is not None} for record in records]
     text = "\n".join(record.line for record in records)
-    show(text, html_table(_HEADER, rows, kind="claims"), {METADATA_KEY: carried})
+    show(text, claims_table(records), {METADATA_KEY: carried})

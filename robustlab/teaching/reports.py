@@ -89,9 +89,14 @@ def show_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> No
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "numbers") -> str:
-    """A table as HTML, of cells that are HTML."""
+    """A table as HTML, of cells that are HTML; each knows its column's name, for screens where rows are stacked."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td data-label="{escape(name)}">{cell}</td>' for name, cell in zip(header, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
     return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 

@@ -88,7 +88,7 @@ def test_the_claims_of_a_cell_are_one_table_and_their_numbers_travel_in_order(tm
     (displayed,) = shown
     assert displayed["data"]["text/plain"].splitlines()[-1] == "second: A second — holds"
     html = displayed["data"]["text/html"]
-    assert html.count("<tr>") == 3 and "It rounds &lt;" in html and "late: ≈0.123; early: ≈0.5 [0.4, 0.6]" in html
+    assert html.count("<tr>") == 3 and "It rounds &lt;" in html and "late: ≈0.123<br>early: ≈0.5 [0.4, 0.6]<br>" in html
     first, _ = displayed["metadata"][METADATA_KEY]
     assert first["ours"] == PAIRS and first["paper"] == 1.5
     output = {"output_type": "display_data", **displayed}
