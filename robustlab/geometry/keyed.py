@@ -16,7 +16,7 @@ generators; Steele, Lea and Flood, "Fast splittable pseudorandom number generato
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ _MASK64 = (1 << 64) - 1
 _ID, _SEED, _DRAW, _ELEMENT = 0x243F6A8885A308D3, 0x13198A2E03707344, -0x5BF6C7DDD660CE30, 0x082EFA98EC4E6C89
 
 Draw = int | Sequence[int]
+_IN_CACHE = 1 << 16  # elements of eight bytes
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -81,6 +82,8 @@ class Noise:
         ids = ids.to(device=device or ids.device, dtype=torch.int64)
         self._state = _mix(_mix(ids * _GOLDEN + _ID) + _signed(self.seed * _GOLDEN + _SEED))
         self._named: tuple[tuple[int, ...], Tensor] = (), self._state
+        # Keys and count of elements, the first draw, and uniform numbers of it and of draws that follow.
+        self._ahead: tuple[object, int, Tensor] = None, 0, self._state.new_empty(0, len(ids), 0)
 
     def __len__(self) -> int:
         return self._state.shape[0]
@@ -90,6 +93,8 @@ class Noise:
         part = object.__new__(Noise)
         part.seed, part._state = self.seed, self._state[rows]
         part._named = (), part._state
+        drawn, first, units = self._ahead
+        part._ahead = drawn, first, units[:, rows]
         return part
 
     def bits(self, draw: Draw, shape: Sequence[int]) -> Tensor:
@@ -99,15 +104,18 @@ class Noise:
     def _words(self, draw: Draw, count: int) -> Tensor:
         """64 random bits an element, (N, count)."""
         *names, last = (draw,) if isinstance(draw, int) else draw
+        return _filled(self._states(names, last), count, torch.int64, lambda mixed, out: out.copy_(mixed))
+
+    def _states(self, names: Sequence[int], first: int, draws: int = 1) -> Tensor:
+        """The states of consecutive draws whose keys are ``names`` and a number from ``first`` on, (draws, N)."""
         known, state = self._named
         if known != tuple(names):  # many draws in turn share all but the last of their keys
             state = self._state
             for key in names:
                 state = _named(state, key)
             self._named = tuple(names), state
-        state = _named(state, last)
-        counter = torch.arange(count, device=state.device, dtype=torch.int64) * _GOLDEN + _ELEMENT
-        return _mix(state[:, None] + counter)
+        steps = torch.arange(draws, device=state.device)[:, None] * _GOLDEN
+        return _mix(state + steps + _signed(int(first) * _GOLDEN + _DRAW))
 
     def uniform(
         self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32, low: float = 0.0, high: float = 1.0
@@ -152,8 +160,39 @@ class Noise:
         return self.bits(draw, (n,)).argsort(dim=1)
 
     def _unit(self, draw: Draw, shape: Sequence[int]) -> Tensor:
-        """Uniform on (0, 1) in float64: 52 bits, and half a step away from both ends."""
-        return (self.bits(draw, shape) >> 11).to(torch.float64).add_(0.5).mul_(2.0**-52)
+        """Uniform on (0, 1) in float64: 52 bits, and half a step away from both ends.
+
+        A search that takes few numbers at each of many queries would spend most of its time here, not on the numbers
+        but on calls. So of few numbers, the second draw in turn makes the next ones too.
+        """
+        *names, last = (draw,) if isinstance(draw, int) else draw
+        count = math.prod(shape)
+        fits = min(64, _IN_CACHE // max(1, count * len(self)))
+        drawn, first, units = self._ahead
+        if drawn != (names, count) or not first <= last < first + len(units):
+            draws = max(1, fits) if drawn == (names, count) and last == first + len(units) else 1
+            states = self._states(names, last, draws)
+            units = _filled(states, count, torch.float64, _put_unit).reshape(draws, len(self), count)
+            if fits <= 1:
+                return units.reshape(len(self), *shape)
+            first, self._ahead = last, ((names, count), last, units)
+        return units[last - first].clone().reshape(len(self), *shape)
+
+
+def _filled(states: Tensor, count: int, dtype: torch.dtype, put: Callable[[Tensor, Tensor], object]) -> Tensor:
+    """(n, count), into which ``put(mixed, out)`` writes what it makes of the elements' hashes, for n states."""
+    states = states.flatten()
+    counter = torch.arange(count, device=states.device, dtype=torch.int64) * _GOLDEN + _ELEMENT
+    out = torch.empty(len(states), count, dtype=dtype, device=states.device)
+    # The many passes of the hash go up to twice as fast over what stays in a CPU's cache.
+    rows = max(1, _IN_CACHE // max(1, count) if states.device.type == "cpu" else len(states))
+    for part, of_part in zip(states.split(rows), out.split(rows), strict=True):
+        put(_mix(part[:, None] + counter), of_part)
+    return out
+
+
+def _put_unit(mixed: Tensor, out: Tensor) -> None:
+    out.copy_(_shift(mixed, 12)).add_(0.5).mul_(2.0**-52)
 
 
 def _round_open(unit: Tensor, dtype: torch.dtype) -> Tensor:
