@@ -56,28 +56,29 @@ def l2_filling(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     """
     info = torch.finfo(size.dtype)
     top = size.amax(dim=1, keepdim=True).clamp_min_(info.tiny)
-    if _squares_hold(top):
-        top = torch.ones_like(top)
-    else:
+    scaled = not _squares_hold(top)
+    if scaled:
         size = size / top
     # An element is free, and grows with s, until it is full at s = room/size.
-    full_at, square, filled, goal = room / size, size.square(), room.square(), eps.square()
-    mask = torch.empty_like(size)
+    full_at, square, goal = room / size, size.square(), eps.square()
+    mask, filled = torch.empty_like(size), None
 
-    def reached(spent: Tensor | float, rest: Tensor) -> Tensor:
-        return ((goal - spent).clamp_min_(0) / rest).sqrt_().nan_to_num_(0.0, info.max)
+    def reached(spent: Tensor | None, rest: Tensor) -> Tensor:
+        left = goal if spent is None else (goal - spent).clamp_min_(0)
+        return (left / rest).sqrt_().nan_to_num_(0.0, info.max)
 
     rest = torch.gt(room, 0.0, out=mask).mul_(square).sum(dim=1, keepdim=True)
-    scale = reached(0.0, rest)
+    scale = reached(None, rest)
     while True:
         before, rest = rest, torch.gt(full_at, scale, out=mask).mul_(square).sum(dim=1, keepdim=True)
-        if bool((rest == before).all()):
+        if torch.equal(rest, before):
             break
+        filled = room.square() if filled is None else filled  # often nothing is full at all
         further = reached(torch.le(full_at, scale, out=mask).mul_(filled).sum(dim=1, keepdim=True), rest)
         if not bool((further > scale).any()):
             break
         scale = torch.maximum(scale, further)
-    return (scale / top).clamp_max_(info.max)
+    return (scale / top if scaled else scale).clamp_max_(info.max)
 
 
 def onto_l1(rows: Tensor, eps: Tensor) -> Tensor:
