@@ -164,15 +164,17 @@ class _Linf(_Search):
     """δ = ±ε."""
 
     def start(self, live: Live, draw: tuple[int, int]) -> Tensor:
-        shape = (-1, self.channels, 1, self.width)
+        ends = [self.moved(live, torch.full_like(live.x, sign)).flatten(2) for sign in (-1, 1)]
+        live.ends = torch.cat(ends, dim=2)  # all that an element can be, (n, C, 2·H·W)
         unit = live.noise.uniform(draw, (self.channels * self.width,), torch.float64)
-        return self.moved(live, _signs(unit, live.x).reshape(shape))
+        return self.moved(live, _signs(unit, live.x).reshape(-1, self.channels, 1, self.width))
 
     def propose(self, live: Live, draw: tuple[int, int], p: float) -> Tensor:
         side = min(max(round(math.sqrt(p * self.height * self.width)), 1), self.height, self.width)
         unit = live.noise.uniform(draw, (2 + self.channels,), torch.float64)
         place = self.windows(unit[:, :2], side)[:, None].expand(-1, self.channels, -1)
-        changed = self.moved(live, _signs(unit[:, 2:], live.x)[:, :, None, None]).flatten(2).gather(2, place)
+        up = (unit[:, 2:, None] >= 0.5) * (self.height * self.width)
+        changed = live.ends.gather(2, place + up)
         return live.points.flatten(2).scatter(2, place, changed).reshape(live.points.shape)
 
     def moved(self, live: Live, sign: Tensor) -> Tensor:
