@@ -34,21 +34,29 @@ def scores_are_judged() -> Iterator[None]:
 def positive(name: str, value: float | Tensor) -> None:
     """Raises unless ``value`` is a number (or a tensor of numbers) that is finite and above 0."""
     number = _number(name, value)
-    if not bool((number.isfinite() & (number > 0)).all()):
+    if not _finite_and(number > 0, number):
         raise ValueError(f"{name}: want finite and above 0, got {value}")
 
 
 def not_negative(name: str, value: float | Tensor) -> None:
     """Raises unless ``value`` is a number (or a tensor of numbers) that is finite and at least 0."""
     number = _number(name, value)
-    if not bool((number.isfinite() & (number >= 0)).all()):
+    if not _finite_and(number >= 0, number):
         raise ValueError(f"{name}: want finite and at least 0, got {value}")
 
 
-def _number(name: str, value: float | Tensor) -> Tensor:
+def _number(name: str, value: float | Tensor) -> float | Tensor:
+    """As Python's float, whose checks cost a hundredth of a tensor's; tensors of several numbers stay."""
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):  # NumPy's scalars are Real too
         raise TypeError(f"{name}: want a number, got {value!r}")
-    return torch.as_tensor(value, dtype=torch.float64)
+    return value.to(torch.float64) if isinstance(value, Tensor) and value.dim() else float(value)
+
+
+def _finite_and(holds: bool | Tensor, number: float | Tensor) -> bool:
+    """Whether all numbers are finite and it ``holds`` of all."""
+    if isinstance(number, Tensor):
+        return bool((number.isfinite() & holds).all())
+    return bool(holds) and math.isfinite(number)
 
 
 def at_least(name: str, value: float, low: float, *, integer: bool = False) -> None:
@@ -110,7 +118,7 @@ def pictures(x: Tensor) -> None:
 def unit_pixels(name: str, x: Tensor) -> None:
     """Warns where ``x`` looks like images (N, C, H, W) in 0 … 255. Other inputs, such as features, have any range."""
     if x.dim() == 4 and x.shape[1] in (1, 3, 4) and x.numel():
-        least, most = (float(end) for end in torch.aminmax(x.detach()))
+        least, most = span_of(x.detach())
         if least >= 0 and 1.5 < most <= 255:
             warn(
                 f"{name}: images of this library are in [0, 1], got values in [{least:g}, {most:g}]; "
@@ -130,45 +138,65 @@ def bound(name: str, value: float | Tensor) -> float | Tensor:
         end = float(value)
     else:
         raise TypeError(f"{name}: want numbers or tensors (low, high), got {value!r}")
-    if bool(torch.as_tensor(end).isnan().any()):
+    if bool(end.isnan().any()) if isinstance(end, Tensor) else math.isnan(end):
         raise ValueError(f"{name}: want numbers, got NaN")
     return end
 
 
-def images(x: object, bounds: tuple[float | Tensor, float | Tensor], name: str = "x", *, strict: bool = False) -> None:
-    """Raises unless ``x`` is a floating (N, ...) tensor inside the box, without NaN.
-
-    The ends of the box are taken as the dtype of ``x`` holds them: 0.3 in float32 is inside [0, 0.3]. So is what passes
-    an end by no more than ``(x - mean) / std`` is rounded, unless that is ``strict``.
-    """
+def floats(x: object, name: str = "x") -> None:
+    """Raises unless ``x`` is a floating (N, ...) tensor. Its values are left to :func:`images`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: want a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: want a floating dtype, got {x.dtype}; for images say {name}.float() / 255")
     if x.dim() < 2:
         raise ValueError(f"{name}: want shape (N, ...), a batch of samples, got shape {tuple(x.shape)}")
+
+
+def images(
+    x: object, bounds: tuple[float | Tensor, float | Tensor], name: str = "x", *, strict: bool = False
+) -> tuple[float, float]:
+    """Raises unless ``x`` is a floating (N, ...) tensor inside the box, without NaN; returns its least and most value.
+
+    The ends of the box are taken as the dtype of ``x`` holds them: 0.3 in float32 is inside [0, 0.3]. So is what passes
+    an end by no more than ``(x - mean) / std`` is rounded, unless that is ``strict``. Of an empty batch the values are
+    ∞ and −∞.
+    """
+    floats(x, name)
+    assert isinstance(x, Tensor)
     if x.numel() == 0:
-        return
+        return math.inf, -math.inf
     values = x.detach()
-    low, high = ends = _end(bounds[0], values), _end(bounds[1], values)
+    low, high = ends = end_beside(bounds[0], values), end_beside(bounds[1], values)
     if not strict:
         slack = 2 * torch.finfo(x.dtype).eps
-        low, high = low - slack * low.abs(), high + slack * high.abs()
-    least, most = torch.aminmax(values)
-    if low.dim() or high.dim():
+        low, high = low - slack * _magnitude(low), high + slack * _magnitude(high)
+    span = span_of(values)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
         inside = bool(((low <= values) & (values <= high)).all())
     else:
-        inside = bool((low <= least) & (most <= high))
+        inside = low <= span[0] and span[1] <= high
     if not inside:
-        _outside(name, values, (float(least), float(most)), ends)
+        _outside(name, values, span, ends)
+    return span
 
 
-def _outside(name: str, x: Tensor, span: tuple[float, float], ends: tuple[Tensor, Tensor]) -> None:
+def _magnitude(end: float | Tensor) -> float | Tensor:
+    return end.abs() if isinstance(end, Tensor) else abs(end)
+
+
+def span_of(x: Tensor) -> tuple[float, float]:
+    """The least and the most value of a batch that is not empty; NaN where there is one."""
+    least, most = torch.aminmax(x)
+    return float(least), float(most)
+
+
+def _outside(name: str, x: Tensor, span: tuple[float, float], ends: tuple[float | Tensor, float | Tensor]) -> None:
     """Raises, and says what is likely meant."""
     if bool(x.isnan().any()):
         rows = x.flatten(1).isnan().any(dim=1).nonzero().flatten().tolist()
         raise ValueError(f"{name}: want numbers, got NaN in rows {rows[:10]}")
-    text = ", ".join("one per channel" if end.dim() else f"{float(end):g}" for end in ends)
+    text = ", ".join("one per channel" if isinstance(end, Tensor) else f"{end:g}" for end in ends)
     hint = "Victim(model, bounds=(low, high)) takes other ranges"
     if span[0] >= 0 and 1 < span[1] <= 255:
         hint = f"if these are bytes, say {name} / 255; Victim(model, bounds=(0, 255)) takes them as they are"
@@ -185,23 +213,23 @@ def channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4
 
 
-def likely(x: Tensor, width: float) -> None:
-    """Warns where inputs ``x`` (N, ...) of a box of that width are hardly what is meant."""
+def likely(x: Tensor, width: float, span: tuple[float, float]) -> None:
+    """Warns where inputs ``x`` (N, ...) of that ``span``, in a box of that width, are hardly what is meant."""
     if channels_last(x):
         warn(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}; {TO_NCHW}")
-    if x.numel():
-        least, most = torch.aminmax(x)
-        if 0 < float(most - least) < width / 200:
-            warn(
-                f"bounds: the box is {width:g} wide, but x spans only [{float(least):g}, {float(most):g}]; "
-                "steps of attacks are in widths of the box: give the range of valid inputs"
-            )
+    least, most = span
+    if 0 < most - least < width / 200:
+        warn(
+            f"bounds: the box is {width:g} wide, but x spans only [{least:g}, {most:g}]; "
+            "steps of attacks are in widths of the box: give the range of valid inputs"
+        )
 
 
 def are_probabilities(output: Tensor) -> bool:
     """Whether all rows (N, K) are in [0, 1] and sum to one, up to 1e-3 (half precision), and are not 0 and 1 alone."""
-    inside = ((output - 0.5).abs() <= 0.501).all(dim=1) & ((output.sum(dim=1) - 1).abs() < 1e-3)
-    return bool(inside.all() & ((output != 0) & (output != 1)).any())
+    if not bool(((output.sum(dim=1) - 1).abs() < 1e-3).all()):  # nearly always the end of it
+        return False
+    return bool(((output - 0.5).abs() <= 0.501).all() & ((output != 0) & (output != 1)).any())
 
 
 def scores(output: Tensor) -> None:
@@ -218,10 +246,12 @@ def radius(eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[float | Tens
     A ball of that radius holds the whole box, wherever its center; of larger ones the squares may overflow.
     """
     value = per_sample("eps", eps, x)
-    if x.numel():
-        side = (_end(bounds[1], x) - _end(bounds[0], x)).to(value.dtype).expand(x.shape[1:]).flatten()
-        order = {"l1": 1.0, "l2": 2.0, "linf": math.inf}[norm]
-        most, whole = float(value.max()), float(torch.linalg.vector_norm(side, order))
+    low, high = end_beside(bounds[0], x), end_beside(bounds[1], x)
+    most = float(value.max()) if x.numel() else 0.0
+    plain = not isinstance(low, Tensor) and not isinstance(high, Tensor)
+    if x.numel() and not (plain and most <= high - low):  # no ball that fits between two sides holds the box
+        side = torch.as_tensor(high - low, dtype=value.dtype, device=x.device).expand(x.shape[1:]).flatten()
+        whole = float(torch.linalg.vector_norm(side, {"l1": 1.0, "l2": 2.0, "linf": math.inf}[norm]))
         if most > whole * (1 + 1e-6):
             bytes_ = 1 <= most <= 255 and float(side.max()) <= 1
             meant = f"; did you mean {most:g}/255?" if bytes_ else "; radii are in units of x"
@@ -230,17 +260,22 @@ def radius(eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[float | Tens
     return value
 
 
-def _end(end: float | Tensor, x: Tensor) -> Tensor:
-    """An end of the box in the dtype of ``x``."""
-    tensor = torch.as_tensor(end, dtype=x.dtype, device=x.device)
+def end_beside(end: float | Tensor, x: Tensor) -> float | Tensor:
+    """An end of the box as the dtype of ``x`` holds it: a number, or a tensor on its device.
+
+    Raises:
+        ValueError: where it does not broadcast with a sample.
+    """
+    if not isinstance(end, Tensor) or not end.dim():
+        return float(torch.tensor(float(end), dtype=x.dtype))
     try:
-        tensor.expand(x.shape[1:])
+        end.expand(x.shape[1:])
     except RuntimeError:
-        shapes = tuple(tensor.shape), tuple(x.shape[1:])
+        shapes = tuple(end.shape), tuple(x.shape[1:])
         raise ValueError(
             f"bounds: want ends that broadcast with a sample of shape {shapes[1]}, got {shapes[0]}"
         ) from None
-    return tensor
+    return end.to(x)
 
 
 def finite(name: str, x: Tensor) -> None:

@@ -7,6 +7,7 @@ arguments in order.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -22,11 +23,15 @@ from robustlab.geometry.projections import clip
 Bound = float | Tensor
 
 
+def _holds(condition: bool | Tensor) -> bool:
+    return bool(condition.all()) if isinstance(condition, Tensor) else condition
+
+
 class Domain(ABC):
     """A set of inputs."""
 
     @abstractmethod
-    def check(self, x: object, name: str = "x") -> None:
+    def check(self, x: object, name: str = "x") -> Any:
         """Raises ValueError or TypeError unless ``x`` is a batch of this domain."""
 
     @abstractmethod
@@ -70,21 +75,22 @@ class Box(Domain):
 
     def __init__(self, low: Bound, high: Bound) -> None:
         self.low, self.high = checks.bound("bounds", low), checks.bound("bounds", high)
+        self._is_plain = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
+        if not self._is_plain:
+            self.low, self.high = self._beside_each_other(self.low, self.high)
+        if not _holds(self.low < self.high):
+            raise ValueError(f"bounds: want (low, high) with low < high, got {self._text()}")
+        if not (_holds(self.low > -math.inf) and _holds(self.high < math.inf)):
+            raise ValueError(f"bounds: want finite ends, the range of valid inputs, got {self._text()}")
+        self._ends: dict[tuple[torch.dtype, torch.device], tuple[Bound, Bound]] = {}
+
+    def _beside_each_other(self, *ends: Bound) -> list[Tensor]:
+        """Two tensors; a number beside a tensor becomes one."""
         try:
-            below = torch.as_tensor(torch.as_tensor(self.low) < torch.as_tensor(self.high))
+            shape = torch.broadcast_shapes(*(end.shape for end in ends if isinstance(end, Tensor)))
         except RuntimeError:
             raise ValueError(f"bounds: want ends that broadcast with each other, got {self._text()}") from None
-        if not bool(below.all()):
-            raise ValueError(f"bounds: want (low, high) with low < high, got {self._text()}")
-        if not all(bool(torch.as_tensor(end).isfinite().all()) for end in (self.low, self.high)):
-            raise ValueError(f"bounds: want finite ends, the range of valid inputs, got {self._text()}")
-        self._is_plain = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
-        if not self._is_plain:  # a number beside a tensor becomes one
-            self.low, self.high = (
-                end if isinstance(end, Tensor) else torch.full(below.shape, end, dtype=torch.float64)
-                for end in (self.low, self.high)
-            )
-        self._ends: dict[tuple[torch.dtype, torch.device], tuple[Bound, Bound]] = {}
+        return [end if isinstance(end, Tensor) else torch.full(shape, end, dtype=torch.float64) for end in ends]
 
     def ends(self, like: Tensor) -> tuple[Bound, Bound]:
         """Both ends as the dtype of ``like`` can hold them; tensors are on its device."""
@@ -99,20 +105,29 @@ class Box(Domain):
             return end.to(like)
         return float(torch.tensor(end, dtype=like.dtype)) if like.is_floating_point() else end
 
-    def check(self, x: object, name: str = "x") -> None:
-        """Floats inside the box, without NaN; lengths in it are numbers of their dtype."""
-        checks.images(x, (self.low, self.high), name)
+    def width(self, like: Tensor) -> float:
+        """The largest side of the box."""
+        low, high = self.ends(like)
+        side = high - low
+        return float(side.max()) if isinstance(side, Tensor) else side
+
+    def check(self, x: object, name: str = "x") -> tuple[float, float]:
+        """Floats inside the box, without NaN; lengths in it are numbers of their dtype. Returns the extremes of x."""
+        span = checks.images(x, (self.low, self.high), name)
         assert isinstance(x, Tensor)
-        low, high = self.ends(x)
-        most = torch.finfo(x.dtype).max ** 0.5
-        if not bool((torch.as_tensor(high - low) <= most).all()):
+        if self.width(x) > torch.finfo(x.dtype).max ** 0.5:
             kind = str(x.dtype).removeprefix("torch.")
             raise ValueError(f"bounds: want ends whose squared distance {kind} can hold, got {self._text()}")
+        return span
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """``x`` itself; where it passes an end, by the rounding that the check allows, a copy that does not."""
+    def nearest(self, x: Tensor, span: tuple[float, float]) -> Tensor:
+        """``x``, of extremes ``span``; where it passes an end, by rounding that the check allows, a clipped copy."""
         low, high = self.ends(x)
-        return x if bool(((x >= low) & (x <= high)).all()) else clip(x, low, high)
+        if isinstance(low, Tensor) or isinstance(high, Tensor):
+            inside = bool(((x >= low) & (x <= high)).all())
+        else:
+            inside = low <= span[0] and span[1] <= high
+        return x if inside else clip(x, low, high)
 
     def distances(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
         """ℓ0, ℓ1, ℓ2 and ℓ∞."""
@@ -123,7 +138,8 @@ class Box(Domain):
         low, high = self.ends(x)
         out = torch.empty_like(x, memory_format=torch.channels_last) if last else None
         out = torch.clamp(x, low, high, out=out)  # type: ignore[arg-type]  # numbers or tensors
-        return out, torch.aminmax(x if self._is_plain else x - out)  # comparing x with out is five times as slow
+        seen = x if self._is_plain else x - out  # comparing x with out is five times as slow
+        return out, (seen.amin(), seen.amax())  # and aminmax half as slow again
 
     def either(self, evidence: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The extremes of both, in the memory of the first."""

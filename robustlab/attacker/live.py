@@ -40,7 +40,6 @@ class Live:
 
     Attributes:
         x, y, target: the samples, their labels, and their targets or None.
-        logit_size: (n,), :func:`robustlab.attacker.losses.logit_size` at x; 0 where no logits are seen.
         rows: (n,) int64, their places in the batch.
         place: (n,) int64, their places among ``session.active``; None as long as all of these are at work.
     """
@@ -48,7 +47,6 @@ class Live:
     x: Batch
     y: Tensor
     target: Tensor | None
-    logit_size: Tensor
     rows: Tensor
     place: Tensor | None
 
@@ -65,12 +63,16 @@ class Live:
         return self.rows.shape[0]
 
     def note(self, met: Tensor) -> None:
-        """A question for each column of ``met`` (n, m)."""
-        if self._asked + met.shape[1] > len(self._met):
-            more = self._met.new_empty(max(64, len(self._met), met.shape[1]), len(self))
+        """A question of ``met`` (n,), or one for each column of (n, m)."""
+        m = 1 if met.dim() == 1 else met.shape[1]
+        if self._asked + m > len(self._met):
+            more = self._met.new_empty(max(64, len(self._met), m), len(self))
             self._met = torch.cat([self._met, more])
-        self._met[self._asked : self._asked + met.shape[1]] = met.T
-        self._asked += met.shape[1]
+        if met.dim() == 1:
+            self._met[self._asked] = met
+        else:
+            self._met[self._asked : self._asked + m] = met.T
+        self._asked += m
 
     if TYPE_CHECKING:  # what an attack keeps here is its own business
 
@@ -81,11 +83,9 @@ class Live:
 
     def keep(self, mask: Tensor | None) -> None:
         """Go on with the samples of a mask (n,) only; None stands for all."""
-        if mask is None:
+        if mask is None or bool(mask.all()):
             return
         index = mask.nonzero().flatten()
-        if len(index) == len(self):
-            return
         self._session.settle(self)
         for best in self._bests:
             best.settle()

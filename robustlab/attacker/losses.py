@@ -58,9 +58,15 @@ def rivals(logits: Tensor, label: Tensor) -> Tensor:
     return ranked[ranked != label.unsqueeze(1)].reshape(len(logits), -1)
 
 
+def compared(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits that a margin compares: z_label and max_{k ≠ label} z_k, both (N,)."""
+    return logits.gather(1, label.unsqueeze(1)).squeeze(1), best_other(logits, label)
+
+
 def margin(logits: Tensor, label: Tensor) -> Tensor:
     """z_label − max_{k ≠ label} z_k, (N,): positive exactly where the label wins."""
-    return logits.gather(1, label.unsqueeze(1)).squeeze(1) - best_other(logits, label)
+    own, other = compared(logits, label)
+    return own - other
 
 
 def goal_margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
@@ -96,18 +102,17 @@ def logit_size(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tenso
     return torch.maximum(size.gather(1, pair).amax(dim=1), size.median(dim=1).values)
 
 
-def spare(logits: Tensor, y: Tensor, target: Tensor | None, at_x: Tensor, dtype: torch.dtype) -> Tensor:
+def spare(own: Tensor, other: Tensor, at_x: Tensor, dtype: torch.dtype) -> Tensor:
     """The margin by which a success must be won for rounding not to undo it, (n,).
 
         1e-4 · max(|z_l|, |z_r|, s)
 
-    where s is :func:`logit_size` at x. Rounding grows with the numbers that are compared and with those that they were
-    computed from, of which s tells also where both logits are near 0. Where the ``dtype`` of the model is half
-    precision, it is two of its last places.
+    where z_l and z_r are the logits ``own`` and ``other`` that are :func:`compared`, and s is :func:`logit_size` at x.
+    Rounding grows with the numbers that are compared and with those that they were computed from, of which s tells also
+    where both logits are near 0. Where the ``dtype`` of the model is half precision, it is two of its last places.
     """
-    z, label = logits.detach(), y if target is None else target
-    compared = torch.maximum(z.gather(1, label.unsqueeze(1)).squeeze(1).abs(), best_other(z, label).abs())
-    return max(1e-4, 2 * torch.finfo(dtype).eps) * torch.maximum(compared, at_x)
+    size = torch.maximum(own.detach().abs(), other.detach().abs())
+    return max(1e-4, 2 * torch.finfo(dtype).eps) * torch.maximum(size, at_x)
 
 
 def probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.domain import Box, Domain
 from robustlab.attacker.live import Best, Live, filtered
-from robustlab.attacker.losses import AttackerLoss, LossFunction, goal_margin, logit_size, spare
+from robustlab.attacker.losses import AttackerLoss, LossFunction, compared, goal_margin, logit_size, spare
 from robustlab.attacker.parts import Batch, Reply, copied, detached, every, first, put, size, take, tensors
 from robustlab.attacker.results import AttackResult
 from robustlab.geometry.keyed import Noise
@@ -93,7 +94,7 @@ class Session:
         self.x, self.target, self.ids, self.kappa, self.answer, self._goal = x, target, ids, kappa, answer, goal
         if isinstance(domain, Box):
             self.low, self.high = domain.ends(x)
-            self.width = float(torch.as_tensor(self.high - self.low).max())
+            self.width = domain.width(x)
         self._queries = torch.zeros(n, dtype=torch.int64, device=device)
         self._gradients = torch.zeros_like(self._queries)
         self._first_success = torch.full_like(self._queries, _NEVER)
@@ -106,7 +107,6 @@ class Session:
         self._careful = False
         self._has_slope = False  # not looked at yet
         self.y = torch.zeros_like(self._queries) if y is None else y
-        self._logit_size = torch.zeros(n, device=device)
         self.clean: Reply = None
         self.lost = torch.zeros_like(self._queries, dtype=torch.bool)
         self.active = torch.arange(n, device=device)
@@ -127,23 +127,21 @@ class Session:
             if y is None:
                 self.y = self._top(answer)
         self.clean = None if self.access == "hard" else _in_dtype_of(self.x, answer)
-        if self.clean is not None and self.answer == "classes":
-            self._logit_size = logit_size(self.clean, self.y, self.target)
         self.start = self.everyone()
         met = self.met(answer, self.start) & ~self.lost
-        self._book(self.start, met.unsqueeze(1))
-        self.settle(self.start)
+        self._queries.fill_(1)
+        self._first_success.masked_fill_(met, 1)
         self.start.keep(~(met | self.lost))
         self.active, self.start.place = self.start.rows, None
 
     def everyone(self) -> Live:
         """All samples of the batch, those too that have met the goal at x."""
         rows = torch.arange(len(self._queries), device=self._queries.device)
-        return Live(self, rows, x=self.x, y=self.y, target=self.target, logit_size=self._logit_size)
+        return Live(self, rows, x=self.x, y=self.y, target=self.target)
 
     def of(self, rows: Tensor) -> Live:
         """Samples by their places in the batch, (n,) int64, each as often as it is named."""
-        labels = {"y": self.y, "target": self.target, "logit_size": self._logit_size}
+        labels = {"y": self.y, "target": self.target}
         return Live(self, rows, x=take(self.x, rows), **{k: v if v is None else v[rows] for k, v in labels.items()})
 
     def _is_label(self, answer: Tensor) -> bool:
@@ -184,7 +182,7 @@ class Session:
         """
         self._settled()
         place = None if among is None else among.nonzero().flatten()
-        start: dict[str, Any] = {name: getattr(self.start, name) for name in ("rows", "x", "y", "target", "logit_size")}
+        start: dict[str, Any] = {name: getattr(self.start, name) for name in ("rows", "x", "y", "target")}
         if place is not None:
             start = {name: value if value is None else take(value, place) for name, value in start.items()}
         whole = len(start["rows"]) == len(self._queries)
@@ -289,11 +287,12 @@ class Session:
             return answer, value, _input_gradient(value.sum(), points)
 
         answer, value, grad = self._differentiate(points, work)
+        answer, value = detached(answer), value.detach()
         live._differentiated += 1
         met = self._count(live, answer)
         if not self._has_slope:
-            self._look_at_slope(grad, value.detach(), loss)
-        return Answer(detached(answer), met, value.detach(), grad)
+            self._look_at_slope(grad, value, loss)
+        return Answer(answer, met, value, grad)
 
     def _look_at_slope(self, grad: Batch, value: Tensor, loss: LossFunction) -> None:
         """Once: warn where a loss of probabilities is at its end, and has no slope, since they round to 1 and 0."""
@@ -302,7 +301,10 @@ class Session:
         end = {"ce": 0.0, "prob": 1.0 + self.kappa}.get(name)
         if end is None or self.target is not None or not isinstance(grad, Tensor):
             return
-        flat = int(((value == end) & ~grad.flatten(1).any(dim=1)).sum())
+        ended = value == end
+        if not bool(ended.any()):
+            return
+        flat = int((ended & ~grad.flatten(1).any(dim=1)).sum())
         if flat:
             checks.warn(
                 f"loss: {name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model is "
@@ -359,21 +361,34 @@ class Session:
 
     def secure(self, logits: Tensor, live: Live) -> Tensor:
         """Goal met with κ and what :func:`~robustlab.attacker.losses.spare` says, so that rounding cannot undo it."""
-        lead = self.goal_margin(logits, live)
-        return (lead > 0) & (lead >= self.kappa + self._spare(logits, live))
+        lead, spared = self._lead(logits, live)
+        return (lead > 0) & (lead >= self.kappa + spared)
 
     def beyond(self, logits: Tensor, live: Live) -> Tensor:
         """The margin at which to aim, (n,): 1 % more than is spared, since a threshold is approached forever."""
-        return 1.01 * self._spare(logits, live)
+        return 1.01 * self._lead(logits, live)[1]
 
-    def _spare(self, logits: Tensor, live: Live) -> Tensor:
-        return spare(logits, live.y, live.target, live.logit_size, self._dtype or logits.dtype)
+    def _lead(self, logits: Tensor, live: Live) -> tuple[Tensor, Tensor]:
+        """The goal margin, and how much of it is spared for rounding, without a gradient."""
+        if "logit_size" not in vars(live):  # most attacks do without
+            live.logit_size = self._logit_size[live.rows]
+        own, other = compared(logits, live.y if live.target is None else live.target)
+        spared = spare(own, other, live.logit_size, self._dtype or logits.dtype)
+        return other - own if live.target is None else own - other, spared
+
+    @cached_property
+    def _logit_size(self) -> Tensor:
+        """(N,), :func:`robustlab.attacker.losses.logit_size` at x; 0 where no logits are seen."""
+        if self.clean is None or self.answer != "classes":
+            return torch.zeros(len(self.y), device=self.y.device)
+        return logit_size(self.clean, self.y, self.target)
 
     def shortfall(self, live: Live) -> LossFunction:
         """The loss κ + margin aimed at − goal margin: 0 or less where the goal is met clearly. Not cut off at 0."""
 
         def loss(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
-            return kappa + self.beyond(logits, live) - goal_margin(logits, y, target)
+            lead, spared = self._lead(logits, live)
+            return kappa + 1.01 * spared - lead
 
         return loss
 
@@ -438,11 +453,11 @@ class Session:
     def _count(self, live: Live, answer: Reply) -> Tensor:
         """Book one query for each live sample; note first successes; return whether the goal is met."""
         met = self.met(answer, live)
-        self._book(live, met.unsqueeze(1))
+        self._book(live, met)
         return met
 
     def _book(self, live: Live, met: Tensor) -> None:
-        """Note one query for each column of ``met`` (n, m)."""
+        """Note a query of ``met`` (n,), or one for each column of (n, m)."""
         if self._asking is not live:  # what was asked about others comes first, since samples may be among both
             self._settled()._asking = live
         live.note(met)

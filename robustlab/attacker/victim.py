@@ -166,7 +166,7 @@ class Victim:
         if not isinstance(self.domain, domain):
             raise TypeError(f"victim: this attack wants inputs of {domain.__name__}, got {self.domain}")
         self._check_goal(goal, kappa)
-        self.domain.check(x)
+        span = self.domain.check(x)
         if isinstance(self.model, Graph) and x.shape[1:] != self.model.input_shape:
             raise ValueError(f"x: want samples of shape {self.model.input_shape}, got {tuple(x.shape[1:])}")
         like = first(x)
@@ -181,14 +181,14 @@ class Victim:
         with torch.inference_mode(False), torch.no_grad(), self.held(like.device):
             # Tensors made in inference mode cannot take part in autograd; their clones can.
             x, y, target = (None if v is None else ordinary(v) for v in (x, y, target))
-            space, x, dtype = self._work(x)
+            space, x, dtype = self._work(x, span)
             session = Session(
                 self._answers if dtype is None else partial(self._answers, dtype=dtype),
                 space, self.access, self.budget, x, y, target, ordinary(ids).to(like.device),
                 kappa=float(kappa), min_classes=needed, answer=self.answer, goal=goal,
                 convolves=self._convolves() and dtype is None, dtype=dtype,
             )  # fmt: skip
-            self._warn(session)
+            self._warn(session, span)
             try:
                 yield session
             except BaseException as error:
@@ -196,7 +196,7 @@ class Victim:
                     keep_so_far(error, session.so_far())
                 raise
 
-    def _work(self, x: Batch) -> tuple[Domain, Batch, torch.dtype | None]:
+    def _work(self, x: Batch, span: Any) -> tuple[Domain, Batch, torch.dtype | None]:
         """The domain and the batch with which an attack works, and the dtype of x if that is another.
 
         What passes an end of the box by rounding is taken as that end. Beside half precision, which has no room for
@@ -205,15 +205,15 @@ class Victim:
         """
         if not isinstance(self.domain, Box):
             return self.domain, x, None
-        x = self.domain.nearest(x)
+        x = self.domain.nearest(x, span)
         if x.dtype not in (torch.float16, torch.bfloat16):
             return self.domain, x, None
         return Box(*self.domain.ends(x)), x.float(), x.dtype
 
-    def _warn(self, session: Session) -> None:
+    def _warn(self, session: Session, span: Any) -> None:
         """Say what is likely meant where x or the model's answer there is legal, but seldom what one wants."""
         if isinstance(self.domain, Box):
-            checks.likely(session.x, session.width)
+            checks.likely(session.x, session.width, span)
         if self.answer == "classes" and self.output == "logits" and session.clean is not None:
             checks.scores(session.clean)
 

@@ -127,7 +127,9 @@ def _take(what: str, part: Any) -> None:
 def _hold(what: str, part: Any) -> Any:
     """Still a part; returns how it was."""
     if what == "mode":
-        was, part.training = part.training, False
+        was = part.training
+        if was:  # a module takes its time to set an attribute
+            part.training = False
     elif what == "gradient":
         was = part.requires_grad
         part.requires_grad_(False)
@@ -146,7 +148,8 @@ def _release(what: str, part: Any) -> None:
         return
     was = _HELD.pop(_key(what, part))[1]
     if what == "mode":
-        part.training = was
+        if part.training != was:
+            part.training = was
     elif what == "gradient":
         part.requires_grad_(was)
     elif what == "values":

@@ -133,8 +133,8 @@ def step(ball: Norm, at: Live | SimpleNamespace, grad: Tensor, box: tuple[Bound,
     """x + P(δ − α·v(grad)) from ``at.points``; ``sparse``: ℓ1 moves as few elements as possible."""
     alpha = beside(at.alpha, at.x)
     if ball.name == "linf":
-        move = grad.sign().mul_(alpha)
-        return clip_(torch.sub(at.points, move, out=move), at.low, at.high)
+        sign = grad.sign()
+        return clip_(torch.addcmul(at.points, sign, alpha, value=-1, out=sign), at.low, at.high)
     delta = at.points - at.x
     if ball.name == "l1":
         cap = alpha if sparse else alpha / max(1, round(0.01 * delta[0].numel()))
