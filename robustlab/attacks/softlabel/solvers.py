@@ -5,7 +5,7 @@ an estimator of :mod:`robustlab.attacks.softlabel.estimators`, and so can you::
 
     with Victim.of(model).session(x, y, access="soft", loss=g) as session:
         live, best, ends = session.live(noise=session.noise(0)), Best(session), (session.low, session.high)
-        live.points, live.eps = live.x, torch.full_like(live.logit_size, 0.1)
+        live.points, live.eps = live.x, live.x.new_full((len(live),), 0.1)
         for k in range(steps):
             directions = Directions(live.noise, k, 20, live.x, "sphere")                   # an estimator …
             ĝ = central(session.values(live, g), live.points, directions, 1e-3, box=ends)
