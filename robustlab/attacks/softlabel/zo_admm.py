@@ -107,7 +107,8 @@ def zo_admm(
         best, live = closest(session), session.live(noise=session.noise(seed), clean=session.clean)
         box, width = (session.low, session.high), session.width
         live.delta = live.dual = live.z = torch.zeros_like(live.x)
-        live.aim = live.logit_size if session.clean is None else kappa + session.beyond(live.clean, live)  # None: no x
+        nothing = session.clean is None  # no x
+        live.aim = live.x.new_zeros(len(live)) if nothing else kappa + session.beyond(live.clean, live)
         for k in bar(range(1, steps + 1), show=progress, label="zo_admm"):
             live.keep(session.can_pay(live, q + 2))
             if not len(live):
