@@ -166,3 +166,24 @@ def test_bad_arguments() -> None:
 def test_empty() -> None:
     noise = Noise(0, torch.arange(0))
     assert noise.normal(0, (2, 3)).shape == (0, 2, 3) and len(noise) == 0
+
+
+def test_draws_in_turn_are_those_drawn_alone() -> None:
+    """Of few numbers several draws are made at once, which samples that leave, leaps and returns must not disturb."""
+    ids = torch.tensor([7, 3, 11])
+    noise, kept = Noise(5, ids), torch.tensor([0, 2])
+    for step in (0, 1, 2, 3, 2, 9, 10, 11):
+        alone = Noise(5, ids).uniform((4, step), (2, 3), torch.float64)
+        assert torch.equal(noise.uniform((4, step), (2, 3), torch.float64, 0.0, 1.0), alone)
+        noise.uniform((4, step), (2, 3), torch.float64, -1.0, 1.0)  # in place on what it drew
+    rest = noise.take(kept)
+    for step in (12, 13, 80):
+        assert torch.equal(rest.uniform((4, step), (2, 3)), Noise(5, ids[kept]).uniform((4, step), (2, 3)))
+    assert torch.equal(rest.uniform((5, 80), (2, 3)), Noise(5, ids[kept]).uniform((5, 80), (2, 3)))
+
+
+def test_many_numbers_are_those_of_each_sample() -> None:
+    """More than the block in which they are made."""
+    ids, shape = torch.arange(5), (1 << 15,)
+    rows = torch.cat([Noise(2, ids[i : i + 1]).uniform(0, shape) for i in range(5)])
+    assert torch.equal(Noise(2, ids).uniform(0, shape), rows)
