@@ -99,7 +99,8 @@ def check_failure(case: Case, device: torch.device) -> None:
 def attacked(case: Case, logits: Tensor, label: Tensor) -> Tensor:
     """What the default loss wants large."""
     default = inspect.signature(case.attack).parameters["loss"].default
-    if default == "margin" or (default is None and not case.targeted):  # Square's
+    # Log-probabilities differ as logits do; None is Square's.
+    if default in ("margin", "logprob") or (default is None and not case.targeted):
         others = logits.scatter(1, label[:, None], -torch.inf).amax(dim=1)
         loss = (others - logits.gather(1, label[:, None]).squeeze(1)).squeeze()
     else:

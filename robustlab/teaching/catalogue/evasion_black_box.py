@@ -67,7 +67,7 @@ BLACK_BOX: tuple[Row, ...] = (
         norms=("l2", "linf"),
         targeted=True,
         access="soft",
-        quick={"steps": 12, "q": 6},
+        quick={"steps": 16, "q": 12},
     ),
     Row(
         key="nes",
@@ -92,7 +92,7 @@ BLACK_BOX: tuple[Row, ...] = (
         targeted=True,
         access="soft",
         dims=("image",),
-        quick={"steps": 50},
+        quick={"steps": 60, "tiles": 4},
     ),
     Row(
         key="zo_admm",
