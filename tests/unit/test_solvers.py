@@ -185,7 +185,7 @@ def test_a_pairing_of_ones_own() -> None:
         seen = Counting(model)
         with Victim(seen).session(x, None, ids=ids, access="soft", loss=g) as session:
             live, best, ends = session.live(noise=session.noise(0)), Best(session), (session.low, session.high)
-            live.points, live.eps = live.x, torch.full_like(live.logit_size, 0.1)
+            live.points, live.eps = live.x, torch.full((len(live),), 0.1, dtype=x.dtype)
             for k in range(15):
                 estimate = central(
                     session.values(live, g), live.points, Directions(live.noise, k, 5, live.x, "sphere"), 1e-3, box=ends

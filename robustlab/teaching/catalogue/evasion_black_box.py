@@ -92,7 +92,7 @@ BLACK_BOX: tuple[Row, ...] = (
         targeted=True,
         access="soft",
         dims=("image",),
-        quick={"steps": 60, "tiles": 4},
+        quick={"steps": 60},
     ),
     Row(
         key="zo_admm",
