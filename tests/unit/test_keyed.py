@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robustlab.geometry.keyed import Noise, derive_seed
+from robustlab.geometry.keyed import Noise, _mix, _mix_integer, derive_seed
 
 QUICK = (("quick_uniform", ()), ("quick_normal", ()))
 SEEDS = (0, 1, -1, 2**40, -(2**63), 2**64 + 3)
@@ -152,6 +152,13 @@ def test_derived_seeds_differ() -> None:
     short = [derive_seed(a) for a in range(-2, 5)] + [derive_seed(a, b) for a in range(-2, 5) for b in range(-2, 5)]
     assert len(set(short)) == 7 + 49
     assert derive_seed(1, 2, 3) == derive_seed(1, 2, 3)
+
+
+def test_integers_are_mixed_as_tensors_are() -> None:
+    values = [0, 1, -1, 2**62, -(2**63), 2**63 - 1, *torch.arange(-50, 50).mul(0x5DEECE66D1234567).tolist()]
+    mixed = _mix(torch.tensor(values)).tolist()
+    assert [_mix_integer(value) for value in values] == [value % 2**64 for value in mixed]
+    assert derive_seed(2**64 + 3, -1) == derive_seed(3, 2**64 - 1)
 
 
 def test_bad_arguments() -> None:
