@@ -11,5 +11,7 @@ from robustlab.defenses.purification.fine_pruning import fine_pruning as fine_pr
 from robustlab.defenses.purification.fine_tuning import fine_tuning as fine_tuning
 from robustlab.defenses.purification.mode_connectivity import mode_connectivity as mode_connectivity
 from robustlab.defenses.purification.unlearn import unlearn as unlearn
+from robustlab.defenses.training.adversarial_training import OverfittingCheck as OverfittingCheck
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
+from robustlab.defenses.training.trades import trades as trades
 from robustlab.defenses.training.trim import trim as trim

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from scipy.stats import norm as standard_normal
+from torch import Tensor, nn
 
 from robustlab import data, models
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import pgd
 from robustlab.defenses import adversarial_training
+from robustlab.defenses.training.crafting import at_worst_weights
+from robustlab.geometry.keyed import Noise
+from robustlab.geometry.norms import get_norm
 from robustlab.training.fit import cross_entropy, fit
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
+
+
+def formula(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int, eps: float, steps: int) -> Tensor:
+    """Signed steps of 2.5·ε/K from a uniform start, kept in ball and box by two clamps; surprise of the last point."""
+
+    def surprise(at: Tensor) -> Tensor:
+        z = model(at)
+        return (z.exp().sum(dim=1).log() - z[torch.arange(len(y), device=z.device), y]).mean()
+
+    point = (x + get_norm("linf").uniform(Noise(seed, ids), 0, x, eps)).clamp(0, 1)
+    for _ in range(steps):
+        point = point.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(surprise(point), point)
+        point = torch.minimum(torch.maximum(point + 2.5 * eps / steps * slope.sign(), x - eps), x + eps).clamp(0, 1)
+    return surprise(point.detach())
 
 
 @pytest.mark.parametrize("norm", DUAL)
@@ -105,6 +128,125 @@ def test_wrong_arguments_are_named() -> None:
         ({"warmup": -0.5}, "warmup"),
         ({"craft_mode": "both"}, "craft_mode"),
         ({"bounds": (1.0, 0.0)}, "bounds"),
+        ({"eps": 8.0}, r"eps: want at most 1, the diameter of the box in linf, got 8; did you mean 8/255\?$"),
+        ({"weight_perturbation": -0.1}, "weight_perturbation"),
+        ({"check_every": -1}, "check_every"),
     ):
-        with pytest.raises(ValueError, match=f"^{match}:"):
+        with pytest.raises(ValueError, match=f"^{match}" + (":" if ":" not in match else "")):
             adversarial_training(**{"eps": 0.1, **change})
+    with pytest.raises(ValueError, match=r"^eps: want at most 2\.44949, the diameter of the box in l2"):
+        adversarial_training(norm="l2", eps=3.0)(
+            nn.Linear(6, 2), torch.rand(4, 6), torch.arange(4) % 2, ids=torch.arange(4), seed=0
+        )
+
+
+# The Gaussian model --------------------------------------------------------------------------------------------------
+
+
+def robust_error(theta: Tensor, mu: Tensor, eps: float) -> float:
+    """Of sign(θ·x) where x ~ N(y·μ, I) and an opponent moves each element by ε (Carmon et al., 2019, section 3)."""
+    distance = (mu @ theta - eps * theta.abs().sum()) / theta.norm()
+    return float(standard_normal.sf(float(distance)))
+
+
+def test_in_the_gaussian_model_training_finds_the_most_robust_direction() -> None:
+    """There the best direction is μ shrunk by ε, elements below ε at 0; PGD's error is the closed form's."""
+    d, n, eps, wide = 10, 3000, 0.3, (-20.0, 20.0)
+    mu = torch.linspace(0.1, 1.0, d, dtype=torch.float64)
+    noise = Noise(0, torch.arange(n))
+    y = torch.arange(n) % 2
+    x = (2 * y - 1)[:, None] * mu + noise.normal(0, (d,), torch.float64)
+    errors, thetas = {}, {}
+    for name, objective in (
+        ("plain", cross_entropy),
+        ("robust", adversarial_training(eps=eps, steps=2, step_size=eps, bounds=wide)),
+    ):
+        model = nn.Linear(d, 2).double()
+        fit(model, (x, y), objective=objective, epochs=10, batch_size=100, lr=0.03)
+        thetas[name] = (model.weight[1] - model.weight[0]).detach()
+        with torch.no_grad():
+            model.bias.zero_()
+        errors[name] = robust_error(thetas[name], mu, eps)
+        fooled = pgd(Victim(model, bounds=wide), x, y, eps=eps, steps=2, step_size=eps).success.double().mean()
+        spread = 4 * (errors[name] * (1 - errors[name]) / n) ** 0.5
+        assert float(fooled) == pytest.approx(errors[name], abs=spread), name
+    best = robust_error((mu - eps).clamp_min(0), mu, eps)
+    assert best <= errors["robust"] <= best + 0.006 and errors["plain"] > best + 0.01, (best, errors)
+
+
+# One step, and its check ---------------------------------------------------------------------------------------------
+
+
+def test_one_step_is_a_signed_step_of_a_quarter_more_than_epsilon_from_a_uniform_start() -> None:
+    model, seen = nn.Linear(6, 2).double(), []
+    model.register_forward_hook(lambda m, args, out: seen.append(args[0].detach().clone()))
+    x, y, ids, eps = 0.3 + 0.4 * torch.rand(50, 6, dtype=torch.float64), torch.arange(50) % 2, torch.arange(50), 0.1
+    adversarial_training(eps=eps, steps=1)(model, x, y, ids=ids, seed=4)
+    uphill = (model.weight[1 - y] - model.weight[y]).detach().sign()
+    start = get_norm("linf").uniform(Noise(4, ids), 0, x, eps)
+    torch.testing.assert_close(seen[-1], x + (start + 1.25 * eps * uphill).clamp(-eps, eps), rtol=0, atol=1e-12)
+
+
+class Valley(nn.Module):
+    """Wrong only in a narrow valley beside x: one long step jumps over it, short ones end in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = self.scale * (20 * (x[:, 0] - 0.55).abs() - 0.4)
+        return torch.stack([margin, -margin], dim=1)
+
+
+def test_the_check_tells_a_net_that_fools_one_step_from_an_honest_one() -> None:
+    x, y, ids = torch.full((40, 1), 0.5), torch.zeros(40, dtype=torch.int64), torch.arange(40)
+    honest = nn.Linear(1, 2)
+    with torch.no_grad():
+        honest.weight.zero_()
+        honest.bias.copy_(torch.tensor([1.0, -1.0]))
+    objective = adversarial_training(eps=0.1, steps=1, check_every=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            objective(honest, x, y, ids=ids, seed=0)
+    assert [(seen.crafted, seen.pgd, seen.catastrophic) for seen in objective.checks] == [(1.0, 1.0, False)] * 2
+    objective(Valley(), x, y, ids=ids, seed=0)  # between two checks
+    objective.set_progress(0.75)
+    with pytest.warns(UserWarning, match=r"^adversarial_training: catastrophic overfitting: accuracy is \d\d%"):
+        objective(Valley(), x, y, ids=ids, seed=0)
+    seen = objective.checks[-1]
+    assert seen.catastrophic and seen.done == 0.75 and seen.crafted > 0.6 > 0.4 > seen.pgd
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        for _ in range(2):
+            objective(Valley(), x, y, ids=ids, seed=0)
+    assert len(objective.checks) == 4
+
+
+# Worst weights -------------------------------------------------------------------------------------------------------
+
+
+def test_worst_weights_are_a_step_along_the_slope_of_each_layer_and_leave_the_model_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double().train()
+    x, y, gamma = torch.rand(12, 6, dtype=torch.float64), torch.arange(12) % 3, 0.05
+    state = copy.deepcopy(model.state_dict())
+    loss = at_worst_weights(model, lambda net: F.cross_entropy(net(x), y), gamma)
+    loss.backward()
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(state)
+    walker = copy.deepcopy(twin)
+    F.cross_entropy(walker(x), y).backward()
+    with torch.no_grad():
+        for own, there in zip(twin.parameters(), walker.parameters(), strict=True):
+            if own.dim() > 1:
+                own += gamma * own.norm() / there.grad.norm() * there.grad
+    want = F.cross_entropy(twin(x), y)
+    want.backward()
+    torch.testing.assert_close(loss, want)
+    for own, there in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, there.grad)
+    now = model.state_dict()
+    assert all(torch.equal(now[key], state[key]) for key in state if "running" not in key and "batches" not in key)
+    assert int(now["1.num_batches_tracked"]) == 1, "the statistics move once"
+    torch.testing.assert_close(now["1.running_mean"], twin.state_dict()["1.running_mean"])

@@ -160,6 +160,7 @@ def pgd_maximize(
     seed: int = 0,
     ids: Tensor | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
+    init: Tensor | None = None,
 ) -> Tensor:
     """The inner maximizer of adversarial training: K steps from a random start, last iterate, nothing checked.
 
@@ -171,7 +172,7 @@ def pgd_maximize(
     alpha = 2.5 * radius / steps if step_size is None else torch.as_tensor(step_size).to(radius).expand(x.shape[0])
     noise = Noise(seed, torch.arange(x.shape[0], device=x.device) if ids is None else ids.to(x.device))
     at = SimpleNamespace(x=x, eps=radius, alpha=alpha)
-    at.points = begin(ball, at, ball.uniform(noise, 0, x, radius), bounds)
+    at.points = begin(ball, at, ball.uniform(noise, 0, x, radius) if init is None else init, bounds)
     for k in range(steps):
         with torch.enable_grad():
             at.points.requires_grad_(True)

@@ -5,58 +5,98 @@ equation (2.1): train on the worst input of a ball instead of the given one,
 
     minimize_θ  E_(x, y) [ max_{‖δ‖_p ≤ ε, x + δ ∈ box}  CE(model_θ(x + δ), y) ]
 
-The inner maximum is approached by PGD from a random start, and its last iterate is trained on. Different here: the
-mode in which batch norm runs while crafting is explicit, and epsilon may grow over the first part of the training,
-without which a small net on few images can stay at chance for a large epsilon.
+The inner maximum is approached by PGD from a random start, and its last iterate is trained on. With ``steps=1`` that is
+the single-step training of Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial training" (2020):
+one signed step of 1.25·ε from a uniform start. It may fail all at once: the net learns to fool the one step and loses
+all robustness. Hence the check, ``check_every``.
+
+Different here: the mode in which batch norm runs while crafting is explicit, epsilon may grow over the first part of
+the training, without which a small net on few images can stay at chance for a large epsilon, and the weights may be
+perturbed as well.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.whitebox.pgd import pgd_maximize
+from robustlab.defenses.training.crafting import Ball, CraftMode, at_worst_weights
+from robustlab.geometry.keyed import derive_seed
 from robustlab.geometry.norms import ProperNorm
-from robustlab.models.modes import evaluating, frozen
+from robustlab.models.modes import evaluating
 
-__all__ = ["adversarial_training"]
+__all__ = ["OverfittingCheck", "adversarial_training"]
 
-CraftMode = Literal["eval", "train"]
+CHECK_STEPS = 10  # of the PGD that checks
+SUSPICIOUS = 0.2  # this gap of accuracies is no longer that of a stronger attack
+
+
+@dataclass(frozen=True)
+class OverfittingCheck:
+    """What training saw on one of its batches, in evaluation mode.
+
+    Attributes:
+        done: the part of the training that was over, in [0, 1).
+        crafted: accuracy on the inputs that it trains on.
+        pgd: accuracy under 10 steps of PGD in the same ball.
+    """
+
+    done: float
+    crafted: float
+    pgd: float
+
+    @property
+    def catastrophic(self) -> bool:
+        """Whether the net withstands what it trains on, and not the stronger attack."""
+        return self.crafted - self.pgd > SUSPICIOUS
 
 
 class AdversarialTraining:
-    """The objective that :func:`adversarial_training` returns."""
+    """The objective that :func:`adversarial_training` returns; ``checks`` holds what its checks saw."""
 
     takes_labels = True
 
-    def __init__(
-        self, norm: ProperNorm, eps: float, steps: int, step_size: float, warmup: float, craft_mode: CraftMode,
-        bounds: tuple[float, float],
-    ) -> None:  # fmt: skip
-        self.norm, self.eps, self.steps, self.step_size = norm, eps, steps, step_size
-        self.warmup, self.craft_mode, self.bounds = warmup, craft_mode, bounds
-        self.scale = 1.0 if warmup == 0 else 0.0
+    def __init__(self, ball: Ball, weight_perturbation: float, check_every: int) -> None:
+        self.ball, self.weight_perturbation, self.check_every = ball, weight_perturbation, check_every
+        self.checks: list[OverfittingCheck] = []
+        self.calls, self.done = 0, 0.0
 
     def set_progress(self, fraction: float) -> None:
         """Set epsilon for the part of the training that is over; :func:`robustlab.training.fit.fit` calls this."""
-        self.scale = 1.0 if self.warmup == 0 else min(1.0, fraction / self.warmup)
+        self.done = fraction
+        self.ball.set_progress(fraction)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         """The mean cross-entropy at the crafted inputs."""
-        checks.images(x, self.bounds)  # crafting would clip what is outside
-        if self.scale > 0:
-            x = self._craft(model, x, y, ids, seed)
-        return F.cross_entropy(model(x), y)
+        self.ball.check(x)
+        with self.ball.holding(model):
+            x_adv = self.ball.maximize(model, x, y, ids=ids, seed=seed)
+        if self.check_every and self.calls % self.check_every == 0:
+            self._check(model, x, x_adv, y, ids, seed)
+        self.calls += 1
+        return at_worst_weights(model, lambda net: F.cross_entropy(net(x_adv), y), self.weight_perturbation)
 
-    def _craft(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Tensor:
-        with evaluating(model) if self.craft_mode == "eval" else frozen(model):
-            return pgd_maximize(
-                model, x, y, norm=self.norm, eps=self.scale * self.eps, steps=self.steps,
-                step_size=self.scale * self.step_size, seed=seed, ids=ids, bounds=self.bounds,
+    def _check(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, ids: Tensor, seed: int) -> None:
+        """Compare what is trained on with PGD, as Wong et al. (2020) do on a minibatch of each epoch."""
+        ball = self.ball
+        with evaluating(model), torch.no_grad():
+            strong = pgd_maximize(
+                model, x, y, norm=ball.norm, eps=ball.scale * ball.eps, steps=CHECK_STEPS, seed=derive_seed(seed, 1),
+                ids=ids, bounds=ball.bounds,
             )  # fmt: skip
+            crafted, pgd = (float((model(at).argmax(dim=1) == y).double().mean()) for at in (x_adv, strong))
+        seen = OverfittingCheck(self.done, crafted, pgd)
+        if seen.catastrophic and not (self.checks and self.checks[-1].catastrophic):
+            checks.warn(
+                f"adversarial_training: catastrophic overfitting: accuracy is {crafted:.0%} on what is trained on, and "
+                f"{pgd:.0%} under PGD-{CHECK_STEPS}; take more steps, a smaller eps or step_size, or stop before here"
+            )
+        self.checks.append(seen)
 
 
 def adversarial_training(
@@ -68,6 +108,8 @@ def adversarial_training(
     warmup: float = 0.0,
     craft_mode: CraftMode = "eval",
     bounds: tuple[float, float] = (0.0, 1.0),
+    weight_perturbation: float = 0.0,
+    check_every: int = 0,
 ) -> AdversarialTraining:
     """An objective for :func:`robustlab.training.fit.fit`: cross-entropy at PGD's last iterate.
 
@@ -75,9 +117,9 @@ def adversarial_training(
 
     Args:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        eps: radius of the ball, in units of x, above 0.
-        steps: K, at least 1; default 10.
-        step_size: of one PGD step, in units of x; None means 2.5·eps/steps.
+        eps: radius of the ball, in units of x, above 0 and no wider than the box.
+        steps: K, at least 1; default 10. One is single-step training.
+        step_size: of one PGD step, in units of x; None means 2.5·eps/steps, and 1.25·eps for a single step.
         warmup: part of the training, in [0, 1], over which epsilon (and the step size) grows linearly from 0; the
             paper has none (the default, 0).
         craft_mode: ``"eval"`` crafts with batch norm's running statistics and dropout off, as an attacker will
@@ -85,25 +127,24 @@ def adversarial_training(
             mode, as the paper's code does, so that batch norm's statistics move at each PGD step too. The two agree
             for a model without such layers.
         bounds: the box of the inputs; a batch outside it is refused.
+        weight_perturbation: γ of adversarial weight perturbation (Wu et al., 2020), relative to each weight tensor's
+            length, such as 0.01; 0, the default, is none. It costs one more training pass.
+        check_every: after so many batches in turn, beginning with the first, 10 steps of PGD attack the batch too, and
+            a gap of more than 0.2 in accuracy warns of catastrophic overfitting; 0, the default, never.
 
     Returns:
         An objective ``(model, x, y, *, ids, seed)``; the random start depends on the step's seed and the sample's id.
+        Its list ``checks`` holds an :class:`OverfittingCheck` for each check.
 
     Raises:
         ValueError, TypeError: for an argument out of its range.
 
     Source:
-        Madry et al. (2018), equation (2.1) and section 5. Departures: the warm-up, and eval mode while crafting.
+        Madry et al. (2018), equation (2.1) and section 5; Wong et al. (2020), algorithm 3, for one step. Departures:
+        the warm-up, and eval mode while crafting. The check compares two attacks on one batch, where Wong et al.
+        compare PGD's accuracy with that of the epoch before.
     """
-    checks.one_of("norm", norm, ("l1", "l2", "linf"))
-    checks.positive("eps", eps)
-    checks.at_least("steps", steps, 1, integer=True)
-    if step_size is not None:
-        checks.positive("step_size", step_size)
-    checks.at_least("warmup", warmup, 0.0)
-    checks.at_most("warmup", warmup, 1)
-    checks.one_of("craft_mode", craft_mode, ("eval", "train"))
-    if not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds: want low < high, got {bounds}")
-    step = 2.5 * eps / steps if step_size is None else step_size
-    return AdversarialTraining(norm, eps, steps, step, warmup, craft_mode, bounds)
+    checks.not_negative("weight_perturbation", weight_perturbation)
+    checks.at_least("check_every", check_every, 0, integer=True)
+    ball = Ball(norm, eps, steps, step_size, warmup, craft_mode, bounds)
+    return AdversarialTraining(ball, weight_perturbation, check_every)

@@ -8,27 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.geometry.keyed import Noise
-from robustlab.geometry.norms import get_norm
 
 
 def mean_surprise(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """−1/N Σ log softmax(z)_y, by sums of exponentials."""
     z = model(x)
     return (z.exp().sum(dim=1).log() - z[torch.arange(len(y), device=z.device), y]).mean()
-
-
-def adversarial_steps(
-    model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int, eps: float = 0.1, steps: int = 2
-) -> Tensor:
-    """K signed steps of 2.5·ε/K from a uniform start, kept in ball and box by two clamps."""
-    start = get_norm("linf").uniform(Noise(seed, ids), 0, x, x.new_full((len(x),), eps))
-    low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
-    point = (x + start).clamp(0, 1)
-    for _ in range(steps):
-        point = point.detach().requires_grad_(True)
-        (grad,) = torch.autograd.grad(mean_surprise(model, point, y), point)
-        point = torch.minimum(torch.maximum(point + 2.5 * eps / steps * grad.sign(), low), high)
-    return mean_surprise(model, point.detach(), y)
 
 
 def gaussian_noise(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int, sigma: float = 0.1) -> Tensor:

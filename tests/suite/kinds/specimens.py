@@ -17,7 +17,6 @@ from robustlab.attacker.estimators import forward_difference, sphere_directions
 from robustlab.attacker.results import Certificate, PhysicalResult, UniversalResult
 from robustlab.attacker.victim import Victim
 from robustlab.data.pairs import read_labeled
-from robustlab.defenses import adversarial_training
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import get_norm, measure
 from robustlab.models.modes import evaluating
@@ -152,11 +151,6 @@ def coordinate_descent(
         slope, bend = (high - low) / (2 * mu), (high - 2 * here + low) / mu**2
         point[i] -= slope / bend.clamp_min(1e-3)
     return Solved(point, 3 * steps)
-
-
-def adversarial_steps(*, eps: float = 0.1, steps: int = 2) -> Callable[..., Tensor]:
-    """The library's own adversarial training, for as long as no trainer has a row."""
-    return adversarial_training(eps=eps, steps=steps)
 
 
 def gaussian_noise(*, sigma: float = 0.1) -> Callable[..., Tensor]:

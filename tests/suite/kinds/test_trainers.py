@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from robustlab.training.fit import fit
 from tests.suite.kinds.cases import normed_net, of_kind, over, refused
-from tests.suite.kinds.specimens import adversarial_steps, gaussian_noise
+from tests.suite.kinds.specimens import gaussian_noise
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 from tests.suite.training.cases import Case, same
 
 DATA = {"x", "data", "base"}  # trainers that are given the data themselves are in the suite beside this one
-CASES = [case for case in of_kind("trainer", adversarial_steps, gaussian_noise) if not DATA & set(case.parameters)]
+CASES = [case for case in of_kind("trainer", gaussian_noise) if not DATA & set(case.parameters)]
 
 
 def objective(case: Case, **changes: Any) -> Callable[..., Tensor]:

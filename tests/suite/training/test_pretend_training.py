@@ -18,6 +18,8 @@ from robustlab.training.fit import fit
 from tests.pretend import pretend_cuda
 from tests.pretend.tags import CPU, CUDA
 from tests.pretend.twins import leaves, twins
+from tests.suite.kinds.test_trainers import CASES as TRAINERS
+from tests.suite.kinds.test_trainers import objective
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 from tests.suite.training.cases import DETECTORS, POISONS, STUDIES, Case, images, net, over, tensors, trained
 from tests.suite.training.test_triggers import TRIGGERS, check_trigger
@@ -98,7 +100,8 @@ FITS: dict[str, Callable[[torch.device], Any]] = {
     "device=": lambda d: trains(d, CPU, CPU, device=d),
     "augmented": lambda d: trains(d, d, d, augment=random_shift(1), optimizer="sgd", weight_decay=1e-3),
     "watched": lambda d: trains(d, d, d, optimizer="adamw", on_epoch=lambda _, model: model[-1](torch.ones(2).to(d))),
-    "adversarial": lambda d: trains(d, d, d, objective=adversarial_training(eps=0.1, steps=2, warmup=0.5)),
+    "growing epsilon": lambda d: trains(d, d, d, objective=adversarial_training(eps=0.1, steps=2, warmup=0.5)),
+    **{str(case): lambda d, case=case: trains(d, d, d, objective=objective(case)) for case in TRAINERS},
 }
 
 
