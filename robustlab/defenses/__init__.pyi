@@ -13,5 +13,7 @@ from robustlab.defenses.purification.mode_connectivity import mode_connectivity 
 from robustlab.defenses.purification.unlearn import unlearn as unlearn
 from robustlab.defenses.training.adversarial_training import OverfittingCheck as OverfittingCheck
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
+from robustlab.defenses.training.cat import cat as cat
+from robustlab.defenses.training.sprout import sprout as sprout
 from robustlab.defenses.training.trades import trades as trades
 from robustlab.defenses.training.trim import trim as trim

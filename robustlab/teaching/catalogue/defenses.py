@@ -178,13 +178,17 @@ DEFENSES: tuple[Row, ...] = (
         title="Customized adversarial training (CAT)",
         cite="cheng2020a",
         kind="trainer",
+        folder="defenses/training",
         chapter="18",
+        norms=("l1", "l2", "linf"),
+        quick={"steps": 2},
     ),
     Row(
         key="sprout",
         title="Self-progressing robust training (SPROUT)",
         cite="cheng2021",
         kind="trainer",
+        folder="defenses/training",
         chapter="18",
     ),
     Row(
