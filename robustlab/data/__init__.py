@@ -13,6 +13,7 @@ from robustlab.data.sentences import sentences
 from robustlab.data.tabular import RegressionData, diabetes
 from robustlab.data.tinted import tinted
 from robustlab.data.toy import gaussians, two_moons
+from robustlab.data.unlabeled import hide_labels
 
 __all__ = [
     "SOURCES",
@@ -22,6 +23,7 @@ __all__ = [
     "diabetes",
     "encode",
     "gaussians",
+    "hide_labels",
     "load",
     "names",
     "notes",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
@@ -43,7 +44,8 @@ class Objective(Protocol[Trained_contra]):
 
     An objective that also has a method ``set_progress(fraction)`` is told before each step which part of the training
     is over (0 at the first step, below 1 at the last), for schedules such as a growing epsilon. One whose labels are
-    classes of the model says ``takes_labels = True``: :func:`fit` then checks them before any work.
+    classes of the model says ``takes_labels = True``: :func:`fit` then checks them before any work, by its method
+    ``check_labels(y, classes)`` where it has one (unlabeled rows, say).
     """
 
     def __call__(self, model: Trained_contra, x: Tensor, y: Tensor, /, *, ids: Tensor, seed: int) -> Tensor:
@@ -209,18 +211,18 @@ def _check(
     checks.positive("lr", lr)
     checks.one_of("schedule", schedule, SCHEDULES)
     if getattr(objective, "takes_labels", objective is cross_entropy):
-        _check_labels(model, x, y)
+        _check_labels(model, x, y, getattr(objective, "check_labels", partial(checks.in_classes, "data")))
     place = torch.device(device) if device is not None else parameters[0].device
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: want a device of this machine, got {place}, and there is no CUDA here")
     return place
 
 
-def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
+def _check_labels(model: nn.Module, x: Tensor, y: Tensor, check: Callable[[Tensor, int], None]) -> None:
     """One forward of one sample in evaluation mode tells the number of classes, and changes nothing."""
     if y.dtype != torch.int64 or y.dim() != 1:
         raise TypeError(f"data: want int64 labels (N,), got {y.dtype} {tuple(y.shape)}")
-    checks.in_classes("data", y, count_outputs(model, x))
+    check(y, count_outputs(model, x))
 
 
 def _check_loss(loss: Any) -> None:
