@@ -13,7 +13,7 @@ PYTEST    := $(PY) -m pytest $(PARALLEL)
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/nbval.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters \
+.PHONY: help book pdf serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters \
         lint clean system system-and-browser
 
 help:  ## list these targets
@@ -21,6 +21,9 @@ help:  ## list these targets
 
 book: $(STAMP)  ## build the web book from the committed chapters
 	@$(PY) -m book.build
+
+pdf: system-and-browser book  ## the book on paper: all chapters in one PDF, printed by the browser
+	@$(PY) -m book.pdf
 
 serve: book  ## build, then serve the book on http://localhost:8000
 	@$(PY) -m http.server --bind 127.0.0.1 --directory _build/html 8000

@@ -16,17 +16,21 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-LENGTH = 200  # characters that are shown
+LENGTH = 200  # characters that are shown, at most
+SHORT = 40
 
 
 def description(doctree: nodes.document, front_matter: Mapping[str, Any]) -> str:
     """The first sentences about a page, as plain text; "" for a page without a paragraph.
 
-    As many as fit; where the first does not, it is cut between words.
+    As many as fit; where none does, the text is cut between words. A first paragraph of a few words alone says too
+    little: the next is added to it.
     """
-    found = (node.astext() for node in doctree.findall(nodes.paragraph) if isinstance(node.parent, nodes.section))
-    words = " ".join(str(front_matter.get("description") or next(found, "")).split())
-    ends = [end.end() for end in re.finditer(r"[.?!](?= [A-Z]|$)", words) if end.end() <= LENGTH]
+    paragraphs = (node for node in doctree.findall(nodes.paragraph) if isinstance(node.parent, nodes.section))
+    words = str(front_matter.get("description") or "")
+    while len(words) < SHORT and (node := next(paragraphs, None)) is not None:
+        words = " ".join([*words.split(), *node.astext().split()])
+    ends = [end.end() for end in re.finditer(r"[.?!](?= [A-Z]|$)", words) if SHORT < end.end() <= LENGTH]
     return words[: ends[-1]] if ends else textwrap.shorten(words, LENGTH, placeholder=" …")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.browser.site import BROWSER_ARGUMENTS, HTML, NOT_BUILT, documented_policy, serve
+from book.serving import BROWSER_ARGUMENTS, serve
+from tests.browser.site import HTML, NOT_BUILT, documented_policy
 from tests.system import find_browser
 
 

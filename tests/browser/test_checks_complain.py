@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser.site import documented_policy, serve
+from book.serving import serve
+from tests.browser.site import documented_policy
 from tests.browser.test_links import broken_links, repeated_ids
 from tests.browser.visit import Visit
 

@@ -6,10 +6,10 @@ from collections import Counter
 from html.parser import HTMLParser
 from urllib.parse import urljoin
 
-import pytest
 import yaml
 
 from tests.browser.site import HTML, NOT_BUILT, ROOT, pages
+from tests.every import every
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 ADDRESS = CONFIG["html"]["baseurl"]
@@ -38,7 +38,7 @@ def head(page: str) -> dict[str, list[str]]:
     return parser.found
 
 
-@pytest.mark.parametrize("page", DOCUMENTS)
+@every("page", DOCUMENTS)
 def test_a_page_has_a_description_and_a_card(page: str) -> None:
     found = head(page)
     (text,) = found["description"]
@@ -56,3 +56,8 @@ def test_a_page_has_a_description_and_a_card(page: str) -> None:
 def test_no_two_pages_have_the_same_description() -> None:
     texts = Counter(head(page)["description"][0] for page in DOCUMENTS)
     assert [text for text, number in texts.items() if number > 1] == []
+
+
+def test_no_page_of_the_reference_is_long() -> None:
+    sizes = {page: (HTML / page).stat().st_size // 1000 for page in DOCUMENTS if "/api/" in page}
+    assert len(sizes) > 100 and {page: kb for page, kb in sizes.items() if kb > 110} == {}

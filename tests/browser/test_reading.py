@@ -101,7 +101,12 @@ def test_search_finds_a_word_of_the_chapter(browser: Browser, site: str, page: s
         field.fill(word)
         field.press("Enter")
         visit.page.wait_for_url("**/search.html?**")
-        expect(visit.page.locator(f'#search-results a[href*="{page}"]').first).to_be_visible()
+        hit = visit.page.locator(f'#search-results li:has(a[href*="{page}"])').first
+        expect(hit).to_be_visible()
+        # The excerpt is of the text, not of the buttons and lists around it, and says where the word stands in it.
+        excerpt = hit.locator("p.context").inner_text()
+        assert len(excerpt) > 40 and "Contents" not in excerpt and "\\(" not in excerpt
+        assert word.casefold()[:4] in excerpt.casefold()
         assert visit.complaints == []
 
 

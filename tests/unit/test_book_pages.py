@@ -49,6 +49,10 @@ INCLUDED = {
     "book/generated/parts": "book/index.md",
     "book/generated/api_contents": "book/api/index.md",
     "book/generated/operators": "book/api/graph.md",
+    **{
+        f"book/generated/api_{page}": f"book/api/{page}.md"
+        for page in ("attacks", "core", "defenses", "evaluation", "graph", "tools", "verification")
+    },
 }
 CHAPTERS = {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("chapters/*.ipynb")}
 THERE = CHAPTERS | {name.removesuffix(".md") for name in TEXTS} | GENERATED

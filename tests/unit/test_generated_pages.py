@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from book.generate import committed, pages, write_generated, write_pages
-from book.generate_api import folder_page
+from book.generate_api import file_page, folder_table
 from book.generate_changelog import changelog
 from book.generate_claims import claims_page, number_text
 from book.generate_operators import operators_table
@@ -137,8 +137,8 @@ def test_list_table_refuses_a_ragged_row() -> None:
 def test_pages_are_deterministic_and_written_once(tmp_path: Path) -> None:
     first = pages()
     assert first == pages()
-    included = {"parts.md", "api_contents.md", "operators.md"}
-    assert all(re.match(r"(\([\w-]+\)=\n)?# \S", text) for name, text in first.items() if name not in included)
+    whole = {name: text for name, text in first.items() if not name.startswith(("parts", "api_", "operators"))}
+    assert all(re.match(r"(\([\w-]+\)=\n)?# \S", text) for text in whole.values())
     assert {path.relative_to(tmp_path).as_posix() for path in write_pages(tmp_path, first)} == set(first)
     assert write_pages(tmp_path, first) == []
     changed = {**first, "parts.md": "other"}
@@ -217,23 +217,33 @@ def test_a_long_import_is_broken_as_the_formatter_would() -> None:
     assert stub({name: module}).endswith(f"from {module} import (\n    {name} as {name},\n)\n")
 
 
-def test_an_api_page_has_a_section_per_file_and_all_public_names(tmp_path: Path) -> None:
-    row = small_library(tmp_path)
-    chapters = {"07": Chapter("07_white_box", "White-box attacks")}
-    text = folder_page("attacks/whitebox", modules("attacks/whitebox", tmp_path, [row]), chapters)
-    assert text.startswith(f"(api-attacks-whitebox)=\n# {FOLDERS['attacks/whitebox']}\n")
-    method, shared = text.split("## What these methods share")
-    assert "## Stroke\n\nChapter [07](../../../chapters/07_white_box.ipynb).\n" in method
-    assert re.findall(r"^\.\. auto.*$", method, flags=re.MULTILINE) == [
+def test_a_file_has_an_api_page_with_all_its_public_names(tmp_path: Path) -> None:
+    row, chapters = small_library(tmp_path), {"07": Chapter("07_white_box", "White-box attacks")}
+    slopes, stroke = modules("attacks/whitebox", tmp_path, [row])
+    text = file_page(stroke, chapters)
+    assert text.startswith("# Stroke\n")
+    assert text.endswith("\n\nTreated in chapter [07](../../../chapters/07_white_box.ipynb).\n")
+    assert re.findall(r"^\.\. auto.*$", text, flags=re.MULTILINE) == [
         ".. automodule:: robustlab.attacks.whitebox.stroke",
         ".. autoclass:: robustlab.attacks.Stroked",
         ".. autofunction:: robustlab.attacks.stroke",
         ".. autofunction:: robustlab.attacks.whitebox.stroke.helper",
     ]
-    assert "### `slopes`" in shared and ".. autofunction:: robustlab.attacks.whitebox.slopes.slope" in shared
-    backdoor = folder_page("attacks/backdoor", [*modules("attacks/backdoor", tmp_path, [row]),
-                                                *modules("attacks/whitebox", tmp_path, [row])], {})  # fmt: skip
-    assert backdoor.index("## `mark`") < backdoor.index("## Stroke")
+    assert "# `attacks.whitebox.slopes`" in file_page(slopes, chapters)
+    # Of a package without methods all is shown that has a docstring, under the file's own name.
+    shared = file_page(slopes, chapters, shared=True)
+    assert "automodule:: robustlab.attacks.whitebox.slopes\n   :members:\n" in shared and "autofunction" not in shared
+
+
+def test_a_folder_has_a_table_of_its_files_methods_first(tmp_path: Path) -> None:
+    row = small_library(tmp_path)
+    own = [*modules("attacks/backdoor", tmp_path, [row]), *modules("attacks/whitebox", tmp_path, [row])]
+    text = folder_table("attacks/whitebox", "White", own, {"07": Chapter("07_white_box", "White-box attacks")})
+    assert text.startswith("(folder-attacks-whitebox)=\n## White\n")
+    first, mark, slopes = text.split("* - [")[1:]
+    assert first.startswith("Stroke](../generated/api/attacks_whitebox_stroke.md)")
+    assert "{py:obj}`stroke <robustlab.attacks.stroke>`" in first and "chapters/07_white_box.ipynb" in first
+    assert mark.startswith("`attacks.backdoor.mark`]") and slopes.startswith("`attacks.whitebox.slopes`]")
 
 
 def test_the_changelog_lists_chapters_and_methods_between_its_marks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What AutoAttack returns."""
+"""What AutoAttack returns: the points found, the robust accuracy after each attack with its costs, and warnings."""
 
 from __future__ import annotations
 
