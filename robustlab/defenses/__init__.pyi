@@ -13,6 +13,7 @@ from robustlab.defenses.purification.mode_connectivity import mode_connectivity 
 from robustlab.defenses.purification.unlearn import unlearn as unlearn
 from robustlab.defenses.training.adversarial_training import OverfittingCheck as OverfittingCheck
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
+from robustlab.defenses.training.adversarial_training import robust_validation as robust_validation
 from robustlab.defenses.training.cat import cat as cat
 from robustlab.defenses.training.robust_self_training import pseudo_label as pseudo_label
 from robustlab.defenses.training.robust_self_training import robust_self_training as robust_self_training

@@ -7,7 +7,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from robustlab.zoo.files import require_writable
+from robustlab.files import require_writable
 from robustlab.zoo.recipes import recipe
 from robustlab.zoo.shipped import carries_trigger, info, names
 from robustlab.zoo.training import check, measure, save, ship, train_with_trigger

@@ -12,8 +12,8 @@ from torch import nn
 
 from robustlab import data, models
 from robustlab.data import Dataset
+from robustlab.files import require_writable, write_together
 from robustlab.training.fit import cross_entropy, fit
-from robustlab.zoo.files import require_writable, write_together
 from robustlab.zoo.recipes import Recipe, recipe
 from robustlab.zoo.shipped import (
     FOLDER,

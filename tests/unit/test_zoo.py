@@ -17,10 +17,10 @@ import safetensors.torch
 import torch
 
 from robustlab import data, zoo
+from robustlab.files import write_together
 from robustlab.models import build
 from robustlab.zoo import __main__ as command_line
 from robustlab.zoo import recipes, shipped, training
-from robustlab.zoo.files import write_together
 
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
