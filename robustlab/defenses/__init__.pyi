@@ -18,6 +18,9 @@ from robustlab.defenses.training.cat import cat as cat
 from robustlab.defenses.training.robust_self_training import pseudo_label as pseudo_label
 from robustlab.defenses.training.robust_self_training import robust_self_training as robust_self_training
 from robustlab.defenses.training.sprout import sprout as sprout
+from robustlab.defenses.training.tradeoff import Tradeoff as Tradeoff
+from robustlab.defenses.training.tradeoff import architectures as architectures
+from robustlab.defenses.training.tradeoff import tradeoff as tradeoff
 from robustlab.defenses.training.trades import trades as trades
 from robustlab.defenses.training.trim import trim as trim
 from robustlab.defenses.training.unsupervised_adversarial_training import (
