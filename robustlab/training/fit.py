@@ -49,7 +49,8 @@ class Objective(Protocol[Trained_contra]):
     An objective that also has a method ``set_progress(fraction)`` is told before each step which part of the training
     is over (0 at the first step, below 1 at the last), for schedules such as a growing epsilon. One whose labels are
     classes of the model says ``takes_labels = True``: :func:`fit` then checks them before any work, by its method
-    ``check_labels(y, classes)`` where it has one (unlabeled rows, say).
+    ``check_labels(y, classes)`` where it has one (unlabeled rows, say). One that remembers something from batch to
+    batch gives it by ``state_dict()`` as tensors, and takes it by ``load_state_dict``, for trainings that are resumed.
     """
 
     def __call__(self, model: Trained_contra, x: Tensor, y: Tensor, /, *, ids: Tensor, seed: int) -> Tensor:
@@ -154,7 +155,7 @@ def fit(
         patience: end the training once so many epochs in turn have not been better than the best; None never does.
         resume: a file that is written after each epoch, whole or not at all. If it is there already, the training goes
             on from it, and the outcome is that of one that was never interrupted; what `on_epoch` returns must then be
-            such as JSON holds.
+            such as JSON holds. Of the objective only its kind is compared with the file's, not its arguments.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work, such as a file of another model, data set,

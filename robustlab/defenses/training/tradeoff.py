@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +133,7 @@ def architectures(
     fully = {"linear": (), "mlp-20": (20,), "mlp-20-20": (20, 20), "mlp-100": (100,)}
     convolved = {"cnn-4-8": (4, 8), "cnn-8-16": (8, 16), "cnn-16-32": (16, 32)}
     residual = {"resnet-4-8": (4, 8), "resnet-8-16-24": (8, 16, 24)}
-    shared = {"in_shape": in_shape, "classes": classes, "seed": seed}
+    shared: dict[str, Any] = {"in_shape": in_shape, "classes": classes, "seed": seed}
     return {
         **{name: mlp(hidden=hidden, **shared) for name, hidden in fully.items()},
         **{name: small_cnn(channels=c, hidden=2 * c[-1], **shared) for name, c in convolved.items()},
