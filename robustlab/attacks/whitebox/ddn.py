@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import closest
 from robustlab.attacker.losses import ce
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.minimum_norm import closest, cosine
+from robustlab.attacks.whitebox.minimum_norm import cosine
 from robustlab.geometry.norms import get_norm
 from robustlab.geometry.projections import clip, clip_
 from robustlab.progress import bar
