@@ -134,6 +134,14 @@ def claims(notebook: Notebook) -> Iterator[str]:
         yield "no claim is made"
 
 
+def fences(notebook: Notebook) -> Iterator[str]:
+    """A directive's first line holds no backtick: behind one, Markdown takes a fence of backticks for plain text."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            for line in re.findall(r"^```+\{.*`.*$", source(cell), re.MULTILINE):
+                yield f"a backtick in a directive's first line (want ::: or a title without roles): {line!r}"
+
+
 def small(notebook: Notebook) -> Iterator[str]:
     """The file stays under a megabyte."""
     size = len(json.dumps(notebook, ensure_ascii=False, indent=1).encode())
@@ -153,4 +161,4 @@ def quick(notebook: Notebook) -> Iterator[str]:
         yield f"the peak memory is {timing['peak_mb']:.0f} MB, want at most {MAX_MB} MB"
 
 
-RULES = (executed, clean_outputs, stable_source, installs, figures, sliders, claims, small, quick)
+RULES = (executed, clean_outputs, stable_source, installs, figures, sliders, claims, fences, small, quick)

@@ -18,7 +18,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from robustlab import models, zoo
-from robustlab.zoo.files import write_together
+from robustlab.files import write_together
 from robustlab.zoo.recipes import recipe
 from robustlab.zoo.shipped import TRIGGER, carries_trigger, untrained_trigger
 from robustlab.zoo.training import train_with_trigger

@@ -28,6 +28,7 @@ import torch
 import robustlab
 from experiments import nets as networks
 from robustlab.data import SOURCES
+from robustlab.files import require_writable, write_together
 from robustlab.progress import bar
 from robustlab.teaching.recorded import (
     Case,
@@ -40,7 +41,6 @@ from robustlab.teaching.recorded import (
     recorded,
     to_json,
 )
-from robustlab.zoo.files import require_writable, write_together
 
 ROOT = Path(__file__).resolve().parent.parent
 UNFINISHED = ROOT / "_build" / "experiments"

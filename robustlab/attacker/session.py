@@ -308,7 +308,8 @@ class Session:
         if flat:
             checks.warn(
                 f"loss: {name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model is "
-                'so sure that its probabilities round to 1 and 0; want loss="margin", which does not saturate'
+                'so sure that its probabilities round to 1 and 0; want loss="margin", which does not saturate, or, '
+                "where there is no loss to choose, fmn, which goes by it"
             )
 
     def jacobian(self, points: Tensor, live: Live, choose: Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:

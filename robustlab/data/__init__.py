@@ -9,11 +9,11 @@ from robustlab.data.dataset import Dataset
 from robustlab.data.embedded import SOURCES, Source, load_embedded
 from robustlab.data.external import EXTERNAL, load_external
 from robustlab.data.notes import encode, notes
+from robustlab.data.parts import hide_labels, hold_out
 from robustlab.data.sentences import sentences
 from robustlab.data.tabular import RegressionData, diabetes
 from robustlab.data.tinted import tinted
 from robustlab.data.toy import gaussians, two_moons
-from robustlab.data.unlabeled import hide_labels
 
 __all__ = [
     "SOURCES",
@@ -24,6 +24,7 @@ __all__ = [
     "encode",
     "gaussians",
     "hide_labels",
+    "hold_out",
     "load",
     "names",
     "notes",

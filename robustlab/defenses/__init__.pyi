@@ -13,10 +13,14 @@ from robustlab.defenses.purification.mode_connectivity import mode_connectivity 
 from robustlab.defenses.purification.unlearn import unlearn as unlearn
 from robustlab.defenses.training.adversarial_training import OverfittingCheck as OverfittingCheck
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
+from robustlab.defenses.training.adversarial_training import robust_validation as robust_validation
 from robustlab.defenses.training.cat import cat as cat
 from robustlab.defenses.training.robust_self_training import pseudo_label as pseudo_label
 from robustlab.defenses.training.robust_self_training import robust_self_training as robust_self_training
 from robustlab.defenses.training.sprout import sprout as sprout
+from robustlab.defenses.training.tradeoff import Tradeoff as Tradeoff
+from robustlab.defenses.training.tradeoff import architectures as architectures
+from robustlab.defenses.training.tradeoff import tradeoff as tradeoff
 from robustlab.defenses.training.trades import trades as trades
 from robustlab.defenses.training.trim import trim as trim
 from robustlab.defenses.training.unsupervised_adversarial_training import (

@@ -125,7 +125,12 @@ def _moved(op: Operator, *args: torch.device | torch.dtype | str) -> Operator:
 
 
 def _shape_alone(op: Operator, samples: Sequence[Tensor]) -> torch.Size:
-    """The shape of the output, found without numbers; without the bias, for which torch would import its compiler."""
+    """The shape of the output, found without numbers; neither joined nor with its bias, for which torch would import
+    its compiler."""
+    if isinstance(op, Concat):
+        shape = list(samples[0].shape)
+        shape[op.dim] = sum(sample.shape[op.dim] for sample in samples)
+        return torch.Size(shape[1:])
     if isinstance(op, (Conv, Linear)):
         op = replace(op, bias=None)
     return _moved(op, "meta").forward(*(sample.to("meta") for sample in samples)).shape[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,6 +122,11 @@ def name_of(node: NodeProto) -> str:
     return node.name or node.output[0]
 
 
+@cache
+def _keywords(rule: Callable[..., int]) -> tuple[str, ...]:
+    return tuple(p.name for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY)
+
+
 def attributes_of(reader: OnnxReader, node: NodeProto, rule: Callable[..., int]) -> dict[str, Any]:
     """The attributes that a rule reads, which are its keyword arguments.
 
@@ -129,7 +135,7 @@ def attributes_of(reader: OnnxReader, node: NodeProto, rule: Callable[..., int])
     """
     from onnx import defs, helper
 
-    read = [p.name for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    read = _keywords(rule)
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     # An operator newer than the file's version has no list there: then only what the rule reads is known.
     known = defs.get_schema(node.op_type, reader.opset).attributes if defs.has(node.op_type, reader.opset) else None

@@ -24,6 +24,7 @@ from robustlab.graph.node import Graph
 from robustlab.graph.onnx_file import load_onnx
 from robustlab.graph.onnx_operators import RULES
 from robustlab.graph.onnx_reader import OnnxReader, Value, attributes_of, name_of
+from robustlab.graph.time_limit import tick
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -61,6 +62,7 @@ def read_onnx(model: str | Path | bytes | ModelProto, *, dtype: torch.dtype = to
 def _graph(proto: ModelProto, dtype: torch.dtype) -> Graph:
     reader = OnnxReader(proto, dtype)
     for node in proto.graph.node:
+        tick()
         if not any(node.output):
             raise ValueError(f"model: want nodes with an output, got {node.op_type} {node.name!r} without")
         given = [_value(reader, name) if name else None for name in node.input]
@@ -100,6 +102,7 @@ def _checked(proto: ModelProto) -> None:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"model: want one value for each name, got several for {twice[0]!r}")
     for node in proto.graph.node:
+        tick()
         try:
             checker.check_node(node, context)
         except checker.ValidationError as error:

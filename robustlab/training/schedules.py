@@ -11,7 +11,8 @@ from torch import nn
 
 from robustlab import checks
 
-ScheduleName = Literal["one-cycle", "cosine", "constant"]
+ScheduleName = Literal["one-cycle", "cosine", "piecewise", "constant"]
+Schedule = ScheduleName | Callable[[float], float]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 Optimizer = OptimizerName | Callable[..., torch.optim.Optimizer]
 Amp = bool | Literal["auto"]
@@ -19,17 +20,23 @@ SCHEDULES = get_args(ScheduleName)
 OPTIMIZERS = get_args(OptimizerName)
 
 
-def schedule_factor(schedule: ScheduleName, done: float) -> float:
+def schedule_factor(schedule: Schedule, done: float) -> float:
     """The learning rate over its peak after the part `done` in [0, 1] of the training.
 
     The schedules are those of :func:`robustlab.training.fit.fit`.
 
     Raises:
-        ValueError: if the schedule is unknown.
+        ValueError: if the schedule is unknown, or its function gives no number of at least 0.
     """
+    if callable(schedule):
+        factor = schedule(done)
+        checks.not_negative("schedule", factor)
+        return factor
     checks.one_of("schedule", schedule, SCHEDULES)
     if schedule == "constant":
         return 1.0
+    if schedule == "piecewise":
+        return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
     start = 0.3 if schedule == "one-cycle" else 0.0
     if done < start:
         return (1 + 24 * done / start) / 25

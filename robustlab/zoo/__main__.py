@@ -7,7 +7,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from robustlab.zoo.files import require_writable
+from robustlab.files import require_writable
 from robustlab.zoo.recipes import recipe
 from robustlab.zoo.shipped import carries_trigger, info, names
 from robustlab.zoo.training import check, measure, save, ship, train_with_trigger
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{arguments.name}: accuracy {measured.accuracy:.3f}, under PGD-{attack['steps']} at "
         f"{attack['norm']} {attack['eps']} {measured.robust_accuracy:.3f}"
+        + (f", under AutoAttack {measured.autoattack_accuracy:.3f}" if measured.autoattack_accuracy is not None else "")
         + (f", backdoor {measured.attack_success:.3f}" if measured.attack_success is not None else "")
         + f" ({where})"
     )

@@ -54,6 +54,9 @@ class Recipe:
         seed: of the initial weights and of the training.
         attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded.
         backdoor: what is done to the data or the training; None for an honest model.
+        labeled: how many training samples keep their label; a net of the same architecture, trained in the standard way
+            on these, labels the rest for the objective. 0 keeps all.
+        autoattack: whether the accuracy under AutoAttack, at norm and eps of the attack, is recorded too.
     """
 
     name: str
@@ -68,6 +71,8 @@ class Recipe:
     shift: int = 0
     seed: int = 0
     backdoor: Backdoor | None = None
+    labeled: int = 0
+    autoattack: bool = False
 
 
 def _recipe(

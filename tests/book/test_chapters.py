@@ -185,6 +185,11 @@ def _seam(notebook: Notebook, words: int) -> None:
     notebook["cells"].insert(place, {"cell_type": "markdown", "metadata": {}, "source": text})
 
 
+def _in_the_title(notebook: Notebook) -> None:
+    cell = _first(notebook, lambda cell: "```{list-table}" in source(cell))
+    _edit(cell, "```{list-table}", "```{list-table} {cite:p}`madry2018`")
+
+
 def _shorten(notebook: Notebook) -> None:
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
@@ -222,6 +227,7 @@ PLANTED: dict[str, tuple[str, Callable[[Notebook], None]]] = {
     "timed once": ("quick", _run_once),
     "a part missing": ("parts", _untag("part-repair")),
     "parts in another order": ("parts", _exchange("part-scratch", "part-experiment")),
+    "a citation in the title of a table": ("fences", _in_the_title),
     "an equation without a number": ("parts", _replace("$$ (eq-", "$$ (eq-", "$$ (")),
     "a threat model without knowledge": ("parts", _replace("Threat model", "Knowledge", "Wisdom")),
     "too many words": ("length", _pad_words),

@@ -184,6 +184,8 @@ def test_a_reader_s_change_is_reported_and_the_notebook_runs_on(
     assert not capsys.readouterr().out
     small.agree({"seed": 0}, {"share": Rate(10, 50)})
     assert "share: recorded 80.0 %" in capsys.readouterr().out
+    small.agree({"seed": 2}, {"share": Rate(10, 50)})
+    assert "nothing to compare with: small: no row is the case {'seed': 2}" in capsys.readouterr().out
 
 
 def test_a_slice_that_compares_nothing_is_refused(small: Table) -> None:

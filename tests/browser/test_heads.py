@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from html.parser import HTMLParser
 from urllib.parse import urljoin
@@ -61,3 +62,10 @@ def test_no_two_pages_have_the_same_description() -> None:
 def test_no_page_of_the_reference_is_long() -> None:
     sizes = {page: (HTML / page).stat().st_size // 1000 for page in DOCUMENTS if "/api/" in page}
     assert len(sizes) > 100 and {page: kb for page, kb in sizes.items() if kb > 110} == {}
+
+
+@every("page", DOCUMENTS)
+def test_no_markup_is_left_on_a_page(page: str) -> None:
+    text = (HTML / page).read_text(encoding="utf-8")
+    left = re.findall(r"```+\{[^<\n]*|:::+\{[^<\n]*|\{(?:cite|term|numref|prf:ref|eq|doc|ref)[:a-z]*\}`[^<\n]*", text)
+    assert not left, left

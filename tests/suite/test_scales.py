@@ -56,6 +56,16 @@ def check_weighed(case: Case, device: torch.device, scale: float = 2.0**-17) -> 
         assert torch.equal(ours.success, case.run(model, x, y).success)
 
 
+def check_saturated(case: Case, device: torch.device) -> None:
+    """Probabilities that float32 rounds to 1 and 0 cost no success, or a warning says what to take."""
+    model, x, y = batch(case, device, n=6, dtype=torch.float32)
+    plain = case.run(model, x, y)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        ours = case.run(Then(model, lambda z: 1e5 * z), x, y)
+    assert int(ours.success.sum()) >= int(plain.success.sum()) or any('loss="margin"' in str(t.message) for t in told)
+
+
 @over(*MINIMUM_NORM, value=(-1e4, -1e9, -torch.inf))
 def test_masked(case: Case, device: torch.device, value: float) -> None:
     check_masked(case, device, value)
@@ -84,6 +94,11 @@ def test_scaled_dlr(case: Case, device: torch.device, scale: float) -> None:
 @over(*WEIGHED)
 def test_small_logits(case: Case, device: torch.device) -> None:
     check_weighed(case, device)
+
+
+@over(*[case for case in CASES if case.row.access == "white" and not case.targeted])
+def test_what_saturates_is_told(case: Case, device: torch.device) -> None:
+    check_saturated(case, device)
 
 
 def test_a_saturated_loss_is_told_once() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustlab import data, models
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import pgd
-from robustlab.defenses import adversarial_training
+from robustlab.defenses import adversarial_training, robust_validation
 from robustlab.defenses.training.crafting import at_worst_weights
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import get_norm
@@ -250,3 +250,36 @@ def test_worst_weights_are_a_step_along_the_slope_of_each_layer_and_leave_the_mo
     assert all(torch.equal(now[key], state[key]) for key in state if "running" not in key and "batches" not in key)
     assert int(now["1.num_batches_tracked"]) == 1, "the statistics move once"
     torch.testing.assert_close(now["1.running_mean"], twin.state_dict()["1.running_mean"])
+
+
+# Validation ----------------------------------------------------------------------------------------------------------
+
+
+def test_robust_validation_is_the_exact_robust_accuracy_on_an_affine_model() -> None:
+    model = nn.Linear(6, 2).double()
+    x, y, eps = 0.3 + 0.4 * torch.rand(200, 6, dtype=torch.float64), torch.arange(200) % 2, 0.02
+    with torch.no_grad():
+        z = model(x)
+    room = (z[:, 1] - z[:, 0]) * (2 * y - 1) / (model.weight[1] - model.weight[0]).detach().abs().sum()
+    want = float((room > eps).double().mean())
+    assert 0 < want < 1 and robust_validation((x, y), eps=eps)(model) == pytest.approx(want)
+
+
+def test_a_validation_split_that_is_empty_or_the_test_data_is_refused() -> None:
+    d = data.load("mnist5k").subset(100, 10)
+    train, held = data.hold_out(d, n=30)
+    assert torch.equal(torch.cat([train[0], held[0]]), d.x_train) and torch.equal(
+        torch.cat([train[1], held[1]]), d.y_train
+    )
+    assert len(held[1]) == 30
+    for n in (0, 100):
+        with pytest.raises(ValueError, match=r"^n: want at"):
+            data.hold_out(d, n=n)
+    with pytest.raises(TypeError, match=r"^data: want a pair held out of the training data"):
+        robust_validation(d, eps=0.1)
+    with pytest.raises(ValueError, match=r"^data: want as many inputs as labels, at least one"):
+        robust_validation((d.x_train[:0], d.y_train[:0]), eps=0.1)
+    with pytest.raises(ValueError, match=r"^x: want values in"):
+        robust_validation((d.x_train + 1, d.y_train), eps=0.1)
+    with pytest.raises(ValueError, match=r"^eps: "):
+        robust_validation(held, eps=0.0)

@@ -24,7 +24,7 @@ WITH_MEMBERS = set(re.findall(r"^\.\. automodule:: (\S+)\n   :members:", PAGES, 
 FUNCTIONS = re.findall(r"^\.\. auto(?:function|class):: (\S+)$", PAGES, flags=re.MULTILINE)
 
 # What a reader of the reference does not call: everything else has to be on a page.
-INTERNAL = ("robustlab.checks", "robustlab.progress", "robustlab.data.make_embedded")
+INTERNAL = ("robustlab.checks", "robustlab.files", "robustlab.progress", "robustlab.data.make_embedded")
 
 # Documented with its module, on the page of the graph.
 IN_THE_GRAPH = {"robustlab.verification.Graph"}

@@ -43,6 +43,15 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
     assert all(word in text for word in ("pip install", "torchattacks==3.5.1", "foolbox==3.3.4", "adv-lib==0.2.8"))
 
 
+@pytest.mark.slow
+def test_a_training_step_beside_its_floor(tmp_path: Path) -> None:
+    lines = run(path=tmp_path, script="training.py").splitlines()
+    rows = [line.split() for line in lines[1:]]
+    assert lines[0].split() == ["model", "K", "norm", "floor", "ms", "step", "ms", "ratio"]
+    assert [row[:3] for row in rows] == [["mnist_cnn", "2", "linf"], ["mnist_cnn", "2", "l2"]]
+    assert all(float(row[-1]) > 0 for row in rows)
+
+
 def test_clean_comparison_of_strength() -> None:
     """The judge of both sides: points outside the ball or the box do not count, failures are infinitely far."""
     import torch

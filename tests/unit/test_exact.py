@@ -373,12 +373,17 @@ def test_weights_that_are_not_finite_are_named(door: Any, number: float, words: 
 def test_the_first_call_imports_no_compiler() -> None:
     program = """
 import sys, torch
-from robustlab.verification import certify, verify
+from robustlab.verification import certify, read_onnx, verify
+from tests.unit.test_read_onnx import N, network
+class Twice(torch.nn.Module):
+    def forward(self, x): return torch.cat([x, 2 * x], dim=1)
 net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
 for method in ("reluplex", "milp", "branch_and_bound"):
     verify(net, torch.rand(2, 4), eps=0.05, method=method)
 for method in ("crown", "alpha_crown", "ibp"):
     certify(net, torch.rand(2, 4), eps=0.05, method=method)
+    certify(Twice(), torch.rand(2, 4), eps=0.05, method=method)
+read_onnx(network([N("Concat", ["x", "x"], ["y"], axis=1)], {}, (1, 4)))
 assert "torch._dynamo" not in sys.modules
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)

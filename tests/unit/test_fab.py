@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab.attacker.live import closest
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import deepfool, fab
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
-from robustlab.attacks.whitebox.minimum_norm import closest, pull
+from robustlab.attacks.whitebox.minimum_norm import pull
 from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
 from tests.suite.models import Affine, mlp

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -10,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import data, models
+from robustlab.geometry.keyed import Noise
 from robustlab.training.fit import History, cross_entropy, fit
 from robustlab.training.schedules import schedule_factor
 
@@ -206,9 +212,11 @@ def test_schedules() -> None:
     assert schedule_factor("cosine", 0.0) == 1
     for name in ("one-cycle", "cosine"):
         assert schedule_factor(name, 1.0) == pytest.approx(1e-3)
+    assert [schedule_factor("piecewise", done) for done in (0.0, 0.49, 0.5, 0.74, 0.75)] == [1, 1, 0.1, 0.1, 0.01]
     x, y = _toy()
-    history = fit(nn.Linear(5, 3), (x, y), epochs=4, batch_size=60, lr=2.0, schedule="cosine")
-    assert history.lr == pytest.approx([2 * schedule_factor("cosine", k / 4) for k in range(4)])
+    for schedule in ("cosine", "piecewise", lambda done: 1 - done):
+        history = fit(nn.Linear(5, 3), (x, y), epochs=4, batch_size=60, lr=2.0, schedule=schedule)
+        assert history.lr == pytest.approx([2 * schedule_factor(schedule, k / 4) for k in range(4)])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -260,6 +268,12 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         ({"lr": float("nan")}, ValueError, "lr"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay"),
         ({"schedule": "step"}, ValueError, "schedule"),
+        ({"schedule": lambda done: -1.0}, ValueError, "schedule"),
+        ({"averaging": 1.0}, ValueError, "averaging"),
+        ({"averaging": -0.1}, ValueError, "averaging"),
+        ({"validate": 0.5}, TypeError, "validate"),
+        ({"validate": lambda model: 0.5, "patience": 0}, ValueError, "patience"),
+        ({"patience": 3}, ValueError, "patience"),
         ({"optimizer": "lion"}, ValueError, "optimizer"),
         ({"amp": "yes"}, ValueError, "amp"),
         ({"amp": True}, ValueError, "amp"),
@@ -336,3 +350,191 @@ def test_inference_mode_is_refused_before_any_work() -> None:
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"^fit: want .* outside torch.inference_mode"):
         fit(model, (x, y), epochs=1)
     assert torch.equal(_weights(model), before)
+
+
+def test_what_modules_draw_differs_from_step_to_step_and_from_epoch_to_epoch() -> None:
+    x, y = _toy(40)
+    drawn: list[float] = []
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+        drawn.append(torch.rand(()).item())
+        return F.cross_entropy(model(x), y)
+
+    fit(nn.Linear(5, 3), (x, y), objective=objective, epochs=3, batch_size=20)
+    assert len(set(drawn)) == 6
+
+
+# Averaged weights, early stopping -------------------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_the_recursion_over_the_steps_and_training_goes_on_with_its_own() -> None:
+    x, y = _toy(40)
+    decay, walked, shown = 0.6, [], []
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+        walked.append(_weights(model).clone())
+        return F.cross_entropy(model(x), y)
+
+    def run(averaging: float) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+        kept = lambda epoch, model: shown.append(_weights(model).clone())  # noqa: E731
+        fit(model, (x, y), objective=objective, epochs=3, batch_size=10, averaging=averaging, on_epoch=kept)
+        return model
+
+    plain, own = run(0.0), list(walked)
+    walked.clear()
+    shown.clear()
+    averaged = run(decay)
+    assert all(torch.equal(a, b) for a, b in zip(own, walked, strict=True)), "the average has no part in the training"
+    mean = walked[0]
+    for t, after in enumerate([*walked[1:], _weights(plain)]):
+        d = min(decay, (1 + t) / (10 + t))
+        mean = d * mean + (1 - d) * after
+    assert torch.allclose(_weights(averaged), mean, atol=1e-6) and torch.equal(shown[-1], _weights(averaged))
+    assert not torch.allclose(_weights(averaged), _weights(plain), atol=1e-4)
+    assert int(averaged[1].num_batches_tracked) == 12
+    assert not torch.equal(averaged[1].running_mean, plain[1].running_mean)
+
+
+def test_the_best_epoch_on_validation_is_kept_and_patience_ends_the_training() -> None:
+    x, y = _toy(40)
+    values, shown = [0.2, 0.5, 0.4, 0.5, 0.1, 0.9], []
+
+    def validate(model: nn.Module) -> float:
+        assert not model.training and not torch.is_grad_enabled()
+        shown.append(_weights(model).clone())
+        return values[len(shown) - 1]
+
+    for patience, epochs, best in ((None, 6, 5), (4, 6, 5), (3, 5, 1), (1, 3, 1)):
+        shown.clear()
+        model = nn.Linear(5, 3)
+        history = fit(model, (x, y), epochs=6, batch_size=20, validate=validate, patience=patience)
+        assert history.validation == tuple(values[:epochs]) and history.best_epoch == best
+        assert len(history.loss) == epochs and history.steps == 2 * epochs
+        assert torch.equal(_weights(model), shown[best])
+    with pytest.raises(ValueError, match=r"^validate: want a finite number, got nan in epoch 0"):
+        fit(nn.Linear(5, 3), (x, y), epochs=1, validate=lambda model: float("nan"))
+
+
+# Resuming after a kill ------------------------------------------------------------------------------------------------
+
+
+class _Stateful:
+    """An objective whose loss depends on what it has seen."""
+
+    def __init__(self) -> None:
+        self.seen = torch.zeros(3)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.seen = state["seen"].clone()
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+        self.seen = self.seen + y.bincount(minlength=3)
+        return (F.cross_entropy(model(x), y, reduction="none") / self.seen[y]).sum()
+
+
+def _dropping(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.Linear(8, 3))
+
+
+def _killed(file: str, better: int) -> None:
+    """In a process of its own, which is killed in its third epoch."""
+
+    def kill(epoch: int, model: nn.Module) -> int:
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return epoch
+
+    fit(_dropping(), _toy(), resume=file, on_epoch=kill, **_settings(better))
+
+
+def _settings(better: int) -> dict:
+    """The best epoch is the last (1) or the first (−1)."""
+    score = lambda model: better * float(model[1].num_batches_tracked)  # noqa: E731
+    how = {"epochs": 6, "batch_size": 16, "averaging": 0.9, "seed": 4}
+    return {**how, "objective": _Stateful(), "validate": score, "augment": _jitter}
+
+
+def _jitter(x: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+    return x + 0.01 * Noise(seed, ids).normal(0, x.shape[1:], x.dtype)
+
+
+@pytest.mark.parametrize("better", [1, -1])
+def test_a_training_that_was_killed_ends_as_one_that_was_not(better: int, tmp_path: Path) -> None:
+    """Dropout, batch norm, Adam, the average, the best epoch, and an objective with a state; bit by bit."""
+    file = tmp_path / "training.safetensors"
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(str(file), better))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and [path.name for path in tmp_path.iterdir()] == [file.name]
+    seen: list[int] = []
+    resumed, whole = _dropping(seed=7), _dropping()
+    note = lambda epoch, model: seen.append(epoch) or epoch  # noqa: E731
+    here = fit(resumed, _toy(), resume=file, on_epoch=note, **_settings(better))
+    assert seen == [2, 3, 4, 5]
+    there = fit(whole, _toy(), on_epoch=lambda epoch, model: epoch, **_settings(better))
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
+    assert (here.loss, here.lr, here.monitor, here.validation, here.best_epoch, here.steps) == (
+        there.loss, there.lr, there.monitor, there.validation, there.best_epoch, there.steps
+    )  # fmt: skip
+    seen.clear()
+    again = _dropping(seed=9)
+    fit(again, _toy(), resume=file, on_epoch=note, **_settings(better))
+    assert seen == [] and torch.equal(_weights(again), _weights(whole)), "a training that is over only gives its end"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", _sgd])
+def test_each_optimizer_resumes(optimizer, tmp_path: Path) -> None:
+    ends = []
+    for stop in (None, 1):
+        file = tmp_path / f"{stop}.safetensors"
+
+        def interrupt(epoch: int, model: nn.Module, stop: int | None = stop) -> None:
+            if epoch == stop:
+                raise KeyboardInterrupt
+
+        model = _dropping()
+        if stop is not None:
+            with pytest.raises(KeyboardInterrupt):
+                fit(model, _toy(), epochs=3, optimizer=optimizer, resume=file, on_epoch=interrupt)
+        fit(model, _toy(), epochs=3, optimizer=optimizer, resume=file)
+        ends.append(_weights(model))
+    assert torch.equal(*ends)
+
+
+def test_a_file_of_another_training_is_refused_by_what_is_other_and_nothing_is_lost(tmp_path: Path) -> None:
+    file = tmp_path / "training.safetensors"
+    x, y = _toy()
+    given = {"model": nn.Linear(5, 3), "data": (x, y), "epochs": 2, "resume": file}
+    fit(given.pop("model"), given.pop("data"), **given)
+    raw = file.read_bytes()
+    for change, match in (
+        ({"model": nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))}, r"model \("),
+        ({"data": (x + 1e-3, y)}, r"data set \("),
+        ({"data": (x, y.roll(1))}, r"data set \("),
+        ({"objective": _Stateful()}, r"objective \(cross_entropy, here _Stateful\)"),
+        ({"epochs": 3}, r"epochs \(2, here 3\)"),
+        ({"seed": 1, "lr": 0.1}, r"lr \(0\.001, here 0\.1\), seed \(0, here 1\)"),
+    ):
+        arguments = {"model": nn.Linear(5, 3), "data": (x, y), **given, **change}
+        model = arguments.pop("model")
+        before = _weights(model).clone()
+        with pytest.raises(ValueError, match=rf"^resume: want the file of this training, got .*, of another {match}"):
+            fit(model, arguments.pop("data"), **arguments)
+        assert torch.equal(_weights(model), before) and file.read_bytes() == raw
+    file.write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ValueError, match=r"^resume: want a file that fit\(\) has written"):
+        fit(nn.Linear(5, 3), (x, y), **given)
+    for path in (tmp_path, tmp_path / "nowhere" / "file"):
+        with pytest.raises(ValueError, match=r"^resume: want a file"):
+            fit(nn.Linear(5, 3), (x, y), **{**given, "resume": path})
+    with pytest.raises(ValueError, match=r"^on_epoch: want values that JSON holds"):
+        fit(nn.Linear(5, 3), (x, y), epochs=1, resume=tmp_path / "other", on_epoch=lambda epoch, model: model)

@@ -6,6 +6,7 @@ import gzip
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from robustlab.graph.read_onnx import read_onnx
+from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.graph.trace import trace
 from robustlab.verification.__main__ import main
 from robustlab.verification.complete.competition import check
@@ -316,6 +318,12 @@ GROWING: dict[str, tuple[list[Any], dict[str, np.ndarray], tuple[int, ...]]] = {
     "a long input": ([N("Identity", ["x"], ["y"])], {}, (1, 100_000)),
 }  # fmt: skip
 FINE = ("a constant beside values", "a long input")  # these need no more than they hold
+
+
+def test_reading_keeps_the_time() -> None:
+    """A limit reaches the reader, whose work grows with a file that somebody else wrote."""
+    with pytest.raises(OutOfTime), time_limit(time.monotonic() - 1):
+        read_onnx(network([N("Relu", ["x"], ["y"])], {}, FLAT))
 
 
 def test_sizes_are_known_before_memory_is_asked_for(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "robustlab"
 
 # Layers, lowest first. A unit may import units of its own layer (without circles) or of a lower one.
 LAYERS = (
-    ("_lazy", "checks", "intervals", "progress", "teaching.plot", "teaching.reports"),
+    ("_lazy", "checks", "files", "intervals", "progress", "teaching.plot", "teaching.reports"),
     ("geometry",),
     ("models",),
     ("graph",),

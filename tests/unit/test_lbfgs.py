@@ -8,13 +8,12 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from robustlab.attacker.live import Live
+from robustlab.attacker.live import Live, closest
 from robustlab.attacker.losses import LossFunction
 from robustlab.attacker.session import Answer, Session
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import lbfgs
 from robustlab.attacks.whitebox.lbfgs import _minimize, other_than
-from robustlab.attacks.whitebox.minimum_norm import closest
 from tests.suite.cases import noise_box
 from tests.suite.models import mlp
 

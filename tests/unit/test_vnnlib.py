@@ -109,6 +109,8 @@ def test_gz(tmp_path: Path) -> None:
         (HEAD + BOX + "(assert (>= Y_0 nan))", "a declared variable, got nan"),
         (HEAD + BOX + "(assert (>= Y_0 -inf))", "a declared variable, got -inf"),
         (HEAD + BOX + "(assert (>= Y_0 1_0))", "a declared variable, got 1_0"),
+        (HEAD + BOX + "(assert (>= Y_0 \u0661))", "a declared variable, got \u0661"),
+        ("(declare-const X_1\u0661 Real)", "X_i and Y_j, got X_1\u0661"),
         (HEAD + BOX + "(assert (>= Y_0 1e999))", "numbers of float64"),
         (HEAD + BOX + "(assert (>= Y_0 (* 1e300 1e300)))", "numbers of float64"),
         (HEAD + BOX + "(assert " * 3000 + ")" * 3000, "levels of parentheses"),

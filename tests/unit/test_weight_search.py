@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustlab.attacker.live import Live
 from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
+from robustlab.attacker.weight_search import first_weight, next_weight
 from tests.suite.models import mlp
 
 

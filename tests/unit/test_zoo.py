@@ -11,16 +11,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 
 from robustlab import data, zoo
+from robustlab.defenses import robust_self_training
+from robustlab.files import write_together
 from robustlab.models import build
 from robustlab.zoo import __main__ as command_line
 from robustlab.zoo import recipes, shipped, training
-from robustlab.zoo.files import write_together
 
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
@@ -67,14 +69,16 @@ def test_the_promised_checkpoints_are_there() -> None:
 @pytest.mark.parametrize("name", sorted(LEAST))
 def test_shipped_models_are_what_their_records_say(name: str) -> None:
     """Clean accuracy on all images; under attack, and with the trigger, on a few, as far as so few can tell."""
-    model, facts, few = zoo.load(name), zoo.info(name), 20
+    model, facts = zoo.load(name), zoo.info(name)
+    few = 10 if facts["autoattack"] else 20  # AutoAttack takes its time
     images = data.load(facts["dataset"])
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in images.x_test.split(500)]) == images.y_test
     assert right.double().mean().item() == pytest.approx(facts["accuracy"], abs=training.TOLERANCE["accuracy"])
     measured = zoo.measure(model, name, dataset=images.subset(10, few))
+    assert ("autoattack_accuracy" in facts) == facts["autoattack"] == (measured.autoattack_accuracy is not None)
     assert ("attack_success" in facts) == (measured.attack_success is not None) == (name in BACKDOORED)
-    for rate in {"robust_accuracy", "attack_success"} & set(facts):
+    for rate in {"robust_accuracy", "autoattack_accuracy", "attack_success"} & set(facts):
         spread = 4 * math.sqrt(facts[rate] * (1 - facts[rate]) / few) + 1 / few
         assert getattr(measured, rate) == pytest.approx(facts[rate], abs=spread), rate
 
@@ -174,6 +178,42 @@ def test_the_seed_is_that_of_the_weights_and_of_the_training(monkeypatch: pytest
     untrained = zoo.train(dataclasses.replace(TINY, seed=7), dataset=data.gaussians()).state_dict()
     fresh = build(TINY.builder, seed=7, **TINY.builder_kwargs).state_dict()
     assert seeds == [7] and all(torch.equal(fresh[key], untrained[key]) for key in fresh)
+
+
+def test_where_labels_are_hidden_a_teacher_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objective sees the labels of the first 100 images; those of the rest are the teacher's, and mostly right."""
+    d = data.load("mnist5k").subset(400, 100)
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(*, pseudo_labels: torch.Tensor, eps: float, steps: int):
+        seen["labels"] = pseudo_labels
+        return robust_self_training(pseudo_labels=pseudo_labels, eps=eps, steps=steps)
+
+    monkeypatch.setattr(training, "resolve", lambda name: note if name == "noted" else shipped.resolve(name))
+    made = dataclasses.replace(TINY, objective="noted", labeled=100)
+    states = [zoo.train(dataclasses.replace(made, labeled=n), dataset=d).state_dict() for n in (100, 100, 200)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
+    assert torch.equal(seen["labels"][:200], d.y_train[:200])
+    right = (seen["labels"][200:] == d.y_train[200:]).double().mean().item()
+    assert 0.5 < right < 1
+
+
+def test_autoattack_is_measured_where_a_recipe_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At norm and radius of the recipe's attack, on the images that are attacked."""
+    d, asked = data.load("mnist5k").subset(10, 40), []
+    model = build(TINY.builder, **TINY.builder_kwargs).eval()
+
+    def noted(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, **ball: object) -> SimpleNamespace:
+        asked.append((len(x), ball))
+        return SimpleNamespace(robust_accuracy=0.25)
+
+    monkeypatch.setattr(training, "ATTACKED", 30)
+    real = shipped.resolve
+    monkeypatch.setattr(training, "resolve", lambda name: noted if name.endswith(".autoattack") else real(name))
+    assert zoo.measure(model, TINY, dataset=d).autoattack_accuracy is None and not asked
+    measured = zoo.measure(model, dataclasses.replace(TINY, autoattack=True), dataset=d)
+    assert measured.autoattack_accuracy == 0.25 and asked == [(30, {"norm": "linf", "eps": 0.02})]
 
 
 def test_every_part_of_a_recipe_matters() -> None:

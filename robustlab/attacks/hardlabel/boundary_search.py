@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.live import Live
+from robustlab.attacker.live import Live, closest
 from robustlab.attacker.parts import beside, overwrite
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Victim
-from robustlab.attacks.whitebox.minimum_norm import closest
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.norms import Norm
 from robustlab.geometry.projections import clip

@@ -27,16 +27,15 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.live import Live
+from robustlab.attacker.live import Live, closest
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
+from robustlab.attacker.weight_search import first_weight, next_weight
 from robustlab.attacks.softlabel.estimators import Directions, forward
 from robustlab.attacks.softlabel.penalty import Penalty
 from robustlab.attacks.softlabel.solvers import adam, forget
 from robustlab.attacks.softlabel.spaces import Decoded, Resized, Space
-from robustlab.attacks.whitebox.minimum_norm import closest
-from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
 from robustlab.geometry.norms import get_norm
 from robustlab.models.modes import evaluating
 from robustlab.progress import bar
@@ -154,11 +153,7 @@ def _space(
     if decoder is not None and code is not None:
         return Decoded(decoder, tuple(code))
     checks.pictures(x)
-    height, width = x.shape[2:]
-    size = (height + 1) // 2 if size is None else size
-    checks.at_least("size", size, 1, integer=True)
-    checks.at_most("size", size, height)
-    return Resized(size, max(1, round(size * width / height)), x)
+    return Resized.of_height((x.shape[2] + 1) // 2 if size is None else size, x)
 
 
 def _estimate(session: Session, penalty: Penalty, live: Live, k: int, q: int, refine: int, beta: float) -> Tensor:

@@ -51,6 +51,14 @@ class Resized:
         self.size = tuple(like.shape[2:])
         self.how = {"mode": "nearest"} if mode == "tiled" else {"mode": "bilinear", "align_corners": False}
 
+    @classmethod
+    def of_height(cls, size: int, like: Tensor, name: str = "size") -> Resized:
+        """Bilinear, ``size`` pixels high and as wide as the images' shape asks; errors call it by ``name``."""
+        checks.pictures(like)
+        checks.at_least(name, size, 1, integer=True)
+        checks.at_most(name, size, like.shape[2])
+        return cls(size, max(1, round(size * like.shape[3] / like.shape[2])), like)
+
     def __call__(self, z: Tensor) -> Tensor:
         large = F.interpolate(z.flatten(0, 1), self.size, **self.how)
         return large.reshape(*z.shape[:2], *large.shape[1:])

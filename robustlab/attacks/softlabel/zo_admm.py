@@ -32,13 +32,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.live import Live
+from robustlab.attacker.live import Live, closest
 from robustlab.attacker.losses import LossFunction, goal_margin
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.softlabel.estimators import Directions, difference_step, forward
 from robustlab.attacks.softlabel.solvers import linearized, prox, with_room
-from robustlab.attacks.whitebox.minimum_norm import closest
 from robustlab.geometry.norms import get_norm
 from robustlab.geometry.projections import clip
 from robustlab.progress import bar

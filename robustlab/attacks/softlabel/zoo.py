@@ -31,16 +31,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.live import Live
+from robustlab.attacker.live import Live, closest
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
+from robustlab.attacker.weight_search import first_weight, next_weight
 from robustlab.attacks.softlabel.estimators import coordinates, difference_step
 from robustlab.attacks.softlabel.penalty import Penalty
 from robustlab.attacks.softlabel.solvers import adam, forget, newton
 from robustlab.attacks.softlabel.spaces import Resized
-from robustlab.attacks.whitebox.minimum_norm import closest
-from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 
@@ -169,15 +168,10 @@ def _stages(x: Tensor, sizes: Sequence[int], switches: Sequence[int], steps: int
         if switches:
             raise ValueError(f"switches: want none without sizes, got {list(switches)}")
         return {0: None}
-    checks.pictures(x)
     at = [0, *switches]
     if len(at) != len(sizes) or sorted(set(at)) != at:
         raise ValueError(f"switches: want {len(sizes) - 1} growing steps above 0, got {list(switches)}")
-    for size in sizes:
-        checks.at_least("sizes", size, 1, integer=True)
-        checks.at_most("sizes", size, x.shape[2])
-    height, width = x.shape[2:]
-    return {k: Resized(size, max(1, round(size * width / height)), x) for k, size in zip(at, sizes, strict=True)}
+    return {k: Resized.of_height(size, x, "sizes") for k, size in zip(at, sizes, strict=True)}
 
 
 def _elements(x: Tensor, space: Resized | None) -> int:

@@ -29,13 +29,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.live import Live
+from robustlab.attacker.live import Live, closest
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
+from robustlab.attacker.weight_search import next_weight
 from robustlab.attacks.whitebox.cw_descent import TanhBox, adam, begin, restart, stalled
-from robustlab.attacks.whitebox.minimum_norm import closest
-from robustlab.attacks.whitebox.weight_search import next_weight
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 

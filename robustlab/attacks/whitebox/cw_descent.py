@@ -11,7 +11,7 @@ from torch import Tensor
 from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Live
 from robustlab.attacker.parts import beside
-from robustlab.attacks.whitebox.weight_search import first_weight
+from robustlab.attacker.weight_search import first_weight
 from robustlab.geometry.projections import clip
 
 # Keeps atanh finite for pixels exactly at the bounds.

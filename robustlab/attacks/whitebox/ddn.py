@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.losses import ce
+from robustlab.attacker.live import closest
+from robustlab.attacker.losses import attacker_loss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.minimum_norm import closest, cosine
+from robustlab.attacks.whitebox.minimum_norm import cosine
 from robustlab.geometry.norms import get_norm
 from robustlab.geometry.projections import clip, clip_
 from robustlab.progress import bar
@@ -87,7 +88,7 @@ def ddn(
     checks.positive("init_eps", init_eps)
     if levels is not None:
         checks.at_least("levels", levels, 2, integer=True)
-    ball, victim = get_norm(norm), Victim.of(victim)
+    ball, victim, loss = get_norm(norm), Victim.of(victim), attacker_loss("ce")
     with victim.session(x, y, target=target, ids=ids) as session:
         best, live, width = closest(session), session.live(noise=session.noise(seed)), session.width
         live.points, live.delta = live.x, torch.zeros_like(live.x)
@@ -97,7 +98,7 @@ def ddn(
             live.keep(session.can_pay(live))
             if not len(live):
                 break
-            answer = session.gradient(live.points, live, ce)
+            answer = session.gradient(live.points, live, loss)
             won = session.secure(answer.logits, live)
             best.keep(live, live.points, live.length, won)
 

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.live import Live
+from robustlab.attacker.live import Live, closest
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.minimum_norm import closest, leading_classes
+from robustlab.attacks.whitebox.minimum_norm import leading_classes
 from robustlab.geometry.norms import Norm, get_norm
 from robustlab.geometry.projections import clip
 from robustlab.progress import bar

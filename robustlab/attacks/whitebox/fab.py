@@ -26,14 +26,14 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.domain import Bound
-from robustlab.attacker.live import Best, Live
+from robustlab.attacker.live import Best, Live, closest
 from robustlab.attacker.losses import LossFunction
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.hyperplane import to_hyperplane
-from robustlab.attacks.whitebox.minimum_norm import closest, leading_classes, pull
+from robustlab.attacks.whitebox.minimum_norm import leading_classes, pull
 from robustlab.geometry.norms import Norm, ProperNorm, get_norm
 from robustlab.geometry.projections import clip
 from robustlab.progress import bar

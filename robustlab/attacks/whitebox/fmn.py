@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.live import closest
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.minimum_norm import closest, cosine
+from robustlab.attacks.whitebox.minimum_norm import cosine
 from robustlab.geometry.norms import Norm, NormName, get_norm
 from robustlab.geometry.projections import clip_
 from robustlab.progress import bar

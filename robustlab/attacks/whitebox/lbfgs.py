@@ -24,11 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.live import Best, Live
+from robustlab.attacker.live import Best, Live, closest
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.minimum_norm import closest
 from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 

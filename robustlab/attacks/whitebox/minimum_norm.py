@@ -1,4 +1,4 @@
-"""What minimum-norm attacks share: the nearest success, the boundary on the way to it, leading classes, annealing."""
+"""What minimum-norm attacks share: leading classes, the boundary on the way to a success, annealing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ from robustlab.attacker.parts import beside
 from robustlab.attacker.session import Session
 from robustlab.geometry.norms import Norm
 from robustlab.geometry.projections import clip
-
-
-def closest(session: Session) -> Best:
-    """Keeps of every sample the nearest success: ``best.keep(live, points, length, won)``.
-
-    Nearer means by more than rounding, so that of two points at one length the first is kept on every machine.
-    """
-    return Best(session, tolerance=1e-6)
 
 
 def leading_classes(session: Session, count: int) -> Tensor:

@@ -19,6 +19,7 @@ steps are few: with ``init=torch.zeros_like(x)``, 40 steps fool 1 to 3 more of 1
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.domain import Bound
+from robustlab.attacker.few_channels import FewChannels
 from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.parts import beside
@@ -173,8 +175,9 @@ def pgd_maximize(
     noise = Noise(seed, torch.arange(x.shape[0], device=x.device) if ids is None else ids.to(x.device))
     at = SimpleNamespace(x=x, eps=radius, alpha=alpha)
     at.points = begin(ball, at, ball.uniform(noise, 0, x, radius) if init is None else init, bounds)
+    quick = FewChannels() if x.device.type == "cpu" else nullcontext()
     for k in range(steps):
-        with torch.enable_grad():
+        with torch.enable_grad(), quick:
             at.points.requires_grad_(True)
             (grad,) = torch.autograd.grad(g(model(at.points), y).sum(), at.points)
         at.points = at.points.detach()

@@ -33,13 +33,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.live import Best, Live
+from robustlab.attacker.live import Best, Live, closest
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.minimum_norm import closest
-from robustlab.attacks.whitebox.weight_search import first_weight, next_weight
+from robustlab.attacker.weight_search import first_weight, next_weight
 from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 

@@ -17,6 +17,7 @@ perturbed as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacks.whitebox.pgd import pgd_maximize
+from robustlab.attacker.victim import Victim
+from robustlab.attacks.whitebox.pgd import pgd, pgd_maximize
+from robustlab.data import Dataset
+from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.defenses.training.crafting import Ball, CraftMode, at_worst_weights
 from robustlab.geometry.keyed import derive_seed
 from robustlab.geometry.norms import ProperNorm
 from robustlab.models.modes import evaluating
 
-__all__ = ["OverfittingCheck", "adversarial_training"]
+__all__ = ["OverfittingCheck", "adversarial_training", "robust_validation"]
 
 CHECK_STEPS = 10  # of the PGD that checks
 SUSPICIOUS = 0.2  # this gap of accuracies is no longer that of a stronger attack
@@ -148,3 +152,46 @@ def adversarial_training(
     checks.at_least("check_every", check_every, 0, integer=True)
     ball = Ball(norm, eps, steps, step_size, warmup, craft_mode, bounds)
     return AdversarialTraining(ball, weight_perturbation, check_every)
+
+
+def robust_validation(
+    data: Pairs,
+    *,
+    norm: ProperNorm = "linf",
+    eps: float,
+    steps: int = 10,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Callable[[nn.Module], float]:
+    """What ``fit(..., validate=)`` takes to stop early: the accuracy under PGD on samples that are not trained on.
+
+    Adversarial training overfits: its robust accuracy on other samples falls while the training loss still does.
+
+    Args:
+        data: a pair (x, y) held out of the training data, as :func:`robustlab.data.hold_out` makes it, or a loader.
+            A Dataset is refused, since what it holds beside its training data is for the end.
+        norm, eps, steps, seed: of :func:`~robustlab.attacks.pgd`; steps by default 10.
+        bounds: the box of the inputs.
+
+    Returns:
+        A function of a model, in [0, 1]; the data move to the model's device.
+
+    Raises:
+        ValueError, TypeError: for wrong or empty data, before any work.
+
+    Source:
+        Rice, Wong and Kolter, "Overfitting in adversarially robust deep learning" (2020), section 5.
+    """
+    if isinstance(data, Dataset):
+        raise TypeError("data: want a pair held out of the training data, as data.hold_out makes it, got a Dataset")
+    x, y = read_labeled(data)
+    checks.images(x, bounds)
+    ball = Ball(norm, eps, steps, None, 0.0, "eval", bounds)
+
+    def robust_accuracy(model: nn.Module) -> float:
+        home = next(model.parameters()).device
+        victim = Victim(model, bounds=bounds)
+        fooled = pgd(victim, x.to(home), y.to(home), norm=ball.norm, eps=ball.eps, steps=ball.steps, seed=seed).success
+        return 1.0 - float(fooled.double().mean())
+
+    return robust_accuracy

@@ -80,7 +80,7 @@ class Cat:
 
     def _losses(self, logits: Tensor, soft: Tensor, y: Tensor) -> Tensor:
         """ℓ of each sample, (N,)."""
-        entropy = F.cross_entropy(logits, soft.to(logits), reduction="none")
+        entropy = F.cross_entropy(logits, soft, reduction="none")
         return entropy if self.loss == "ce" else entropy + (-margin(logits, y)).clamp_min(-self.kappa)
 
 

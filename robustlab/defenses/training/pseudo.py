@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.data.unlabeled import UNLABELED
+from robustlab.data.parts import UNLABELED
 
 
 class PseudoLabels:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.victim import predict
 from robustlab.data.pairs import Pairs, read_pair
-from robustlab.data.unlabeled import UNLABELED
+from robustlab.data.parts import UNLABELED
 from robustlab.defenses.training.crafting import Ball, CraftMode, divergence
 from robustlab.defenses.training.pseudo import PseudoLabels
 from robustlab.defenses.training.trades import most_divergent

@@ -63,28 +63,30 @@ class Sprout:
         partner = noise.bits(1, ()).argsort()
         share = float(dirichlet(torch.full((1, 2), self.mixup), own, 0)[0, 0]) if self.mixup else 1.0
         logits = model(torch.lerp(noisy[partner], noisy, share))
-        first, second = (
-            F.cross_entropy(logits, self._labels(label, logits, noise, draw))
-            for draw, label in ((2, y), (3, y[partner]))
-        )
+        u = self._shared(logits)
+        first = F.cross_entropy(logits, drawn_labels(y, u, noise, 2))
+        second = F.cross_entropy(logits, drawn_labels(y[partner], u, noise, 3))
         return share * first + (1 - share) * second
 
-    def _labels(self, y: Tensor, logits: Tensor, noise: Noise, draw: int) -> Tensor:
-        """ỹ(y), (N, K), a differentiable function of u."""
-        if len(self.u) != logits.shape[1]:
-            self.u = torch.ones(logits.shape[1])
-        self.u = self.u.to(logits)
-        return dirichlet(CERTAINTY * F.one_hot(y, logits.shape[1]) + self.u, noise, draw)
+    def _shared(self, logits: Tensor) -> Tensor:
+        """u beside the logits, in float32 where these are in half precision; 1 at first."""
+        start = self.u if len(self.u) == logits.shape[1] else torch.ones(logits.shape[1])
+        self.u = start.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+        return self.u
 
     def _ascend(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> None:
         """u ← max(u + rate·∂/∂u E[CE(model(x), ỹ(y))], 0.001)."""
         with evaluating(model), torch.no_grad():
             logits = model(x)
         with torch.enable_grad():
-            self.u = self.u.to(logits).detach().requires_grad_(True)
-            loss = F.cross_entropy(logits, self._labels(y, logits, noise, 4))
-            (slope,) = torch.autograd.grad(loss, self.u)
-        self.u = (self.u.detach() + self.rate * slope).clamp_min(LEAST)
+            u = self._shared(logits).clone().requires_grad_(True)
+            (slope,) = torch.autograd.grad(F.cross_entropy(logits, drawn_labels(y, u, noise, 4)), u)
+        self.u = (u.detach() + self.rate * slope).clamp_min(LEAST)
+
+
+def drawn_labels(y: Tensor, u: Tensor, noise: Noise, draw: int) -> Tensor:
+    """ỹ(y) ~ Dirichlet(10·onehot(y) + u), (N, K), a differentiable function of u."""
+    return dirichlet(CERTAINTY * F.one_hot(y, len(u)) + u, noise, draw)
 
 
 def sprout(

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.data.unlabeled import UNLABELED
+from robustlab.data.parts import UNLABELED
 from robustlab.defenses.training.crafting import Ball, CraftMode, divergence
 from robustlab.defenses.training.pseudo import PseudoLabels
 from robustlab.geometry.keyed import derive_seed

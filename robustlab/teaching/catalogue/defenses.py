@@ -216,7 +216,10 @@ DEFENSES: tuple[Row, ...] = (
         title="Accuracy against robustness over architectures",
         cite=("su2018", "schmidt2018"),
         kind="study",
+        folder="defenses/training",
         chapter="18",
+        norms=("l1", "l2", "linf"),
+        quick={"steps": 5},
     ),
     # Chapter 19: certified against poisoning and backdoors.
     Row(

@@ -96,7 +96,7 @@ def parse_vnnlib(text: str) -> Property:
     for expression in _expressions(text):
         match expression:
             case ["declare-const", str(name), "Real"] | ["declare-fun", str(name), [], "Real"]:
-                if not re.fullmatch(r"[XY]_(0|[1-9]\d{0,8})", name):
+                if not re.fullmatch(r"[XY]_(0|[1-9][0-9]{0,8})", name):
                     raise ValueError(f"property: want variables X_i and Y_j, got {name}")
                 if name in names:
                     raise ValueError(f"property: want each variable declared once, got {name} again")

@@ -13,7 +13,7 @@ Linear = dict[str, float]
 Term = Any
 """A word, or a list of terms."""
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 COMPARED = ("<=", "<", ">=", ">", "=")
 
 

@@ -282,6 +282,7 @@ def seedless(*, sigma: float = 0.1) -> Callable[..., Tensor]:
 TRAINERS = [
     (losing(lambda loss, *_: 1.01 * loss), trainer.check_loss_is_the_formula),
     (own_ids, trainer.check_loss_is_the_formula),
+    (losing(lambda loss, *_: loss.bfloat16()), trainer.check_mixed_precision),
     (losing(lambda loss, *_: loss + loss.detach()), trainer.check_gradient),
     (losing(lambda loss, model, *_: loss + 0 * model.train()[-1].bias.sum()), trainer.check_objective_manners),
     (losing(lambda loss, model, x, *_: loss + 0 * torch.rand(())), trainer.check_objective_manners),

@@ -133,9 +133,27 @@ def check_training_bad_data(case: Case, device: torch.device) -> None:
         assert_unchanged(before, model)
 
 
+def check_mixed_precision(case: Case, device: torch.device) -> None:
+    """Convolutions and products in bfloat16: near the loss in full precision, which stays the precision of losses."""
+    model, x, y, ids = problem(device)
+    model, x = model.float(), x.float()
+    full = objective(case)(model, x, y, ids=ids, seed=0)
+    with torch.autocast(device.type, torch.bfloat16):
+        mixed = objective(case)(model, x, y, ids=ids, seed=0)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed.detach(), full.detach(), rtol=0.05, atol=0)
+    slopes = torch.autograd.grad(mixed, list(model.parameters()))
+    assert all(slope.dtype == torch.float32 and bool(slope.isfinite().all()) for slope in slopes)
+
+
 @over(CASES)
 def test_loss_is_the_formula(case: Case, device: torch.device) -> None:
     check_loss_is_the_formula(case, device)
+
+
+@over(CASES)
+def test_mixed_precision(case: Case, device: torch.device) -> None:
+    check_mixed_precision(case, device)
 
 
 @over(CASES)

@@ -82,9 +82,9 @@ def cases(*kinds: str) -> list[Case]:
 POISONS = cases("poisoning", "backdoor")
 DETECTORS = cases("detector", "repair")
 # Trainers that are given the data themselves; objectives for fit() have a suite of their own. Studies have none, but
-# these two take data and models as poisons do, and keep the same manners.
+# these three take data and models as poisons do, and keep the same manners.
 STUDIES = [case for case in cases("trainer") if {"x", "data", "base"} & set(case.parameters)]
-STUDIES += [case for case in cases("study") if case.row.key in ("random_labels", "exposure")]
+STUDIES += [case for case in cases("study") if case.row.key in ("random_labels", "exposure", "tradeoff")]
 
 
 def over(found: list[Case]) -> pytest.MarkDecorator:
@@ -171,6 +171,7 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
         return fit_linear(*(part.to(device) for part in table(dtype=dtype)))
     models = [trained(0, dtype, device, flat)] if "model" in name else []
     known = {
+        "models": {str(seed): trained(seed, dtype, device, flat) for seed in (0, 1)} if name == "models" else {},
         "data": (x, y), "x": x, "y": y, "model": models and models[0],
         "clean": images(40, dtype, seed=1)[0].to(device),
         "classes": CLASSES, "n_clean": len(x) - 4, "n": len(x) - 4,

@@ -100,6 +100,9 @@ FITS: dict[str, Callable[[torch.device], Any]] = {
     "device=": lambda d: trains(d, CPU, CPU, device=d),
     "augmented": lambda d: trains(d, d, d, augment=random_shift(1), optimizer="sgd", weight_decay=1e-3),
     "watched": lambda d: trains(d, d, d, optimizer="adamw", on_epoch=lambda _, model: model[-1](torch.ones(2).to(d))),
+    "averaged": lambda d: trains(
+        d, d, d, averaging=0.9, validate=lambda model: float(model[-1](torch.ones(2).to(d))[0])
+    ),
     "growing epsilon": lambda d: trains(d, d, d, objective=adversarial_training(eps=0.1, steps=2, warmup=0.5)),
     **{str(case): lambda d, case=case: trains(d, d, d, objective=objective(case)) for case in TRAINERS},
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, argument: str = "out") -> None:
     """Raise a ValueError now, rather than after an hour of training, where a file could not be written to ``path``."""
     part = _part(path)
     try:
@@ -16,7 +16,9 @@ def require_writable(path: Path) -> None:
         part.touch()
         part.unlink()
     except OSError as error:
-        raise ValueError(f"out: want a file in a folder that takes files, got {path}: {error.strerror}") from error
+        raise ValueError(
+            f"{argument}: want a file in a folder that takes files, got {path}: {error.strerror}"
+        ) from error
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:

@@ -1,0 +1,91 @@
+"""What a step of adversarial training costs, over the passes that it cannot do without.
+
+    python benchmarks/training.py                  mnist_cnn's architecture, K = 5 and 10, ℓ∞ and ℓ2
+    python benchmarks/training.py --models mnist_resnet --steps 7 --batch 250
+
+The floor of a step with PGD-K is K forward and input-gradient passes with frozen parameters, and one training pass:
+forward, gradient of the parameters, and the optimizer's step. Step and floor run in turns; see README.md beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from attacks import MALLOC, in_turns, ratio
+from torch import Tensor, nn
+
+from robustlab import data, models
+from robustlab.defenses import adversarial_training
+from robustlab.zoo.recipes import recipe
+
+EPS = {"linf": 0.1, "l2": 1.0}
+
+print = partial(print, flush=True)
+
+
+def floor(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int) -> None:
+    """The passes alone."""
+    model.requires_grad_(False)
+    for _ in range(steps):
+        point = x.detach().requires_grad_(True)
+        torch.autograd.grad(F.cross_entropy(model(point), y, reduction="sum"), point)
+    model.requires_grad_(True)
+    descend(optimizer, F.cross_entropy(model(x), y))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int, norm: str) -> None:
+    """What fit does with a batch."""
+    objective = adversarial_training(norm=norm, eps=EPS[norm], steps=steps)  # type: ignore[arg-type]
+    descend(optimizer, objective(model, x, y, ids=torch.arange(len(x), device=x.device), seed=0))
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def main() -> None:
+    """One line for each model, K and norm."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["mnist_cnn"], help="recipes whose architectures are trained")
+    parser.add_argument("--steps", nargs="+", type=int, default=[5, 10], help="K")
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tiny", action="store_true", help="a smoke run: small batches, two rounds")
+    given = parser.parse_args()
+    if given.tiny:
+        given.batch, given.rounds, given.steps = 8, 2, [2]
+    if sys.platform == "linux" and given.device == "cpu" and not MALLOC.items() <= os.environ.items():
+        os.execve(
+            sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC}
+        )  # glibc reads them at its start
+    torch.set_num_threads(given.threads)
+    print(f"{'model':<16}{'K':>4} {'norm':<6}{'floor ms':>10}{'step ms':>10}{'ratio':>8}")
+    for name, steps, norm in product(given.models, given.steps, EPS):
+        made_by = recipe(name)
+        loaded = data.load(made_by.dataset)
+        x, y = loaded.x_train[: given.batch].to(given.device), loaded.y_train[: given.batch].to(given.device)
+        model = models.build(made_by.builder, **made_by.builder_kwargs).to(given.device).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+        base, ours = in_turns(
+            [
+                partial(floor, model, optimizer, x, y, steps),
+                partial(step, model, optimizer, x, y, steps, norm),
+            ],
+            given.rounds,
+        )
+        least = [1000 * min(times) for times in (base, ours)]
+        print(f"{name:<16}{steps:>4} {norm:<6}{least[0]:>10.1f}{least[1]:>10.1f}{ratio(ours, base):>8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""What a training has to know to go on after a kill, in one safetensors file that is written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlab.files import require_writable, write_together
+from robustlab.training.averaging import Average, put
+
+FORMAT = "robustlab.training"
+LISTS = ("loss", "lr", "monitor", "validation")
+ARGUMENTS = ("epochs", "batch_size", "lr", "schedule", "optimizer", "weight_decay", "averaging", "seed")
+
+
+@dataclass
+class Record:
+    """What was noted after each epoch, and the weights that did best on validation."""
+
+    loss: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    monitor: list[Any] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch of the highest validation; −1 without."""
+        return self.validation.index(max(self.validation)) if self.validation else -1
+
+    @property
+    def stale(self) -> int:
+        """How many epochs in turn have not been better than the best."""
+        return len(self.validation) - 1 - self.best_epoch
+
+    def add(self, loss: float, lr: float, seconds: float) -> None:
+        """Note an epoch.
+
+        Raises:
+            FloatingPointError: if its loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss was {loss} in epoch {len(self.loss)}: try a smaller lr")
+        self.loss.append(loss)
+        self.lr.append(lr)
+        self.seconds = seconds
+
+    def history(self) -> dict[str, Any]:
+        """All that was noted, for the caller."""
+        lists = {name: tuple(getattr(self, name)) for name in LISTS}
+        return {**lists, "seconds": self.seconds, "best_epoch": self.best_epoch}
+
+
+@dataclass
+class Training:
+    """The parts of a training that change from epoch to epoch."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    objective: Any
+    average: Average | None
+    record: Record = field(default_factory=Record)
+
+    def finish(self) -> None:
+        """Give the model the weights that are wanted in the end: the best on validation, else their average."""
+        wanted = self.record.best or (self.average.state if self.average is not None else {})
+        if wanted:
+            put(self.model, wanted)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is not a number, as ``group/name``."""
+        groups: dict[str, dict[str, Tensor]] = {"model": self.model.state_dict(), "best": self.record.best}
+        if self.average is not None:
+            groups["average"] = self.average.state
+        if hasattr(self.objective, "state_dict"):
+            groups["objective"] = self.objective.state_dict()
+        for i, state in self.optimizer.state_dict()["state"].items():
+            held = {name: value for name, value in state.items() if value is not None}
+            groups[f"optimizer.{i}"] = {name: torch.as_tensor(value) for name, value in held.items()}
+        return {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
+
+    def put(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Go on from what :meth:`tensors` gave."""
+
+        def part(group: str) -> dict[str, Tensor]:
+            return {name.partition("/")[2]: t for name, t in tensors.items() if name.partition("/")[0] == group}
+
+        put(self.model, part("model"))
+        self.record.best = part("best")
+        if self.average is not None:
+            home = self.average.state
+            self.average.state = {name: value.to(home[name]) for name, value in part("average").items()}
+            self.average.updates = updates
+        if hasattr(self.objective, "load_state_dict"):
+            self.objective.load_state_dict(part("objective"))
+        whole = self.optimizer.state_dict()
+        numbers = sorted({int(name.split("/")[0].split(".")[1]) for name in tensors if name.startswith("optimizer.")})
+        self.optimizer.load_state_dict({**whole, "state": {i: part(f"optimizer.{i}") for i in numbers}})
+
+
+@dataclass(frozen=True)
+class ResumeFile:
+    """A file of one training, which ``run`` tells from all others."""
+
+    path: Path
+    run: dict[str, Any]
+
+    def save(self, training: Training) -> None:
+        """Write where the training is, whole or not at all.
+
+        Raises:
+            ValueError: for values of ``on_epoch`` that JSON does not hold.
+        """
+        from safetensors.torch import save as serialize
+
+        facts = {name: getattr(training.record, name) for name in (*LISTS, "seconds")}
+        updates = training.average.updates if training.average else 0
+        try:
+            text = json.dumps(
+                {"run": self.run, "record": facts, "updates": updates, "scaler": training.scaler.state_dict()}
+            )
+        except TypeError as error:
+            raise ValueError(f"on_epoch: want values that JSON holds, beside resume=, got others: {error}") from None
+        kept = {name: value.detach().cpu().clone().contiguous() for name, value in training.tensors().items()}
+        write_together({self.path: serialize(kept, {FORMAT: text})})
+
+    def load(self, training: Training) -> Record:
+        """Go on from the file, if it is there, else begin; returns the record.
+
+        Raises:
+            ValueError: if the file belongs to another training (the message names in what), or none can be written.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.exists():
+            require_writable(self.path, "resume")
+            return training.record
+        try:
+            with safe_open(self.path, "pt") as file:
+                facts = json.loads((file.metadata() or {})[FORMAT])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ValueError(f"resume: want a file that fit() has written, got {self.path} ({error})") from None
+        other = [name for name, value in self.run.items() if facts["run"].get(name) != value]
+        if other:
+            told = ", ".join(f"{name} ({facts['run'].get(name)}, here {self.run[name]})" for name in other)
+            raise ValueError(f"resume: want the file of this training, got {self.path}, of another {told}")
+        for name, value in facts["record"].items():
+            setattr(training.record, name, value)
+        training.scaler.load_state_dict(facts["scaler"])
+        training.put(tensors, facts["updates"])
+        return training.record
+
+
+def identity(model: nn.Module, x: Tensor, y: Tensor, objective: Any, told: tuple[Any, ...]) -> dict[str, Any]:
+    """What tells one training from another: the model's tensors, the data, the objective, and the arguments of fit."""
+    shapes = {name: [str(value.dtype), *value.shape] for name, value in model.state_dict().items()}
+    digests = {"model": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12], "data set": _digest(x, y)[:12]}
+    return {**digests, "objective": name_of(objective), **dict(zip(ARGUMENTS, told, strict=True))}
+
+
+def name_of(given: Any) -> str:
+    """A word as it is; of a function its name, of an object its class's."""
+    return given if isinstance(given, str) else getattr(given, "__qualname__", type(given).__qualname__)
+
+
+def _digest(*tensors: Tensor) -> str:
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
