@@ -128,6 +128,7 @@ def test_wrong_arguments_are_named() -> None:
         ({"warmup": -0.5}, "warmup"),
         ({"craft_mode": "both"}, "craft_mode"),
         ({"bounds": (1.0, 0.0)}, "bounds"),
+        ({"bounds": (0.0, torch.inf)}, "bounds: want finite ends"),
         ({"eps": 8.0}, r"eps: want at most 1, the diameter of the box in linf, got 8; did you mean 8/255\?$"),
         ({"weight_perturbation": -0.1}, "weight_perturbation"),
         ({"check_every": -1}, "check_every"),

@@ -132,6 +132,7 @@ def test_wrong_arguments_are_named() -> None:
         ({"mixup": -0.1}, "mixup"),
         ({"rate": 0.0}, "rate"),
         ({"bounds": (1.0, 0.0)}, "bounds"),
+        ({"bounds": (-torch.inf, 1.0)}, "bounds: want finite ends"),
     ):
         with pytest.raises(ValueError, match=f"^{match}"):
             sprout(**change)

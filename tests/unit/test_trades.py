@@ -123,3 +123,23 @@ def test_wrong_arguments_are_named() -> None:
     for change, match in (({"beta": -1.0}, "beta"), ({"eps": 2.0}, "eps"), ({"weight_perturbation": -1.0}, "weight_p")):
         with pytest.raises(ValueError, match=f"^{match}"):
             trades(**{"eps": 0.1, **change})
+
+
+def test_a_masked_class_counts_for_nothing() -> None:
+    """A class whose logit is always −∞ has probability 0, and 0·log(0/0) is 0: the loss and its slope without it."""
+    model = wave()
+    x, y, ids = torch.rand(6, 1, dtype=torch.float64), torch.arange(6) % 3, torch.arange(6)
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.pad(self.inner(x), (0, 1), value=-torch.inf)
+
+    found = []
+    for each in (model, Masked()):
+        loss = trades(eps=0.1, steps=3)(each, x, y, ids=ids, seed=0)
+        found.append((loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))))
+    torch.testing.assert_close(found[0], found[1])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from robustlab import checks
+from robustlab.attacker.domain import Box
 from robustlab.attacker.losses import LossFunction, LossName
 from robustlab.attacks.whitebox.pgd import pgd_maximize
 from robustlab.geometry.norms import ProperNorm
@@ -57,8 +58,7 @@ class Ball:
         checks.at_least("warmup", warmup, 0.0)
         checks.at_most("warmup", warmup, 1)
         checks.one_of("craft_mode", craft_mode, ("eval", "train"))
-        if not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds: want low < high, got {bounds}")
+        Box(*bounds)  # raises where it is none
         self.norm, self.eps, self.steps = norm, eps, steps
         self.step_size = (2.5 if steps > 1 else 1.25) * eps / steps if step_size is None else step_size
         self.warmup, self.craft_mode, self.bounds = warmup, craft_mode, bounds
@@ -138,6 +138,6 @@ def at_worst_weights(model: nn.Module, loss: Callable[[Forward], Tensor], gamma:
 
 
 def divergence(from_logits: Tensor, to_logits: Tensor) -> Tensor:
-    """KL(softmax(a) ‖ softmax(b)) of each row of logits, (N,), in nats."""
-    log_p = F.log_softmax(from_logits, dim=1)
-    return (log_p.exp() * (log_p - F.log_softmax(to_logits, dim=1))).sum(dim=1)
+    """KL(softmax(a) ‖ softmax(b)) of each row of logits, (N,), in nats; a class that is masked by −∞ adds 0."""
+    log_p, log_q = (F.log_softmax(z, dim=1).clamp_min(torch.finfo(z.dtype).min) for z in (from_logits, to_logits))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)

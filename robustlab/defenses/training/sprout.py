@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.domain import Box
 from robustlab.defenses.training.dirichlet import dirichlet
 from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.models.modes import evaluating
@@ -115,6 +116,5 @@ def sprout(
     checks.not_negative("sigma", sigma)
     checks.not_negative("mixup", mixup)
     checks.positive("rate", rate)
-    if not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds: want low < high, got {bounds}")
+    Box(*bounds)  # raises where it is none
     return Sprout(sigma, mixup, rate, bounds)
