@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ADVERSARIAL = "robustlab.defenses.training.adversarial_training.adversarial_training"
+DEFENSES = "robustlab.defenses."
 DATASETS = {"mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32"}  # by the beginning of a name
 NORMALIZATION: dict[str, dict[str, Any]] = {
     "mnist5k": {"mean": 0.1307, "std": 0.3081},
@@ -90,6 +91,27 @@ def _recipe(
         **kwargs,
     )
 
+
+def _small(
+    name: str, title: str, eps: float, objective: str, objective_kwargs: Mapping[str, Any], **kwargs: Any
+) -> Recipe:
+    """A robust recipe of a net below 20,000 weights, so that three seeds of it are affordable."""
+    return _recipe(
+        name,
+        title,
+        "small_cnn",
+        eps,
+        {"channels": (8, 16), "hidden": 32},
+        objective=DEFENSES + objective,
+        objective_kwargs=objective_kwargs,
+        fit_kwargs={"epochs": 15, "lr": 5e-3},
+        shift=1,
+        autoattack=True,
+        **kwargs,
+    )
+
+
+_PGD: dict[str, Any] = {"eps": 0.2, "steps": 5, "warmup": 0.4}
 
 _ALL = (
     _recipe(
@@ -251,6 +273,10 @@ _ALL = (
             trains=True,
         ),
     ),
+    _small(
+        "mnist_adv", "smaller CNN on MNIST, trained adversarially (PGD-5, ℓ∞ 0.2)", 0.2, "adversarial_training", _PGD
+    ),
+    _small("mnist_sprout", "smaller CNN on MNIST, trained by SPROUT (no attack)", 0.2, "sprout", {}),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

@@ -106,6 +106,28 @@ def test_inputs_that_are_no_images() -> None:
     assert wrong <= {"accuracy reaches zero in a large ball"}, str(report)  # where a class may have no point in the box
 
 
+class Spoiled(nn.Module):
+    """A model whose answers to x are rescaled and have one more class; ``mixing`` adds the mean of the batch."""
+
+    def __init__(self, scale: float, *, mixing: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.scale, self.mixing = nn.Linear(6, 3), scale, mixing
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.net(x)
+        return nn.functional.pad(self.scale * (z + self.mixing * z.mean(dim=0)), (0, 1), value=-torch.inf)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_a_masked_class_and_small_logits_hide_nothing_and_prove_nothing(scale: float) -> None:
+    name, x = "a prediction does not depend on the batch", torch.rand(12, 6)
+    for mixing in (0.0, 0.1):
+        net = Spoiled(scale, mixing=mixing).eval()
+        report = checklist(net, x, net(x).argmax(1), claim=Claim(eps=0.05, clean_accuracy=1.0), steps=4)
+        assert report[name].passed == (mixing == 0), str(report)
+
+
 def test_wrong_units_end_the_matter() -> None:
     x, y = digits(20)
     claim = Claim(eps=0.3, clean_accuracy=0.98)

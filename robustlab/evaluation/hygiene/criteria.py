@@ -63,7 +63,10 @@ def state(b: ComparedAttacks) -> Iterator[Check]:
         return
     first = slice(0, min(8, len(b.x)))
     alone = torch.cat([b.as_handed_in(0, row[None]) for row in b.x[first]])
-    gap = (alone - b.as_handed_in(0)[first]).abs().amax(dim=1) / alone.abs().amax(dim=1).clamp_min(1e-6)
+    among = b.as_handed_in(0)[first]
+    change = (alone - among).abs().masked_fill(alone == among, 0.0).amax(dim=1)  # of a masked class: −∞ is −∞
+    size = alone.abs().masked_fill(~alone.isfinite(), 0.0).amax(dim=1)
+    gap = change / size.clamp_min(torch.finfo(size.dtype).tiny)
     yield Check(
         "a prediction does not depend on the batch", float(gap.max()) < 1e-3, {"relative change": float(gap.max())},
         "find the layer that mixes samples, most often batch norm in training mode",
