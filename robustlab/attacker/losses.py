@@ -102,6 +102,12 @@ def logit_size(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tenso
     return torch.maximum(size.gather(1, pair).amax(dim=1), size.median(dim=1).values)
 
 
+def logit_change(logits: Tensor, other: Tensor) -> Tensor:
+    """How far two answers of one input are apart, relative to the size of the first, (n,); equal infinities are 0."""
+    gap = (logits - other).abs().masked_fill(logits == other, 0.0).amax(dim=1)
+    return gap / logit_size(logits, logits.argmax(dim=1)).clamp_min(torch.finfo(logits.dtype).tiny)
+
+
 def spare(own: Tensor, other: Tensor, at_x: Tensor, dtype: torch.dtype) -> Tensor:
     """The margin by which a success must be won for rounding not to undo it, (n,).
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -228,6 +229,8 @@ class Quantizes(nn.Module):
         ("dynamic", Adapts),
         ("dynamic", Learns),
         ("batch_dependent", lambda model: Then(model, lambda z: z - z.mean(0))),
+        ("batch_dependent", lambda model: Then(model, lambda z: F.pad(z - z.mean(0), (0, 1), value=-torch.inf))),
+        ("batch_dependent", lambda model: Then(model, lambda z: 1e-9 * (z - z.mean(0)))),
         ("zero_gradients", lambda model: GradientOf(model, 0.0)),
     ],
 )

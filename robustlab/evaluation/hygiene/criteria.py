@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustlab.attacker.losses import logit_change
 from robustlab.defenses.robustness_claim import Claim
 from robustlab.evaluation.hygiene.compared_attacks import ComparedAttacks
 from robustlab.geometry.norms import get_norm
@@ -63,10 +64,7 @@ def state(b: ComparedAttacks) -> Iterator[Check]:
         return
     first = slice(0, min(8, len(b.x)))
     alone = torch.cat([b.as_handed_in(0, row[None]) for row in b.x[first]])
-    among = b.as_handed_in(0)[first]
-    change = (alone - among).abs().masked_fill(alone == among, 0.0).amax(dim=1)  # of a masked class: −∞ is −∞
-    size = alone.abs().masked_fill(~alone.isfinite(), 0.0).amax(dim=1)
-    gap = change / size.clamp_min(torch.finfo(size.dtype).tiny)
+    gap = logit_change(alone, b.as_handed_in(0)[first])
     yield Check(
         "a prediction does not depend on the batch", float(gap.max()) < 1e-3, {"relative change": float(gap.max())},
         "find the layer that mixes samples, most often batch norm in training mode",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.losses import LossFunction
+from robustlab.attacker.losses import LossFunction, logit_change
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Victim
 
@@ -68,7 +68,7 @@ def _batch_matters(session: Session) -> bool:
     """The first sample alone against itself among the others."""
     assert session.clean is not None
     alone = session.ask(session.x[:1], session.of(session.y.new_zeros(1))).logits
-    return float((alone - session.clean[:1]).abs().max()) > 1e-3 * max(1.0, float(session.clean[:1].abs().max()))
+    return float(logit_change(session.clean[:1], alone).max()) > 1e-3
 
 
 def _copy(victim: Victim) -> list[int]:
