@@ -277,6 +277,7 @@ _ALL = (
         "mnist_adv", "smaller CNN on MNIST, trained adversarially (PGD-5, ℓ∞ 0.2)", 0.2, "adversarial_training", _PGD
     ),
     _small("mnist_sprout", "smaller CNN on MNIST, trained by SPROUT (no attack)", 0.2, "sprout", {}),
+    _small("mnist_trades", "smaller CNN on MNIST, trained by TRADES (β 6, ℓ∞ 0.2)", 0.2, "trades", _PGD),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
