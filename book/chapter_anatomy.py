@@ -27,8 +27,6 @@ PARTS = (
     "part-exercises",
     "part-references",
 )
-# Chapters written before a chapter opened with its figure and kept a ledger of symbols; the list only shrinks.
-EARLIER: frozenset[str] = frozenset()
 # Of the first twelve chapters, two are recast whole; the other ten have no tiny case by hand.
 WITHOUT_TINY = frozenset({"02", "03", "04", "06", "08", "15", "16", "21", "22", "23"})
 WORDS, CODE_CELLS, SCRATCH_LINES, QUESTIONS = (1500, 3000), (12, 45), 20, (3, 5)
@@ -73,9 +71,6 @@ def parts(notebook: Notebook) -> Iterator[str]:
 
 def parts_of(number: str) -> tuple[str, ...]:
     """The parts of the chapter with this number, in order."""
-    if number in EARLIER:
-        opening = ("part-objectives", "part-threat-model", "part-hook")
-        return (*opening, *PARTS[PARTS.index("part-mathematics") :])
     return tuple(part for part in PARTS if part != "part-tiny" or number not in WITHOUT_TINY)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from book.chapter_anatomy import EARLIER, WITHOUT_TINY, chapter_number, markdown_cells
+from book.chapter_anatomy import WITHOUT_TINY, chapter_number, markdown_cells
 from book.chapter_form import Cell, Notebook, code_cells, first_line, shown, source, tags
 
 VISIBLE_LINES, CELL_LINES, COLUMNS, READINGS = 180, 20, 72, 3
@@ -191,11 +191,6 @@ def _calls(text: str, name: str) -> list[ast.Call]:
 def _before_quiz(notebook: Notebook, end: str = "part-quiz") -> list[Cell]:
     cells = notebook["cells"]
     return cells[: next((place for place, cell in enumerate(cells) if end in tags(cell)), len(cells))]
-
-
-def applies(notebook: Notebook) -> bool:
-    """Whether the chapter has been brought into this form."""
-    return chapter_number(notebook) not in EARLIER
 
 
 RULES = (first_screen, folded, visible, claims_by_section, numbers, ledger, helps, onward, asks)

@@ -19,7 +19,7 @@ from robustlab.teaching.claims import recorded_claims
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 RULES = {rule.__name__: rule for rule in (*chapter_form.RULES, *chapter_anatomy.RULES)}
-READING = {rule.__name__: rule for rule in chapter_reading.RULES}  # for chapters in the new form
+READING = {rule.__name__: rule for rule in chapter_reading.RULES}
 
 
 def read(path: Path) -> Notebook:
@@ -35,7 +35,7 @@ def chapter_paths() -> list[Path]:
 def broken_rules(path: Path) -> Iterator[str]:
     """Complaints about one chapter, each with the name of its rule."""
     notebook = read(path)
-    for name, rule in {**RULES, **(READING if chapter_reading.applies(notebook) else {})}.items():
+    for name, rule in {**RULES, **READING}.items():
         yield from (f"{name}: {problem}" for problem in rule(notebook))
     number = chapter_anatomy.chapter_number(notebook)
     if not path.name.startswith(f"{number}_"):

@@ -225,6 +225,7 @@ class Quantizes(nn.Module):
     ("word", "defend"),
     [
         ("randomized", noisy),
+        ("randomized", lambda model: Then(noisy(model), lambda z: F.pad(z, (0, 1), value=-torch.inf))),
         ("probabilities", lambda model: Then(model, lambda z: z.softmax(1))),
         ("dynamic", Adapts),
         ("dynamic", Learns),

@@ -59,7 +59,8 @@ def zero_gradients(session: Session, loss: LossFunction) -> int:
 
 def _differ(answers: list[Tensor]) -> bool:
     """Whether labels, or directions of the logits, differ between answers to one question."""
-    units = torch.stack([torch.nn.functional.normalize(z.double(), dim=1) for z in answers])
+    finite = (z.double().masked_fill(z.isinf(), 0.0) for z in answers)  # a masked class has no direction
+    units = torch.stack([torch.nn.functional.normalize(z, dim=1) for z in finite])
     labels = torch.stack([z.argmax(dim=1) for z in answers])
     return bool((labels != labels[0]).any()) or bool(((units - units[0]).norm(dim=2) > _SPREAD).any())
 
