@@ -23,7 +23,7 @@ from book.serving import BROWSER_ARGUMENTS, serve
 from tests.system import find_browser
 
 HTML = ROOT / "_build" / "html"
-PDF = ROOT / "_build" / "robustlab-book.pdf"
+PDF = ROOT / "_build" / "html" / "robustlab-book.pdf"
 
 # Printed small below each page, left its title and right the number within it.
 FOOTER = """<div style="font-size: 7pt; width: 100%; margin: 0 15mm; display: flex; justify-content: space-between">

@@ -20,7 +20,7 @@ STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
 def test_the_workflow_only_calls_targets_of_the_makefile() -> None:
     rules = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {row["target"] for row in WORKFLOW["jobs"]["nightly"]["strategy"]["matrix"]["include"]}
-    assert {step["run"] for step in STEPS if "run" in step} == {"make test", "make ${{ matrix.target }}"}
+    assert {step["run"] for step in STEPS if "run" in step} == {"make test", "make pdf", "make ${{ matrix.target }}"}
     assert {"test-full", "test-lowest", "test-newest"} <= targets
     assert all(re.search(rf"^{target}:", rules, flags=re.MULTILINE) for target in targets)
 

@@ -20,7 +20,7 @@ from robustlab.teaching.catalogue import Row, rows
 from robustlab.verification.propagation.certify import METHODS, BoundName
 from tests.every import every
 
-OPEN = {"attacks", "layer", "state"}  # names that a caller or a model gives
+OPEN = {"attacks", "layer", "models", "state"}  # names that a caller or a model gives
 
 each_method = every("row", rows(done=True), label=lambda row: row.key)
 
