@@ -54,7 +54,9 @@ def file_page(module: Module, links: Mapping[str, Chapter], *, shared: bool = Fa
     """
     where = _treated(module, links, "../../../chapters")
     apart = [node for node in module.public if _home(module, node) != module.name] if shared else list(module.public)
-    options = ["   :members:"] * shared + [f"   :exclude-members: {node.name}" for node in apart if shared]
+    options = ["   :members:"] if shared else []
+    if shared and apart:
+        options.append(f"   :exclude-members: {', '.join(node.name for node in apart)}")
     blocks = [_directive(f".. automodule:: {module.name}", *options)]
     blocks += [_directive(*(line for node in apart for line in _member(module, node)))] if apart else []
     return page(_title(module), *blocks, f"Treated in chapter {where}." if where else "")

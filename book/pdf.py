@@ -101,12 +101,12 @@ def main() -> int:
     if path is None or not (HTML / "index.html").exists():
         print("A built book and a Chromium are needed: `make pdf` sees to both.", file=sys.stderr)
         return 1
-    published = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["html"]["baseurl"]
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     with serve(HTML) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=BROWSER_ARGUMENTS)
-        book = join(print_pages(browser, address, list(contents())), address, published)
+        book = join(print_pages(browser, address, list(contents())), address, config["html"]["baseurl"])
         browser.close()
-    book.add_metadata({"/Title": "Holistic Adversarial Robustness", "/Author": "the robustlab authors"})
+    book.add_metadata({"/Title": config["title"], "/Author": config["author"]})
     book.compress_identical_objects()
     book.write(PDF)
     print(f"The book is printed, {len(book.pages)} pages:  {PDF}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from robustlab.attacker.serving import running
 
 BROWSER_ARGUMENTS = [
     "--no-sandbox",  # CI runs as root in containers
@@ -49,12 +50,5 @@ def serve(folder: Path, policy: str = "") -> Iterator[str]:
         policy: the Content-Security-Policy that is sent with every file; none by default.
     """
     handler = functools.partial(_Silent, directory=str(folder), policy=policy)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as address:
+        yield address

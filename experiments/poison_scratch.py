@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from experiments.poison_transfer import COAT, PULLOVER, SCALE, new_head
+from experiments.poison_transfer import COAT, PARTS, PULLOVER, SCALE, SETS, new_head, on_all_sets
 from experiments.record import Experiment
 from robustlab import data, fit, models
 from robustlab.attacker.victim import predict
 from robustlab.attacks import evaluate_poisoning, feature_collision, gradient_matching, poisoning_control
 from robustlab.intervals import Rate
 
-PART, PARTS, SETS, VICTIMS = 5, 3, 3, 2
+PART, VICTIMS = 5, 2
 RATE, LEVELS = 0.04, (16, 32, 64)
 
 Pair = tuple[Tensor, Tensor]
@@ -111,12 +111,7 @@ def kinds() -> list[dict[str, Any]]:
 EXPERIMENT = Experiment(
     name="poison_scratch",
     question="On victims trained from scratch, what do gradient matching, collisions and a watermark achieve?",
-    cases=[
-        {"networks": networks, "part": part, **kind}
-        for kind in kinds()
-        for networks in range(SETS)
-        for part in range(PARTS)
-    ],
+    cases=on_all_sets(kinds()),
     measure=measure,
     n={"sets of networks": SETS, "targets in each": PART * PARTS, "victims of each target": VICTIMS},
     seeds=[200 + 100 * networks + k for networks in range(SETS) for k in range(3)],

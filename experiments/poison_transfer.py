@@ -9,7 +9,7 @@ have three budgets. The polytope takes 40 steps, and in one row 400, of the pape
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -145,15 +145,20 @@ def kinds() -> list[dict[str, Any]]:
     return [*crafted, longer, *controls]
 
 
+def on_all_sets(kinds: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each of these on every part of the targets of every set of networks."""
+    return [
+        {"networks": networks, "part": part, **kind}
+        for kind in kinds
+        for networks in range(SETS)
+        for part in range(PARTS)
+    ]
+
+
 EXPERIMENT = Experiment(
     name="poison_transfer",
     question="On frozen features, known or unseen, whom do collision and polytope fool, and does one beat the other?",
-    cases=[
-        {"networks": networks, "part": part, **kind}
-        for kind in kinds()
-        for networks in range(SETS)
-        for part in range(PARTS)
-    ],
+    cases=on_all_sets(kinds()),
     measure=measure,
     n={"sets of networks": SETS, "targets in each": PART * PARTS, "unseen victims of each target": 2},
     seeds=[100 * networks + seed for networks in range(SETS) for seed in (10, 11, 12, 13, 60, 61)],

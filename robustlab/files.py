@@ -1,10 +1,14 @@
-"""Files written whole or not at all, and tried before the work is done that they are for."""
+"""Files written whole or not at all, tried before the work that they are for, and the digest of what they belong to."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 
 def require_writable(path: Path, argument: str = "out") -> None:
@@ -39,6 +43,15 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         raise
     for path in contents:
         os.replace(_part(path), path)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, dtypes and values, by which a file tells whether it belongs to these tensors."""
+    total = hashlib.sha256()
+    for name, tensor in tensors.items():
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _part(path: Path) -> Path:

@@ -28,8 +28,12 @@
     if (!text) return null;
     const words = [...keywords].map((word) => word.toLowerCase());
     const hits = places(text, words);
-    const met = (first) => new Set(hits.filter(({ at }) => at >= first && at < first + LENGTH / 2).map(({ word }) => word)).size;
-    const best = hits.reduce((most, { at }) => (met(at) > most.size ? { at, size: met(at) } : most), { at: 0, size: 0 });
+    let best = { at: 0, size: 0 };
+    hits.forEach(({ at }, first) => {
+      const met = new Set();
+      for (let k = first; k < hits.length && hits[k].at < at + LENGTH / 2; k += 1) met.add(hits[k].word);
+      if (met.size > best.size) best = { at, size: met.size };
+    });
     // From the start of the sentence, if that is near, else from the start of a word.
     const near = text.slice(Math.max(0, best.at - LENGTH / 2), best.at);
     const sentence = near.search(/[.?!] (?!.*[.?!] )/);

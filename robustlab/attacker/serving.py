@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from socketserver import TCPServer
 from threading import Lock, Thread
 from typing import Literal
@@ -56,16 +56,21 @@ def serving(
         rows = told.softmax(dim=1) if answer == "scores" else told.argmax(dim=1)
         return json.dumps({answer: rows.tolist()}).encode()
 
-    server = _Server(reply, 0.0 if rate is None else 1 / rate)
+    with evaluating(model), running(_Server(reply, 0.0 if rate is None else 1 / rate)) as url:
+        yield url
+
+
+@contextmanager
+def running(server: HTTPServer) -> Iterator[str]:
+    """A server of the loopback address at work in a thread; yields its URL, and closes it."""
     thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    with evaluating(model):
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class _Server(ThreadingHTTPServer):

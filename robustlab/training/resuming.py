@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlab.files import require_writable, write_together
+from robustlab.files import digest, require_writable, write_together
 from robustlab.training.averaging import Average, put
 
 FORMAT = "robustlab.training"
@@ -164,18 +164,13 @@ class ResumeFile:
 def identity(model: nn.Module, x: Tensor, y: Tensor, objective: Any, told: tuple[Any, ...]) -> dict[str, Any]:
     """What tells one training from another: the model's tensors, the data, the objective, and the arguments of fit."""
     shapes = {name: [str(value.dtype), *value.shape] for name, value in model.state_dict().items()}
-    digests = {"model": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12], "data set": _digest(x, y)[:12]}
+    digests = {
+        "model": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12],
+        "data set": digest({"x": x, "y": y})[:12],
+    }
     return {**digests, "objective": name_of(objective), **dict(zip(ARGUMENTS, told, strict=True))}
 
 
 def name_of(given: Any) -> str:
     """A word as it is; of a function its name, of an object its class's."""
     return given if isinstance(given, str) else getattr(given, "__qualname__", type(given).__qualname__)
-
-
-def _digest(*tensors: Tensor) -> str:
-    total = hashlib.sha256()
-    for tensor in tensors:
-        total.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

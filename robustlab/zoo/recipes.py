@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ADVERSARIAL = "robustlab.defenses.training.adversarial_training.adversarial_training"
 DEFENSES = "robustlab.defenses."
+ADVERSARIAL = DEFENSES + "adversarial_training"
 DATASETS = {"mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32"}  # by the beginning of a name
 NORMALIZATION: dict[str, dict[str, Any]] = {
     "mnist5k": {"mean": 0.1307, "std": 0.3081},

@@ -29,7 +29,7 @@ from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import pgd, pgd_maximize
 from robustlab.data import Dataset
 from robustlab.data.pairs import Pairs, read_labeled
-from robustlab.defenses.training.crafting import Ball, CraftMode, at_worst_weights
+from robustlab.defenses.training.crafting import Ball, CraftMode, InBall, at_worst_weights
 from robustlab.geometry.keyed import derive_seed
 from robustlab.geometry.norms import ProperNorm
 from robustlab.models.modes import evaluating
@@ -60,20 +60,19 @@ class OverfittingCheck:
         return self.crafted - self.pgd > SUSPICIOUS
 
 
-class AdversarialTraining:
+class AdversarialTraining(InBall):
     """The objective that :func:`adversarial_training` returns; ``checks`` holds what its checks saw."""
 
-    takes_labels = True
-
     def __init__(self, ball: Ball, weight_perturbation: float, check_every: int) -> None:
-        self.ball, self.weight_perturbation, self.check_every = ball, weight_perturbation, check_every
+        super().__init__(ball)
+        self.weight_perturbation, self.check_every = weight_perturbation, check_every
         self.checks: list[OverfittingCheck] = []
         self.calls, self.done = 0, 0.0
 
     def set_progress(self, fraction: float) -> None:
-        """Set epsilon for the part of the training that is over; :func:`robustlab.training.fit.fit` calls this."""
+        """As of all objectives in a ball; the checks say how far the training was, too."""
+        super().set_progress(fraction)
         self.done = fraction
-        self.ball.set_progress(fraction)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         """The mean cross-entropy at the crafted inputs."""

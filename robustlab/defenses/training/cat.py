@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.losses import margin
-from robustlab.defenses.training.crafting import Ball, CraftMode
+from robustlab.defenses.training.crafting import Ball, CraftMode, InBall
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import ProperNorm
 from robustlab.models.probing import count_outputs
@@ -36,14 +36,13 @@ __all__ = ["cat"]
 CatLoss = Literal["ce", "mixed"]
 
 
-class Cat:
+class Cat(InBall):
     """The objective that :func:`cat` returns; ``radius`` holds each sample's ε_i, by its row in the data."""
 
-    takes_labels = True
-
     def __init__(self, ball: Ball, eta: float, smoothing: float, loss: CatLoss, kappa: float) -> None:
-        self.ball, self.eta, self.smoothing, self.loss, self.kappa = ball, eta, smoothing, loss, kappa
-        self.radius = torch.zeros(0)
+        super().__init__(ball)
+        self.eta, self.smoothing, self.loss, self.kappa = eta, smoothing, loss, kappa
+        self.radius, self.classes = torch.zeros(0), 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a training that is resumed has to know: the radii."""
@@ -57,7 +56,8 @@ class Cat:
         """The mean loss at the crafted inputs, with soft labels; radii grow where the attack has failed."""
         self.ball.check(x)
         radius, noise = self._radii(ids, x), Noise(seed, ids.to(x.device))
-        tried, classes = (radius + self.eta).clamp_max(self.ball.eps), count_outputs(model, x)
+        tried = (radius + self.eta).clamp_max(self.ball.eps)
+        self.classes = classes = self.classes or count_outputs(model, x)  # one more forward, once
         before = soft_labels(y, self.smoothing * radius, noise, 0, classes)
 
         def attacker(logits: Tensor, *_: object) -> Tensor:

@@ -110,6 +110,19 @@ class Ball:
         )  # fmt: skip
 
 
+class InBall:
+    """What objectives share that craft in a ball: labels are classes, and the ball may grow with the training."""
+
+    takes_labels = True
+
+    def __init__(self, ball: Ball) -> None:
+        self.ball = ball
+
+    def set_progress(self, fraction: float) -> None:
+        """Set epsilon for the part of the training that is over; :func:`robustlab.training.fit.fit` calls this."""
+        self.ball.set_progress(fraction)
+
+
 def at_worst_weights(model: nn.Module, loss: Callable[[Forward], Tensor], gamma: float) -> Tensor:
     """The loss at weights that one step of ascent has made worse: adversarial weight perturbation.
 

@@ -23,7 +23,7 @@ from robustlab import checks
 from robustlab.attacker.victim import predict
 from robustlab.data.pairs import Pairs, read_pair
 from robustlab.data.parts import UNLABELED
-from robustlab.defenses.training.crafting import Ball, CraftMode, divergence
+from robustlab.defenses.training.crafting import Ball, CraftMode, InBall, divergence
 from robustlab.defenses.training.pseudo import PseudoLabels
 from robustlab.defenses.training.trades import most_divergent
 from robustlab.geometry.norms import ProperNorm
@@ -31,18 +31,13 @@ from robustlab.geometry.norms import ProperNorm
 __all__ = ["pseudo_label", "robust_self_training"]
 
 
-class RobustSelfTraining:
+class RobustSelfTraining(InBall):
     """The objective that :func:`robust_self_training` returns."""
 
-    takes_labels = True
-
     def __init__(self, ball: Ball, pseudo: PseudoLabels, weight: float, beta: float) -> None:
-        self.ball, self.pseudo, self.weight, self.beta = ball, pseudo, weight, beta
+        super().__init__(ball)
+        self.pseudo, self.weight, self.beta = pseudo, weight, beta
         self.check_labels = pseudo.check
-
-    def set_progress(self, fraction: float) -> None:
-        """Set epsilon for the part of the training that is over; :func:`robustlab.training.fit.fit` calls this."""
-        self.ball.set_progress(fraction)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         """The weighted mean of TRADES' loss, with pseudo-labels where y is −1."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.defenses.training.crafting import Ball, CraftMode, Forward, at_worst_weights, divergence
+from robustlab.defenses.training.crafting import Ball, CraftMode, Forward, InBall, at_worst_weights, divergence
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import ProperNorm
 
@@ -29,17 +29,12 @@ __all__ = ["trades"]
 START = 1e-3  # standard deviation of the first perturbation
 
 
-class Trades:
+class Trades(InBall):
     """The objective that :func:`trades` returns."""
 
-    takes_labels = True
-
     def __init__(self, ball: Ball, beta: float, weight_perturbation: float) -> None:
-        self.ball, self.beta, self.weight_perturbation = ball, beta, weight_perturbation
-
-    def set_progress(self, fraction: float) -> None:
-        """Set epsilon for the part of the training that is over; :func:`robustlab.training.fit.fit` calls this."""
-        self.ball.set_progress(fraction)
+        super().__init__(ball)
+        self.beta, self.weight_perturbation = beta, weight_perturbation
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         """The mean cross-entropy at x, and β times the mean divergence between x and the crafted inputs."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.data.parts import UNLABELED
-from robustlab.defenses.training.crafting import Ball, CraftMode, divergence
+from robustlab.defenses.training.crafting import Ball, CraftMode, InBall, divergence
 from robustlab.defenses.training.pseudo import PseudoLabels
 from robustlab.geometry.keyed import derive_seed
 from robustlab.geometry.norms import ProperNorm
@@ -36,26 +36,22 @@ Targets = Literal["online", "fixed", "both"]
 Losses = Callable[..., Tensor]
 
 
-class UnsupervisedAdversarialTraining:
+class UnsupervisedAdversarialTraining(InBall):
     """The objective that :func:`unsupervised_adversarial_training` returns."""
 
-    takes_labels = True
-
     def __init__(self, ball: Ball, targets: Targets, pseudo: PseudoLabels, lam: float) -> None:
-        self.ball, self.targets, self.pseudo, self.lam = ball, targets, pseudo, lam
+        super().__init__(ball)
+        self.targets, self.pseudo, self.lam = targets, pseudo, lam
         self.check_labels = pseudo.check
-
-    def set_progress(self, fraction: float) -> None:
-        """Set epsilon for the part of the training that is over; :func:`robustlab.training.fit.fit` calls this."""
-        self.ball.set_progress(fraction)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         """Cross-entropy at the crafted inputs of labeled samples, and λ times the term of those whose y is −1."""
         self.ball.check(x)
         missing, label = y == UNLABELED, self.pseudo.fill(y, ids)
         with self.ball.holding(model):
-            with torch.no_grad():
-                target = model(x)
+            if self.targets != "fixed":
+                with torch.no_grad():
+                    target = model(x)
 
             def to_label(logits: Tensor, *_: object) -> Tensor:
                 return F.cross_entropy(logits, label, reduction="none")

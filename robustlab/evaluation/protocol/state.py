@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.victim import Victim
+from robustlab.files import digest
 
 _FACTS = ("classes", "seconds", "right", "flat", "flags")
 
@@ -163,13 +163,4 @@ class State:
 def fingerprint(victim: Victim, x: Tensor, y: Tensor) -> dict[str, str]:
     """Digests of the data and, where it has parameters, of the model."""
     tensors = victim.model.state_dict() if isinstance(victim.model, nn.Module) else {}
-    return {"data": _digest({"x": x, "y": y}), "model": _digest(tensors)}
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name, tensor in tensors.items():
-        flat = tensor.detach().cpu().contiguous().flatten()
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(flat.view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+    return {"data": digest({"x": x, "y": y}), "model": digest(tensors)}
