@@ -154,13 +154,15 @@ def floats(x: object, name: str = "x") -> None:
 
 
 def images(
-    x: object, bounds: tuple[float | Tensor, float | Tensor], name: str = "x", *, strict: bool = False
-) -> tuple[float, float]:
+    x: object, bounds: tuple[float | Tensor, float | Tensor], name: str = "x", *, strict: bool = False,
+    takes: str | None = "Victim(model, bounds={})",
+) -> tuple[float, float]:  # fmt: skip
     """Raises unless ``x`` is a floating (N, ...) tensor inside the box, without NaN; returns its least and most value.
 
     The ends of the box are taken as the dtype of ``x`` holds them: 0.3 in float32 is inside [0, 0.3]. So is what passes
     an end by no more than ``(x - mean) / std`` is rounded, unless that is ``strict``. Of an empty batch the values are
-    ∞ and −∞.
+    ∞ and −∞. ``takes`` is what the error advises for another box: where the caller gives it, and None for who has but
+    one.
     """
     floats(x, name)
     assert isinstance(x, Tensor)
@@ -177,7 +179,7 @@ def images(
     else:
         inside = low <= span[0] and span[1] <= high
     if not inside:
-        _outside(name, values, span, ends)
+        _outside(name, values, span, ends, takes)
     return span
 
 
@@ -191,18 +193,24 @@ def span_of(x: Tensor) -> tuple[float, float]:
     return float(least), float(most)
 
 
-def _outside(name: str, x: Tensor, span: tuple[float, float], ends: tuple[float | Tensor, float | Tensor]) -> None:
+def _outside(
+    name: str, x: Tensor, span: tuple[float, float], ends: tuple[float | Tensor, float | Tensor], takes: str | None
+) -> None:
     """Raises, and says what is likely meant."""
     if bool(x.isnan().any()):
         rows = x.flatten(1).isnan().any(dim=1).nonzero().flatten().tolist()
         raise ValueError(f"{name}: want numbers, got NaN in rows {rows[:10]}")
     text = ", ".join("one per channel" if isinstance(end, Tensor) else f"{end:g}" for end in ends)
-    hint = "Victim(model, bounds=(low, high)) takes other ranges"
+    hints = []
     if span[0] >= 0 and 1 < span[1] <= 255:
-        hint = f"if these are bytes, say {name} / 255; Victim(model, bounds=(0, 255)) takes them as they are"
-    elif span[0] >= -1 and span[1] <= 1:
-        hint = "Victim(model, bounds=(-1, 1)) takes such inputs"
-    raise ValueError(f"{name}: want values in [{text}], got values in [{span[0]}, {span[1]}]; {hint}")
+        hints.append(f"if these are bytes, say {name} / 255")
+        likely_box = "(0, 255)"
+    else:
+        likely_box = "(-1, 1)" if span[0] >= -1 and span[1] <= 1 else "(low, high)"
+    if takes is not None:
+        hints.append(f"{takes.format(likely_box)} takes them as they are")
+    advice = "; ".join(["", *hints])
+    raise ValueError(f"{name}: want values in [{text}], got values in [{span[0]}, {span[1]}]{advice}")
 
 
 TO_NCHW = "if that is (N, H, W, C), say x.permute(0, 3, 1, 2)"
@@ -232,12 +240,10 @@ def are_probabilities(output: Tensor) -> bool:
     return bool(((output - 0.5).abs() <= 0.501).all() & ((output != 0) & (output != 1)).any())
 
 
-def scores(output: Tensor) -> None:
+def scores(output: Tensor, advice: str = 'say Victim(model, output="probs"), or give the logits') -> None:
     """Warns where what a model gives for logits (N, K) are probabilities, of which losses would saturate."""
     if output.numel() and are_probabilities(output):
-        warn(
-            'model: its outputs sum to one, as probabilities do; say Victim(model, output="probs"), or give the logits'
-        )
+        warn(f"model: its outputs sum to one, as probabilities do; {advice}")
 
 
 def radius(eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[float | Tensor, float | Tensor]) -> Tensor:

@@ -183,7 +183,12 @@ def read_features(model: nn.Module, x: Tensor, batch_size: int, layer: Layer | N
 
 
 def count_outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """K, by showing the model one sample of x (N, ...), on the model's device.
+    """K, as :func:`first_logits` shows it."""
+    return first_logits(model, x).shape[1]
+
+
+def first_logits(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What the model says of one sample of x (N, ...): (1, K), on the model's device, in evaluation mode.
 
     Raises:
         ValueError: if it does not give logits (N, K).
@@ -194,4 +199,4 @@ def count_outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> int:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shown = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model: want logits (N, K), got {shown} for one sample")
-    return logits.shape[1]
+    return logits

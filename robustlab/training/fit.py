@@ -21,7 +21,7 @@ from robustlab import checks
 from robustlab.data.pairs import Pairs, read_pair
 from robustlab.geometry.keyed import derive_seed
 from robustlab.models.modes import evaluating, training_mode
-from robustlab.models.probing import count_outputs
+from robustlab.models.probing import first_logits
 from robustlab.progress import bar
 from robustlab.training.averaging import Average, copy_of
 from robustlab.training.resuming import ResumeFile, Training, identity, name_of
@@ -287,7 +287,9 @@ def _check_labels(model: nn.Module, x: Tensor, y: Tensor, check: Callable[[Tenso
     """One forward of one sample in evaluation mode tells the number of classes, and changes nothing."""
     if y.dtype != torch.int64 or y.dim() != 1:
         raise TypeError(f"data: want int64 labels (N,), got {y.dtype} {tuple(y.shape)}")
-    check(y, count_outputs(model, x))
+    logits = first_logits(model, x)
+    check(y, logits.shape[1])
+    checks.scores(logits, "the loss wants logits: leave the softmax out of the model")
 
 
 def _check_loss(loss: Any) -> None:

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.domain import Box
 from robustlab.attacker.victim import Victim
-from robustlab.attacks import apgd, cw, ddn, fab, fgsm, fmn, pgd, sigma_zero, square
+from robustlab.attacks import apgd, cw, ddn, fab, feature_modification, fgsm, fmn, pgd, sigma_zero, square
+from robustlab.defenses import adversarial_training
 from robustlab.evaluation import Claim, checklist
+from robustlab.training.fit import cross_entropy, fit
+from robustlab.verification import verify
 from tests.suite.cases import noise_box
 from tests.suite.models import Then, mlp
 
@@ -107,7 +110,7 @@ def test_a_result_is_inside_its_own_box() -> None:
     ("change", "message"),
     [
         (lambda x: 255 * x, r"want values in \[0, 1\], got values in \[0.0, 255.0\]; if these are bytes, say x / 255"),
-        (lambda x: 2 * x - 1, r"want values in \[0, 1\], .*; Victim\(model, bounds=\(-1, 1\)\) takes such inputs"),
+        (lambda x: 2 * x - 1, r"want values in \[0, 1\], .*; Victim\(model, bounds=\(-1, 1\)\) takes them as they are"),
         (lambda x: (x - 0.1307) / 0.3081, r"want values in \[0, 1\], .* Victim\(model, bounds=\(low, high\)\) takes"),
         (lambda x: x.index_fill(0, torch.tensor([1, 2]), torch.nan), r"want numbers, got NaN in rows \[1, 2\]"),
     ],
@@ -117,6 +120,18 @@ def test_inputs_outside_the_box(change: Callable[[Tensor], Tensor], message: str
     model, x, _ = problem()
     with pytest.raises(ValueError, match="^x: " + message):
         pgd(model, change(x), eps=0.1)
+
+
+def test_the_advice_names_what_the_caller_can_give() -> None:
+    """Trainers take bounds=, verifiers box=, and who has only [0, 1] advises no other range."""
+    model, x, y = problem()
+    bytes_ = 255 * x
+    with pytest.raises(ValueError, match=r"say x / 255; bounds=\(0, 255\) takes them as they are$"):
+        adversarial_training(eps=0.1)(model, bytes_, y, ids=torch.arange(4), seed=0)
+    with pytest.raises(ValueError, match=r"say x / 255; box=\(0, 255\) takes them as they are$"):
+        verify(model, bytes_, y, eps=0.1)
+    with pytest.raises(ValueError, match=r"say x / 255$"):
+        feature_modification((bytes_, y), rate=1.0, eps=0.1)
 
 
 @pytest.mark.parametrize("attack", [pgd, square])
@@ -154,6 +169,16 @@ def test_probabilities_taken_for_logits(dtype: torch.dtype) -> None:
         assert told.startswith("model: its outputs sum to one") and 'Victim(model, output="probs")' in told
         assert not warned(lambda: attack(Victim(softmax, output="probs"), x, y, eps=0.1))  # noqa: B023
         assert not warned(lambda: attack(model, x, y, eps=0.1))  # noqa: B023
+
+
+@pytest.mark.parametrize("objective", [cross_entropy, adversarial_training(eps=0.1)])
+def test_training_on_probabilities(objective: Any) -> None:
+    """The cross-entropy of probabilities is bounded, and its gradient vanishes where the model is sure."""
+    model, x, y = problem()
+    softmax = Then(model, lambda z: z.softmax(dim=1))
+    (told,) = warned(lambda: fit(softmax, (x, y), objective=objective, epochs=1))
+    assert told.startswith("model: its outputs sum to one") and "leave the softmax out" in told
+    assert not warned(lambda: fit(model, (x, y), objective=objective, epochs=1))
 
 
 # Radii ---------------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def prepare(data: Pairs, x_target: Tensor, target: int, rate: float, seed: int) 
         ValueError, TypeError: naming the argument.
     """
     x, y = read_labeled(data)
-    checks.images(x, (0.0, 1.0))
+    checks.images(x, (0.0, 1.0), takes=None)
     checks.at_least("target", target, 0, integer=True)
     if not isinstance(x_target, Tensor) or x_target.shape != (1, *x.shape[1:]):
         shown = tuple(x_target.shape) if isinstance(x_target, Tensor) else type(x_target).__name__
@@ -84,7 +84,7 @@ def prepare(data: Pairs, x_target: Tensor, target: int, rate: float, seed: int) 
     if x_target.dtype != x.dtype or x_target.device != x.device:
         raise TypeError(f"x_target: want {x.dtype} on {x.device}, as data, got {x_target.dtype} on {x_target.device}")
     checks.finite("x_target", x_target)
-    checks.images(x_target, (0.0, 1.0))
+    checks.images(x_target, (0.0, 1.0), takes=None)
     checks.positive("rate", rate)
     count, eligible = round(rate * len(x)), (y == target).nonzero().flatten()
     if not len(eligible):

@@ -67,7 +67,7 @@ def feature_modification(
     """
     x, y = read_labeled(data)
     count = rate_to_count(rate, len(x))
-    checks.images(x, (0.0, 1.0))
+    checks.images(x, (0.0, 1.0), takes=None)
     checks.positive("eps", eps)
     checks.one_of("how", how, ("noise", "shortcut", "adversarial"))
     checks.at_least("steps", steps, 1, integer=True)

@@ -88,7 +88,7 @@ def zo_minmax(
     _check(eps, steps, queries, mu, attack_rate, model_rate, attacker, learner, lam)
     checks.at_home(model, x, "data")
     if bounds is not None:
-        checks.images(x, bounds)
+        checks.images(x, bounds, takes="bounds={}")
     checks.in_classes("y", y, count_outputs(model, x))
     start = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device))
     rows = start.permutation(0, len(x))[0, :count]

@@ -108,7 +108,7 @@ def neural_cleanse(
         no patch works is given the largest possible mask in the index.
     """
     x = read_inputs(x)
-    checks.images(x, (0.0, 1.0))
+    checks.images(x, (0.0, 1.0), takes=None)
     checks.pictures(x)
     if not len(x):
         raise ValueError("x: want at least one image, got none")

@@ -72,7 +72,7 @@ def strip(
     pool = clean if laid_over is None else read_inputs(laid_over, "laid_over")
     for name, images in (("x", x), ("clean", clean), ("laid_over", pool)):
         checks.at_home(model, images, name)
-        checks.images(images, (0.0, 1.0), name)
+        checks.images(images, (0.0, 1.0), name, takes=None)
     if clean.shape[1:] != x.shape[1:] or len(clean) < 2:
         raise ValueError(f"clean: want at least 2 inputs of shape {tuple(x.shape[1:])}, got {tuple(clean.shape)}")
     if pool.shape[1:] != x.shape[1:] or not len(pool):

@@ -98,7 +98,7 @@ def tnd_data_limited(
         the first cosines.
     """
     x, y = read_labeled(data)
-    checks.images(x, (0.0, 1.0))
+    checks.images(x, (0.0, 1.0), takes=None)
     checks.pictures(x)
     checks.at_home(model, x, "data")
     for name, value in (("steps", steps), ("searches", searches)):

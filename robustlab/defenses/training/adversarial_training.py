@@ -184,7 +184,7 @@ def robust_validation(
     if isinstance(data, Dataset):
         raise TypeError("data: want a pair held out of the training data, as data.hold_out makes it, got a Dataset")
     x, y = read_labeled(data)
-    checks.images(x, bounds)
+    checks.images(x, bounds, takes="bounds={}")
     ball = Ball(norm, eps, steps, None, 0.0, "eval", bounds)
 
     def robust_accuracy(model: nn.Module) -> float:

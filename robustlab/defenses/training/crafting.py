@@ -71,7 +71,7 @@ class Ball:
 
     def check(self, x: Tensor) -> None:
         """Raises where crafting would clip the batch to the box, and where the ball is wider than the box."""
-        checks.images(x, self.bounds)
+        checks.images(x, self.bounds, takes="bounds={}")
         self._fits_in_box(math.prod(x.shape[1:]))
 
     def _fits_in_box(self, d: int) -> None:

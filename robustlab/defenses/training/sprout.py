@@ -55,7 +55,7 @@ class Sprout:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         """The mean loss of noisy, mixed inputs with drawn labels; every third call first lets u ascend."""
-        checks.images(x, self.bounds)
+        checks.images(x, self.bounds, takes="bounds={}")
         noise, own = Noise(seed, ids.to(x.device)), Noise(derive_seed(seed, 1), torch.zeros(1, dtype=torch.int64))
         if self.calls and self.calls % TURNS == 0:
             self._ascend(model, x, y, noise)

@@ -95,7 +95,7 @@ def tradeoff(models: Mapping[str, nn.Module], data: Pairs, *, norm: ProperNorm =
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
     checks.at_least("steps", steps, 1, integer=True)
     x, y = read_labeled(data, part="test")
-    checks.images(x, (0.0, 1.0))
+    checks.images(x, (0.0, 1.0), takes=None)
     for model in models.values():
         checks.at_home(model, x)
         checks.in_classes("y", y, count_outputs(model, x))

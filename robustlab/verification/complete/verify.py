@@ -79,7 +79,7 @@ def verify(
     checks.one_of("method", method, METHODS)
     if norm != "linf":
         raise ValueError(f"norm: complete verifiers want 'linf', got {norm!r}")
-    checks.images(x, box, strict=True)
+    checks.images(x, box, strict=True, takes="box={}")
     radius = checks.per_sample("eps", eps, x)
     exact = torch.as_tensor(eps, dtype=torch.float64).expand(len(x))  # a number is not rounded to the dtype of x
     if timeout is not None:

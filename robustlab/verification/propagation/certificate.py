@@ -37,7 +37,7 @@ def prepare(
         batch, empty tensors.
     """
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
-    checks.images(x, box if box is not None else (-torch.inf, torch.inf), strict=True)
+    checks.images(x, box if box is not None else (-torch.inf, torch.inf), strict=True, takes="box={}")
     radius = x.new_zeros(len(x)) if eps is None else checks.per_sample("eps", eps, x)
     if y is not None:
         y = checks.labels("y", y, x)

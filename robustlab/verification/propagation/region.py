@@ -116,7 +116,7 @@ class Ball(Region):
         p = named.get(self.norm) if isinstance(self.norm, str) else float(self.norm)
         if p is None or not p >= 1:
             raise ValueError(f"norm: want 'l1', 'l2', 'linf' or a number p ≥ 1, got {self.norm!r}")
-        checks.images(self.x, self.box if self.box is not None else (-math.inf, math.inf), strict=True)
+        checks.images(self.x, self.box if self.box is not None else (-math.inf, math.inf), strict=True, takes="box={}")
         eps = torch.as_tensor(self.eps, dtype=self.x.dtype, device=self.x.device)
         if eps.dim() and eps.shape != self.x.shape[:1]:
             raise ValueError(f"eps: want a number or shape ({len(self.x)},), got shape {tuple(eps.shape)}")
