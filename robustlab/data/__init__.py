@@ -1,4 +1,4 @@
-"""Data sets: three of images and a table that ship with robustlab, torchvision's beside them, and toys."""
+"""Data sets: three of images, a table and short messages that ship here, torchvision's beside them, and toys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from robustlab.data.external import EXTERNAL, load_external
 from robustlab.data.notes import encode, notes
 from robustlab.data.parts import hide_labels, hold_out
 from robustlab.data.sentences import sentences
+from robustlab.data.spam import Messages, TextMap, mapped, sms_spam, text_map
 from robustlab.data.tabular import RegressionData, diabetes
 from robustlab.data.tinted import tinted
 from robustlab.data.toy import gaussians, two_moons
@@ -18,18 +19,23 @@ from robustlab.data.toy import gaussians, two_moons
 __all__ = [
     "SOURCES",
     "Dataset",
+    "Messages",
     "RegressionData",
     "Source",
+    "TextMap",
     "diabetes",
     "encode",
     "gaussians",
     "hide_labels",
     "hold_out",
     "load",
+    "mapped",
     "names",
     "notes",
     "random_shift",
     "sentences",
+    "sms_spam",
+    "text_map",
     "tinted",
     "two_moons",
 ]

@@ -1,5 +1,8 @@
 # Written by `python -m book.generate` from the catalogue and the modules' `__all__`.
 
+from robustlab.defenses.certified.sanitization_bound import SanitizationBound as SanitizationBound
+from robustlab.defenses.certified.sanitization_bound import sanitization_bound as sanitization_bound
+from robustlab.defenses.certified.sanitization_bound import sanitizer as sanitizer
 from robustlab.defenses.detection.activation_clustering import activation_clustering as activation_clustering
 from robustlab.defenses.detection.neural_cleanse import Patches as Patches
 from robustlab.defenses.detection.neural_cleanse import neural_cleanse as neural_cleanse

@@ -227,7 +227,10 @@ DEFENSES: tuple[Row, ...] = (
         title="Bound on sanitized training",
         cite="steinhardt2017",
         kind="certified_defense",
+        folder="defenses/certified",
         chapter="19",
+        dims=("flat",),
+        quick={"rate": 0.1, "steps": 20},
     ),
     Row(
         key="rab",

@@ -31,6 +31,7 @@ from robustlab.teaching.catalogue import Row, rows
 from robustlab.training.fit import fit
 
 REGRESSION = ("regression_poisoning", "statistical_poisoning", "trim")  # their data are tables with real responses
+BINARY = ("sanitization_bound",)  # their labels are 0 and 1
 CLASSES, N, SIDE, TARGET, RATE = 3, 60, 8, 0, 0.1
 
 
@@ -165,6 +166,8 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
     flat = "image" not in case.row.dims and "flat" in case.row.dims
     x, y = (part.to(device) for part in base(flat, dtype))
     regression = case.row.key in REGRESSION
+    if case.row.key in BINARY:
+        y = y.clamp_max(1)
     if name == "data" and regression:
         x, y = (part.to(device) for part in table(dtype=dtype))
     if name == "model" and regression:
