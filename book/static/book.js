@@ -21,9 +21,22 @@
     }
   };
 
-  // Formulas that are wider than their box scroll, and what scrolls can be reached by keyboard.
-  const reachFormulas = () => {
-    for (const box of document.querySelectorAll(".bd-article :is(div.math, mjx-container[display])")) {
+  // A figure whose words would be too small on a phone keeps its size there, and scrolls.
+  const keepWords = () => {
+    for (const picture of document.querySelectorAll(".bd-article .cell_output img")) {
+      const mark = () => {
+        picture.classList.toggle("wide-figure", picture.naturalWidth > 640);
+        reachWhatScrolls();
+      };
+      if (picture.complete) mark();
+      else picture.addEventListener("load", mark, { once: true });
+    }
+  };
+
+  // Formulas and figures that are wider than their box scroll, and what scrolls can be reached by keyboard.
+  const SCROLLING = ".bd-article :is(div.math, mjx-container[display], .cell_output:has(img.wide-figure))";
+  const reachWhatScrolls = () => {
+    for (const box of document.querySelectorAll(SCROLLING)) {
       if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
@@ -99,8 +112,9 @@
     printLight();
     answerAsMathJax2();
     showCards();
-    window.MathJax?.startup?.promise?.then(reachFormulas);
-    addEventListener("resize", reachFormulas);
+    keepWords();
+    window.MathJax?.startup?.promise?.then(reachWhatScrolls);
+    addEventListener("resize", reachWhatScrolls);
     if (document.querySelector('script[type="application/vnd.jupyter.widget-view+json"]')) {
       new MutationObserver(nameWidgets).observe(document.body, { childList: true, subtree: true });
     }

@@ -207,6 +207,21 @@ def test_the_tab_key_passes_formulas(browser: Browser, site: str, page: str) -> 
 
 
 @some_chapters
+def test_figures_keep_their_words_on_a_phone(browser: Browser, site: str, page: str) -> None:
+    """They are as wide as in a wide window, in boxes that scroll by keyboard too; the page itself is not widened."""
+    with Visit(browser, site, page) as visit:
+        visit.page.set_viewport_size({"width": 390, "height": 900})
+        figure = visit.page.locator(".cell_output img").first
+        figure.scroll_into_view_if_needed()
+        expect(figure).to_have_class(re.compile("wide-figure"))
+        box = figure.bounding_box()
+        assert box is not None and box["width"] >= 600
+        assert visit.page.locator(".cell_output[tabindex='0']").count() >= 1
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert visit.complaints == []
+
+
+@some_chapters
 def test_paper_is_white_and_nothing_on_it_is_cut(browser: Browser, site: str, page: str) -> None:
     with Visit(browser, site, page, color_scheme="dark") as visit:
         visit.settle()

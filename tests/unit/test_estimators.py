@@ -11,10 +11,8 @@ from scipy.special import gammaln
 from scipy.stats import chi2
 from torch import Tensor
 
-from robustlab.attacker.losses import ATTACKER_LOSSES, attacker_loss
-from robustlab.attacker.victim import Victim
-from robustlab.attacks.softlabel import estimators
-from robustlab.attacks.softlabel.estimators import (
+from robustlab.attacker import estimators
+from robustlab.attacker.estimators import (
     Directions,
     Ends,
     Kind,
@@ -24,6 +22,8 @@ from robustlab.attacks.softlabel.estimators import (
     forward,
     variance_reduced,
 )
+from robustlab.attacker.losses import ATTACKER_LOSSES, attacker_loss
+from robustlab.attacker.victim import Victim
 from robustlab.geometry.keyed import Noise
 from tests.suite.cases import noise_box
 from tests.suite.models import Counting, mlp
@@ -80,6 +80,17 @@ def test_ratio_of_means(kind: Kind, more: int, q: int) -> None:
         assert float(cosine) == pytest.approx(exact, rel=0.06) and float(cosine) < 0.87 * theory
     else:
         assert float(cosine) == pytest.approx(math.sqrt(q / (q + d - 1)), rel=0.02)
+
+
+def test_directions_are_uniform_on_the_sphere() -> None:
+    """Archimedes: each coordinate of a uniform point on the sphere in R³ is uniform on [−1, 1]."""
+    noise, n = Noise(0, torch.arange(6250)), 16
+    (u,) = Directions(noise, 0, n, torch.zeros(6250, 3, dtype=torch.float64), "sphere")
+    u = u.reshape(-1, 3)
+    torch.testing.assert_close(u.norm(dim=1), torch.ones(len(u)).double())
+    torch.testing.assert_close(u.T @ u / len(u), torch.eye(3).double() / 3, atol=0.006, rtol=0)
+    quantiles = u[:, 0].quantile(torch.tensor([0.1, 0.25, 0.5, 0.9]).double())
+    torch.testing.assert_close(quantiles, torch.tensor([-0.8, -0.5, 0.0, 0.8]).double(), atol=0.02, rtol=0)
 
 
 def test_signs_alone_point_along_the_gradient() -> None:

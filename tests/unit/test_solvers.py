@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustlab.attacker.estimators import Directions, central
 from robustlab.attacker.live import Best
 from robustlab.attacker.losses import attacker_loss
 from robustlab.attacker.victim import Victim
-from robustlab.attacks.softlabel.estimators import Directions, central
 from robustlab.attacks.softlabel.solvers import (
     adam,
     descent,

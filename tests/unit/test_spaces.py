@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustlab.attacks.softlabel.estimators import coordinates
+from robustlab.attacker.estimators import coordinates
 from robustlab.attacks.softlabel.spaces import Components, Decoded, Groups, Resized, Space
 from robustlab.geometry.keyed import Noise
 from tests.suite.cases import noise_box

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from robustlab import checks
-from robustlab.attacker.estimators import forward_difference, sphere_directions
+from robustlab.attacker.estimators import Directions, forward
 from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.poisoning.added_rows import rate_to_count
 from robustlab.data.pairs import Pairs, read_labeled
@@ -93,8 +93,10 @@ def zo_minmax(
     start = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device))
     rows = start.permutation(0, len(x))[0, :count]
 
-    def directions(draw: tuple[int, int], like: Tensor) -> Tensor:
-        return sphere_directions(start.normal(draw, (queries, len(like)), like.dtype)[0])
+    def estimate(f: Callable[[Tensor], Tensor], at: Tensor, draw: tuple[int, int]) -> Tensor:
+        """∇̂ f of points (k, d) to values (k,): for the estimator this is a batch of one sample."""
+        directions = Directions(start, draw, queries, at[None], "sphere")
+        return forward(lambda points: f(points[0])[None], at[None], directions, mu)[0]
 
     with evaluating(model, device=x.device):
         game = _Game(model, x, y, rows, lam, bounds or (-torch.inf, torch.inf))
@@ -106,14 +108,14 @@ def zo_minmax(
             if learner == "first":
                 slope = _autograd(of_theta, theta)
             else:
-                slope = forward_difference(vmap(of_theta), theta, directions=directions((1, step), theta), mu=mu)
+                slope = estimate(vmap(of_theta), theta, (1, step))
             theta = theta - model_rate * slope
             objective.append(of_theta(theta))
             of_delta = game.given_theta(theta)
             if attacker == "first":
                 slope = _autograd(of_delta, delta[None])[0]
             else:
-                slope = forward_difference(of_delta, delta, directions=directions((2, step), delta), mu=mu)
+                slope = estimate(of_delta, delta, (2, step))
             delta = (delta + attack_rate * slope).clamp(-eps, eps)
         changed = x.clone()
         changed[rows] = game.moved(delta[None])[0]

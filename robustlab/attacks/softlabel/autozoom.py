@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import Directions, forward
 from robustlab.attacker.live import Live, closest
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacker.weight_search import first_weight, next_weight
-from robustlab.attacks.softlabel.estimators import Directions, forward
 from robustlab.attacks.softlabel.penalty import Penalty
 from robustlab.attacks.softlabel.solvers import adam, forget
 from robustlab.attacks.softlabel.spaces import Decoded, Resized, Space

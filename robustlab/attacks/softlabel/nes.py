@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import Directions, central
 from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.softlabel.estimators import Directions, central
 from robustlab.attacks.softlabel.solvers import feasible, heavy, steepest_descent
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar

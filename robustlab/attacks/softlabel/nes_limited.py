@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import Directions, Values, central
 from robustlab.attacker.live import Best, Live
 from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Access, Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.softlabel.estimators import Directions, Values, central
 from robustlab.attacks.softlabel.nes import LEAST, anneal
 from robustlab.attacks.softlabel.solvers import feasible, heavy
 from robustlab.geometry.norms import get_norm

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from robustlab.attacker.estimators import Values
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import goal_margin
 from robustlab.attacker.session import Session
-from robustlab.attacks.softlabel.estimators import Values
 from robustlab.attacks.softlabel.spaces import Space
 from robustlab.attacks.whitebox.cw_descent import TanhBox
 from robustlab.geometry.projections import clip

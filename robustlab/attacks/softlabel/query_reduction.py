@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import Values, coordinates, difference_step
 from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.softlabel.estimators import Values, coordinates, difference_step
 from robustlab.attacks.softlabel.solvers import feasible, steepest_descent
 from robustlab.attacks.softlabel.spaces import Components, Groups, Space
 from robustlab.geometry.norms import get_norm

@@ -1,7 +1,7 @@
 """Steps from an estimated gradient: the solvers that attacks on scores share.
 
 A solver says how points move, given an estimate ĝ of the gradient of a loss that is minimized. A method pairs one with
-an estimator of :mod:`robustlab.attacks.softlabel.estimators`, and so can you::
+an estimator of :mod:`robustlab.attacker.estimators`, and so can you::
 
     with Victim.of(model).session(x, y, access="soft", loss=g) as session:
         live, best, ends = session.live(noise=session.noise(0)), Best(session), (session.low, session.high)

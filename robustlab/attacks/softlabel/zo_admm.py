@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import Directions, difference_step, forward
 from robustlab.attacker.live import Live, closest
 from robustlab.attacker.losses import LossFunction, goal_margin
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.softlabel.estimators import Directions, difference_step, forward
 from robustlab.attacks.softlabel.solvers import linearized, prox, with_room
 from robustlab.geometry.norms import get_norm
 from robustlab.geometry.projections import clip

@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import Directions, difference_step, forward
 from robustlab.attacker.live import Best, Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.softlabel.estimators import Directions, difference_step, forward
 from robustlab.attacks.softlabel.solvers import descent, feasible, natural, with_room
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar

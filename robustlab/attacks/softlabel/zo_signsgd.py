@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import Directions, central, forward, loss_at_x, precise
 from robustlab.attacker.live import Best
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.softlabel.estimators import Directions, central, forward, loss_at_x, precise
 from robustlab.attacks.softlabel.solvers import feasible, steepest_descent
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import Directions, forward, loss_at_x, precise, variance_reduced
 from robustlab.attacker.live import Best
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.softlabel.estimators import Directions, forward, loss_at_x, precise, variance_reduced
 from robustlab.attacks.softlabel.solvers import feasible, steepest_descent
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar

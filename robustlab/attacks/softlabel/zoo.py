@@ -31,12 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.estimators import coordinates, difference_step
 from robustlab.attacker.live import Live, closest
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacker.weight_search import first_weight, next_weight
-from robustlab.attacks.softlabel.estimators import coordinates, difference_step
 from robustlab.attacks.softlabel.penalty import Penalty
 from robustlab.attacks.softlabel.solvers import adam, forget, newton
 from robustlab.attacks.softlabel.spaces import Resized

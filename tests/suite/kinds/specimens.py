@@ -13,7 +13,7 @@ from scipy.stats import beta
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.estimators import forward_difference, sphere_directions
+from robustlab.attacker.estimators import Directions, forward
 from robustlab.attacker.results import Certificate, PhysicalResult, UniversalResult
 from robustlab.attacker.victim import Victim
 from robustlab.data.pairs import read_labeled
@@ -121,11 +121,8 @@ def sphere_gradient(
     values: Callable[[Tensor], Tensor], x: Tensor, *, q: int = 3, mu: float = 1e-2, seed: int = 0
 ) -> Tensor:
     """Forward differences along q random directions of the unit sphere."""
-    checks.at_least("q", q, 1, integer=True)
-    x = x.detach()
-    noise = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device))
-    directions = sphere_directions(noise.normal(0, (q, len(x)), x.dtype)[0])
-    return forward_difference(values, x, directions=directions, mu=mu)
+    noise, one = Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device)), x.detach()[None]
+    return forward(lambda points: values(points[0])[None], one, Directions(noise, 0, q, one, "sphere"), mu)[0]
 
 
 @dataclass(frozen=True)
