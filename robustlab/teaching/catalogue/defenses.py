@@ -237,6 +237,8 @@ DEFENSES: tuple[Row, ...] = (
         title="Robustness against backdoors (RAB)",
         cite="weber2020",
         kind="certified_defense",
+        folder="defenses/certified",
+        quick={"sigma": 0.2, "models": 20, "alpha": 0.05, "epochs": 2},
         chapter="19",
     ),
     # Chapter 20: smoothing.

@@ -174,6 +174,7 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
         return fit_linear(*(part.to(device) for part in table(dtype=dtype)))
     models = [trained(0, dtype, device, flat)] if "model" in name else []
     known = {
+        "network": net(0, flat).to(device, dtype),
         "models": {str(seed): trained(seed, dtype, device, flat) for seed in (0, 1)} if name == "models" else {},
         "data": (x, y), "x": x, "y": y, "model": models and models[0],
         "clean": images(40, dtype, seed=1)[0].to(device),

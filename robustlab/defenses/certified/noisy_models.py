@@ -1,0 +1,128 @@
+"""Many models at once, each trained on its own noisy copy of the data: what RAB takes its votes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from robustlab.attacker.results import Result
+from robustlab.files import digest
+from robustlab.geometry.keyed import Noise, derive_seed
+from robustlab.models.modes import evaluating
+from robustlab.progress import bar
+
+Weights = dict[str, Tensor]
+_DATA, _ORDER = 0, 1  # names of draws
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisyModels(Result):
+    """M trained models of one architecture.
+
+    Attributes:
+        network: the architecture; its own weights are where all trainings began.
+        weights: each parameter, stacked: (M, ...).
+        sigma: σ of the noise, in training and at a test.
+        test_noise: (M, ...), what each model adds to every input. It is drawn with the digest of the model's weights as
+            its seed, so that it is a function of their values and of nothing else.
+    """
+
+    network: nn.Module
+    weights: Weights
+    sigma: float
+    test_noise: Tensor
+
+    def __len__(self) -> int:
+        return len(self.test_noise)
+
+    def votes(self, x: Tensor, *, chunk: int = 100) -> Tensor:
+        """(N, K): how many models choose each class of each input (N, ...); ties go to the first class."""
+        call = _caller(self.network)
+        total: Tensor | None = None
+        with torch.no_grad(), evaluating(self.network):
+            for start in range(0, len(self), chunk):
+                part = {name: value[start : start + chunk] for name, value in self.weights.items()}
+                shifted = x[None] + self.test_noise[start : start + chunk, None]
+                logits = vmap(call, randomness="error")(part, shifted)  # (M, N, K)
+                ballots = F.one_hot(logits.argmax(dim=2), logits.shape[2]).sum(dim=0)
+                total = ballots if total is None else total + ballots
+        assert total is not None
+        return total
+
+
+def train_noisy(
+    network: nn.Module, x: Tensor, y: Tensor, *, models: int, sigma: float, epochs: int, batch_size: int, lr: float,
+    momentum: float, seed: int, chunk: int, progress: bool,
+) -> NoisyModels:  # fmt: skip
+    """Model m is trained by gradient descent on x + σ·z_m, z_m drawn once and kept over all epochs.
+
+    All begin at the weights of ``network`` and visit the rows in the same order, which depends on the seed alone. So a
+    model's weights are a function of its noisy data, and model m of those of its number and of nothing else.
+    """
+    start = {name: p.detach().clone() for name, p in network.named_parameters()}
+    parts = []
+    with evaluating(network):
+        for first in bar(range(0, models, chunk), show=progress, label="rab"):
+            ids = torch.arange(first, min(first + chunk, models), device=x.device)
+            noise = Noise(seed, ids).normal(_DATA, x.shape, x.dtype)
+            noisy = noise.mul_(sigma).add_(x)
+            parts.append(_descend(network, start, noisy, y, epochs, batch_size, lr, momentum, seed))
+    weights = {name: torch.cat([part[name] for part in parts]) for name in start}
+    return NoisyModels(network, weights, sigma, noise_at_test(weights, x.shape[1:], sigma))
+
+
+def noise_at_test(weights: Weights, shape: torch.Size, sigma: float) -> Tensor:
+    """σ times a standard normal tensor for each of M models, (M, *shape), seeded by the digest of its weights."""
+    first = next(iter(weights.values()))
+    seeds = [seed_of({name: value[m] for name, value in weights.items()}) for m in range(len(first))]
+    zero = torch.zeros(1, dtype=torch.int64, device=first.device)
+    drawn = [Noise(seed, zero).normal(0, shape, first.dtype) for seed in seeds]
+    return sigma * torch.cat(drawn) if drawn else first.new_zeros(0, *shape)
+
+
+def seed_of(weights: Weights) -> int:
+    """A seed from the values of one model's weights: SHA-256 of names in order, shapes, and numbers in float64.
+
+    How a file or a tensor stores them (order, dtype, strides, the sign of a zero) makes no difference.
+    """
+    values = {name: weights[name].detach().cpu().double() + 0.0 for name in sorted(weights)}
+    return derive_seed(int(digest(values)[:15], 16))
+
+
+def _caller(network: nn.Module) -> Callable[[Weights, Tensor], Tensor]:
+    buffers = dict(network.named_buffers())
+
+    def call(weights: Weights, x: Tensor) -> Tensor:
+        found: Tensor = functional_call(network, {**weights, **buffers}, (x,))
+        return found
+
+    return call
+
+
+def _descend(
+    network: nn.Module, start: Weights, noisy: Tensor, y: Tensor, epochs: int, batch_size: int, lr: float,
+    momentum: float, seed: int,
+) -> Weights:  # fmt: skip
+    """Gradient descent with momentum on a stack (M, n, ...) of noisy data; in each step all models take one."""
+    call = _caller(network)
+
+    def loss(weights: Weights, x: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(call(weights, x), labels)
+
+    slope = vmap(grad(loss), in_dims=(0, 0, None))
+    weights = {name: p.expand(len(noisy), *p.shape).clone() for name, p in start.items()}
+    speed = {name: torch.zeros_like(p) for name, p in weights.items()}
+    order = Noise(seed, torch.zeros(1, dtype=torch.int64, device=y.device))
+    for epoch in range(epochs):
+        for rows in order.permutation((_ORDER, epoch), len(y))[0].split(batch_size):
+            whole = len(rows) == len(y)
+            down = slope(weights, noisy if whole else noisy[:, rows], y if whole else y[rows])
+            for name, p in weights.items():
+                speed[name].mul_(momentum).add_(down[name])
+                p.sub_(lr * speed[name])
+    return weights
