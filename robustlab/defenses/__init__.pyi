@@ -1,10 +1,10 @@
 # Written by `python -m book.generate` from the catalogue and the modules' `__all__`.
 
-from robustlab.defenses.certified.rab import NoisyModels as NoisyModels
 from robustlab.defenses.certified.rab import noisy_models as noisy_models
 from robustlab.defenses.certified.rab import rab as rab
-from robustlab.defenses.certified.rab import rab_neighbor as rab_neighbor
 from robustlab.defenses.certified.rab import vote_certificate as vote_certificate
+from robustlab.defenses.certified.rab_neighbor import neighbor_probabilities as neighbor_probabilities
+from robustlab.defenses.certified.rab_neighbor import rab_neighbor as rab_neighbor
 from robustlab.defenses.certified.sanitization_bound import SanitizationBound as SanitizationBound
 from robustlab.defenses.certified.sanitization_bound import sanitization_bound as sanitization_bound
 from robustlab.defenses.certified.sanitization_bound import sanitizer as sanitizer

@@ -32,9 +32,8 @@ from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.defenses.certified.noisy_models import NoisyModels, train_noisy
-from robustlab.defenses.certified.rab_neighbor import rab_neighbor
 
-__all__ = ["NoisyModels", "noisy_models", "rab", "rab_neighbor", "vote_certificate"]
+__all__ = ["noisy_models", "rab", "vote_certificate"]
 
 
 def rab(
@@ -56,9 +55,9 @@ def rab(
 ) -> Certificate:
     """Certify predictions against every change of training inputs of a limited ℓ2 norm.
 
-        R = σ/2·(Φ⁻¹(v_A/M − h) − Φ⁻¹(min(v_B/M + h, 1 − v_A/M + h))),   h = √(ln(m/α)/2M)
+        R = σ/2·(Φ⁻¹(v_A/M − h) − Φ⁻¹(v_B/M + h)),   h = √(ln(m/α)/2M)
 
-    v are the votes of M models, A the class of most; m = 2 for two classes and 2K for K > 2 bounds hold together.
+    v are the votes of M models, A the class of most, B the next; m = 2 bounds (2K of K > 2 classes) hold together.
 
     Args:
         data: the training data, poisoned or not: inputs (n, ...) and labels.
@@ -163,7 +162,7 @@ def vote_certificate(
     most, winner = votes.max(dim=1)
     second = votes.scatter(1, winner[:, None], -1).amax(dim=1)
     low = most.double() / models - half
-    high = torch.minimum(second.double() / models + half, 1 - low)
+    high = second.double() / models + half
     radius = sigma / 2 * (torch.special.ndtri(low.clamp_min(0)) - torch.special.ndtri(high))
     verified = (low > high) & (winner == (winner if y is None else y))
     radius = torch.where(verified, radius, 0.0).to(dtype)

@@ -21,6 +21,8 @@ from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.data.pairs import Pairs, read_labeled
 
+__all__ = ["neighbor_probabilities", "rab_neighbor"]
+
 LEAST = 1e-12  # no class is said to be less likely: the distribution's own rounding
 _NUMBERS = 1 << 22  # of probabilities in memory at once
 
@@ -36,15 +38,14 @@ def bucket_edges(d: int, sigma: float, buckets: int) -> np.ndarray:
     return np.linspace(*ends, num=buckets - 1) * sigma**2
 
 
-def neighbor_probabilities(data: Pairs, x: Tensor, *, sigma: float, buckets: int = 200, classes: int = 2) -> Tensor:
-    """(N, K) float64: how likely the quantized nearest neighbor of x among noisy rows is of each class.
+def neighbor_probabilities(data: Pairs, x: Tensor, *, sigma: float, buckets: int = 200) -> Tensor:
+    """(N, K) float64: how likely the quantized nearest neighbor of x is of each class, K the largest label + 1.
 
     Args:
         data: rows (n, ...) in [0, 1] and labels.
         x: (N, ...) inputs.
         sigma: σ of the noise on the rows, above 0.
         buckets: L, at least 3.
-        classes: K.
 
     Raises:
         ValueError, TypeError: for an argument out of its range.
@@ -59,8 +60,9 @@ def neighbor_probabilities(data: Pairs, x: Tensor, *, sigma: float, buckets: int
     checks.finite("x", x)
     checks.positive("sigma", sigma)
     checks.at_least("buckets", buckets, 3, integer=True)
-    checks.at_least("classes", classes, 2, integer=True)
-    checks.in_classes("data", y, classes)
+    if not len(rows):
+        raise ValueError("data: want rows, got none")
+    classes = max(2, int(y.max()) + 1)
     rows, points = rows.flatten(1).double(), x.flatten(1).double()
     d, member = rows.shape[1], torch.nn.functional.one_hot(y, classes).double()
     edges = bucket_edges(d, sigma, buckets) / sigma**2
@@ -85,7 +87,7 @@ def rab_neighbor(
         R = σ/2·(Φ⁻¹(p_A) − Φ⁻¹(p_B))
 
     Args:
-        data, x, sigma, buckets, classes: as in :func:`neighbor_probabilities`.
+        data, x, sigma, buckets: as in :func:`neighbor_probabilities`.
         y: (N,) labels; None takes the likelier class.
 
     Returns:
@@ -97,7 +99,7 @@ def rab_neighbor(
     Source: Weber et al. (2020), section 6.
     """
     label = None if y is None else checks.labels("y", y, x)
-    p = neighbor_probabilities(data, x, sigma=sigma, buckets=buckets, classes=classes)
+    p = neighbor_probabilities(data, x, sigma=sigma, buckets=buckets)
     winner = p.argmax(dim=1)
     others = p.scatter(1, winner[:, None], 0.0)
     # 1 − p_A is summed, not subtracted: near 1 nothing would be left of it.

@@ -241,6 +241,15 @@ DEFENSES: tuple[Row, ...] = (
         quick={"sigma": 0.2, "models": 20, "alpha": 0.05, "epochs": 2},
         chapter="19",
     ),
+    Row(
+        key="rab_neighbor",
+        title="RAB of the nearest neighbor",
+        cite="weber2020",
+        kind="certified_defense",
+        folder="defenses/certified",
+        chapter="19",
+        quick={"sigma": 0.2, "buckets": 20},
+    ),
     # Chapter 20: smoothing.
     Row(
         key="randomized_smoothing",
