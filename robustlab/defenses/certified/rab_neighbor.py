@@ -79,9 +79,7 @@ def neighbor_probabilities(data: Pairs, x: Tensor, *, sigma: float, buckets: int
     return torch.cat(found) if found else rows.new_zeros(0, classes)
 
 
-def rab_neighbor(
-    data: Pairs, x: Tensor, y: Tensor | None = None, *, sigma: float, buckets: int = 200, classes: int = 2
-) -> Certificate:
+def rab_neighbor(data: Pairs, x: Tensor, y: Tensor | None = None, *, sigma: float, buckets: int = 200) -> Certificate:
     """Certify the vote of the noisy nearest neighbor: exact probabilities, confidence 1.
 
         R = σ/2·(Φ⁻¹(p_A) − Φ⁻¹(p_B))
