@@ -76,7 +76,7 @@ def exports(package: str, root: Path = ROOT, rows: Iterable[Row] = ROWS) -> dict
     """
     found: dict[str, str] = {}
     base = root / "robustlab"
-    folders = [package, *sorted(str(path.relative_to(base)) for path in (base / package).glob("[!_]*/"))]
+    folders = [package, *sorted(str(path.relative_to(base)) for path in (base / package).rglob("[!_]*/"))]
     for folder in folders:
         for module in modules(folder, root, rows):
             for name in module.exported:

@@ -8,6 +8,12 @@ from robustlab.defenses.certified.rab_neighbor import rab_neighbor as rab_neighb
 from robustlab.defenses.certified.sanitization_bound import SanitizationBound as SanitizationBound
 from robustlab.defenses.certified.sanitization_bound import sanitization_bound as sanitization_bound
 from robustlab.defenses.certified.sanitization_bound import sanitizer as sanitizer
+from robustlab.defenses.certified.smoothing.noise_training import gaussian_augmentation as gaussian_augmentation
+from robustlab.defenses.certified.smoothing.randomized_smoothing import randomized_smoothing as randomized_smoothing
+from robustlab.defenses.certified.smoothing.randomized_smoothing import smoothed_prediction as smoothed_prediction
+from robustlab.defenses.certified.smoothing.renyi_smoothing import renyi_radius as renyi_radius
+from robustlab.defenses.certified.smoothing.renyi_smoothing import renyi_smoothing as renyi_smoothing
+from robustlab.defenses.certified.smoothing.votes import Smoothed as Smoothed
 from robustlab.defenses.detection.activation_clustering import activation_clustering as activation_clustering
 from robustlab.defenses.detection.neural_cleanse import Patches as Patches
 from robustlab.defenses.detection.neural_cleanse import neural_cleanse as neural_cleanse

@@ -256,8 +256,10 @@ DEFENSES: tuple[Row, ...] = (
         title="Randomized smoothing",
         cite=("cohen2019", "clopper1934"),
         kind="certified_defense",
+        folder="defenses/certified/smoothing",
         chapter="20",
         access="hard",
+        quick={"sigma": 0.25, "n0": 50, "n": 300, "alpha": 0.01},
     ),
     Row(
         key="pixeldp",
@@ -271,8 +273,10 @@ DEFENSES: tuple[Row, ...] = (
         title="Smoothing by Rényi divergence",
         cite="li2019",
         kind="certified_defense",
+        folder="defenses/certified/smoothing",
         chapter="20",
         access="hard",
+        quick={"sigma": 0.25, "n0": 50, "n": 300, "alpha": 0.01},
     ),
     Row(
         key="higher_order_smoothing",

@@ -54,6 +54,7 @@ FOLDERS: Mapping[str, str] = {
     "defenses/training": "Robust training",
     "defenses/aggregation": "Robust aggregation",
     "defenses/certified": "Certified defenses",
+    "defenses/certified/smoothing": "Randomized smoothing",
     "verification/complete": "Complete verifiers",
     "verification/estimates": "Estimates of the robust radius",
     "verification/propagation": "Bounds by propagation",

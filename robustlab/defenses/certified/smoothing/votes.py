@@ -1,0 +1,190 @@
+"""What smoothing certificates share: votes of a model under noise, and bounds for their probabilities.
+
+Each sample has draws of its own. They come in chunks, each from a generator of its own that is seeded by
+``(seed, sample id, part, chunk)``: so the votes of a sample do not depend on its batch, nor on how a data set is split.
+(Numbers differ between devices, as those of ``torch.randn`` do.) Forward passes take chunks of several samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from scipy.stats import beta
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.attacker.results import Certificate
+from robustlab.geometry.keyed import derive_seed
+from robustlab.models.modes import evaluating
+from robustlab.progress import bar
+
+__all__ = ["Smoothed"]
+
+CHUNK = 250  # draws of one generator
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Smoothed(Certificate):
+    """A certificate of a smoothed classifier, and what it rests on.
+
+    Attributes:
+        prediction: (N,) int64, the smoothed classifier's class, −1 where it abstains.
+        p_lower: (N,) float64, the lower bound of that class's probability.
+        counts: (N, K) int64, the votes of the draws that gave the bound.
+    """
+
+    prediction: Tensor | None = None
+    p_lower: Tensor | None = None
+    counts: Tensor | None = None
+
+
+def count_votes(
+    model: nn.Module, x: Tensor, *, sigma: float, n: int, part: int = 0, seed: int = 0, ids: Tensor | None = None,
+    batch_size: int = 1000, progress: bool = False,
+) -> Tensor:  # fmt: skip
+    """How often each class is the model's answer to x + σ·ε with ε ~ N(0, I), over n draws per sample.
+
+        counts_ik = #{draws j of n : argmax model(x_i + σ ε_ij) = k}
+
+    Args:
+        model: gives logits (M, K), or anything whose largest entry is the answer; held in evaluation mode.
+        x: (N, ...), inputs as they come from the data, before any noise.
+        sigma: σ, in units of x.
+        n: draws per sample.
+        part: draws of different parts are independent.
+        seed, ids: of the draws, keyed by the seed and each sample's id (default 0 … N − 1).
+        batch_size: rows of a forward pass.
+        progress: show a bar in a terminal.
+
+    Returns:
+        (N, K) int64. An answer with NaN is a vote for nobody, and warned of.
+
+    Raises:
+        ValueError: if the answers are not (M, K).
+    """
+    ids = torch.arange(len(x)) if ids is None else ids
+    jobs = [(i, id_, start) for i, id_ in enumerate(ids.tolist()) for start in range(0, n, CHUNK)]
+    counts, silent = None, x.new_zeros((), dtype=torch.int64)
+    buffer = x.new_empty(max(batch_size, CHUNK), *x.shape[1:])
+    with torch.no_grad(), evaluating(model, device=x.device):
+        for batch in bar(list(_batches(jobs, n, len(buffer))), show=progress, label="smoothing"):
+            last, owners = 0, list[Tensor]()
+            for i, id_, start in batch:
+                size = min(CHUNK, n - start)
+                generator = torch.Generator(x.device).manual_seed(derive_seed(seed, id_, part, start // CHUNK))
+                points = buffer[last : last + size]
+                torch.randn(points.shape, generator=generator, out=points).mul_(sigma).add_(x[i])
+                last, owners = last + size, [*owners, torch.full((size,), i)]
+            answer = model(buffer[:last])
+            if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != last:
+                shown = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+                raise ValueError(f"model: want logits (N, K), got {shown} for {last} samples")
+            counts = x.new_zeros((len(x), answer.shape[1]), dtype=torch.int64) if counts is None else counts
+            heard = ~answer.isnan().any(dim=1)
+            places = torch.cat(owners).to(x.device) * answer.shape[1] + answer.argmax(dim=1)
+            counts.view(-1).scatter_add_(0, places, heard.to(torch.int64))
+            silent += (~heard).sum()
+    if counts is None:
+        return x.new_zeros((len(x), 0), dtype=torch.int64)
+    if int(silent):
+        checks.warn(f"model: {int(silent)} of {n * len(x)} answers to noisy inputs hold NaN; they count for no class")
+    return counts
+
+
+def _batches(jobs: list[tuple[int, int, int]], n: int, rows: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Chunks that fit into a forward pass together."""
+    batch: list[tuple[int, int, int]] = []
+    full = 0
+    for job in jobs:
+        size = min(CHUNK, n - job[2])
+        if full + size > rows:
+            yield batch
+            batch, full = [], 0
+        batch, full = [*batch, job], full + size
+    if batch:
+        yield batch
+
+
+def clopper_pearson(hits: Tensor, n: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """One-sided bounds, each of which holds with probability 1 − α, for a probability that was met ``hits`` of n times.
+
+        lower: the α quantile of Beta(hits, n − hits + 1),   upper: the 1 − α quantile of Beta(hits + 1, n − hits)
+
+    Args:
+        hits: counts in 0 … n, of any shape.
+        n: draws, at least 1.
+        alpha: α in (0, 1), of each bound.
+
+    Returns:
+        Lower and upper bound, float64, on the device of ``hits``: 0 for no hit, 1 for n.
+
+    Source: Clopper and Pearson (1934).
+    """
+    k = hits.cpu().numpy()
+    low = torch.as_tensor(beta.ppf(alpha, k, n - k + 1)).nan_to_num(0.0)
+    high = torch.as_tensor(beta.ppf(1 - alpha, k + 1, n - k)).nan_to_num(1.0)
+    return low.to(hits.device), high.to(hits.device)
+
+
+def check(
+    model: nn.Module, x: Tensor, y: Tensor | None, sigma: float, n0: int, n: int, alpha: float, batch_size: int,
+    ids: Tensor | None,
+) -> Tensor | None:  # fmt: skip
+    """All checks that can be made before any work; returns the labels."""
+    checks.images(x, (-math.inf, math.inf), takes=None)
+    checks.at_home(model, x)
+    checks.unit_pixels("x", x)
+    checks.positive("sigma", sigma)
+    for name, value in (("n0", n0), ("n", n), ("batch_size", batch_size)):
+        checks.at_least(name, value, 1, integer=True)
+    if n <= n0:
+        raise ValueError(f"n: want more draws than n0 = {n0}, which only choose the class, got {n}")
+    checks.positive("alpha", alpha)
+    checks.below("alpha", alpha, 1)
+    if ids is not None and ids.shape != x.shape[:1]:
+        raise ValueError(f"ids: want shape ({len(x)},), got {tuple(ids.shape)}")
+    if alpha ** (1 / n) <= 0.5:
+        checks.warn(
+            f"n: {n} draws cannot certify at alpha = {alpha:g} even if they agree; "
+            f"want at least {math.floor(math.log(alpha) / math.log(0.5)) + 1}"
+        )
+    return None if y is None else checks.labels("y", y, x)
+
+
+def choose_and_count(
+    model: nn.Module, x: Tensor, y: Tensor | None, *, sigma: float, n0: int, n: int, seed: int, ids: Tensor | None,
+    batch_size: int, progress: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The class that n₀ draws choose (N,), and the votes of n fresh ones (N, K): those that chose would flatter it."""
+    vote = partial(count_votes, model, x, sigma=sigma, seed=seed, ids=ids, batch_size=batch_size, progress=progress)
+    first = vote(n=n0, part=0)
+    if y is not None:
+        checks.in_classes("y", y, first.shape[1])
+    return first.argmax(dim=1), vote(n=n, part=1)
+
+
+def certificate(
+    x: Tensor, y: Tensor | None, chosen: Tensor, p_lower: Tensor, radius: Tensor, counts: Tensor, method: str,
+    alpha: float,
+) -> Smoothed:  # fmt: skip
+    """What the radii (N,) float64 certify: nothing where the class is not that of y, or the radius is not above 0."""
+    rounded = radius.to(x.dtype)
+    rounded = torch.where(rounded.double() > radius, rounded.nextafter(torch.zeros_like(rounded)), rounded)
+    sure = rounded > 0
+    prediction = torch.where(sure, chosen, -1)
+    if y is not None:
+        sure = sure & (chosen == y)
+    return Smoothed(
+        verified=sure, falsified=torch.zeros_like(sure), radius=rounded.where(sure, 0.0), norm="l2", method=method,
+        confidence=1 - alpha, prediction=prediction, p_lower=p_lower, counts=counts,
+    )  # fmt: skip
+
+
+def no_samples(x: Tensor, method: str, alpha: float) -> Smoothed:
+    """The certificate of an empty batch."""
+    none = x.new_zeros(0, dtype=torch.float64)
+    return certificate(x, None, none.long(), none, none, none.long().reshape(0, 0), method, alpha)
