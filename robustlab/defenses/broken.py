@@ -46,6 +46,7 @@ class Broken:
         what: what is broken.
         repair: how to attack or measure it properly.
         transform: the part that stands in front of the network, if there is one.
+        paper: the citation key of a defense that was published, else the empty string.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Broken:
     what: str
     repair: str
     transform: nn.Module | None = None
+    paper: str = ""
 
 
 # What the defenses add. -----------------------------------------------------------------------------------------
@@ -184,8 +186,8 @@ def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
         fork = torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
         with fork, checks.scores_are_judged():  # one squashes them on purpose
             torch.manual_seed(0)  # for those that draw from the global generator
-            robust = _share_kept(model, attack(model, x, y, radius), y, refuses)
-            clean = _share_kept(model, x, y)
+            robust = share_kept(model, attack(model, x, y, radius), y, refuses)
+            clean = share_kept(model, x, y)
         claim = Claim(eps=radius, robust_accuracy=robust, clean_accuracy=clean, attack=attack, detector=refuses)
         return Broken(name, model, claim, undefended, what, repair, transform)
 
@@ -233,7 +235,7 @@ def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
 
 
 @torch.no_grad()
-def _share_kept(model: nn.Module, x: Tensor, y: Tensor, detector: Callable[[Tensor], Tensor] | None = None) -> float:
+def share_kept(model: nn.Module, x: Tensor, y: Tensor, detector: Callable[[Tensor], Tensor] | None = None) -> float:
     """Read correctly by the model in the mode it is in, or refused; nothing of the model's state is moved."""
     with evaluating(model, mode="asis"):
         kept = model(x).argmax(dim=1) == y

@@ -2,6 +2,7 @@
 
 from robustlab.models.architectures import ResidualBlock, mlp, resnet_tiny, small_cnn
 from robustlab.models.characters import CharacterGRU, character_gru, next_character
+from robustlab.models.hiding import Thermometer, thermometer_cnn
 from robustlab.models.normalize import Normalize
 from robustlab.models.registry import build, builders, register
 from robustlab.models.text import text_cnn
@@ -12,6 +13,7 @@ __all__ = [
     "ClassVAE",
     "Normalize",
     "ResidualBlock",
+    "Thermometer",
     "build",
     "builders",
     "character_gru",
@@ -22,4 +24,5 @@ __all__ = [
     "resnet_tiny",
     "small_cnn",
     "text_cnn",
+    "thermometer_cnn",
 ]

@@ -277,6 +277,15 @@ _ALL = (
         "mnist_adv", "smaller CNN on MNIST, trained adversarially (PGD-5, ℓ∞ 0.2)", 0.2, "adversarial_training", _PGD
     ),
     _small("mnist_sprout", "smaller CNN on MNIST, trained by SPROUT (no attack)", 0.2, "sprout", {}),
+    _recipe(
+        "mnist_thermometer",
+        "smaller CNN on thermometer codes of MNIST, trained naturally; a broken defense",
+        "thermometer_cnn",
+        0.2,
+        {"mean": 0.0, "std": 1.0},
+        fit_kwargs={"epochs": 15, "lr": 5e-3},
+        shift=1,
+    ),
     _small("mnist_trades", "smaller CNN on MNIST, trained by TRADES (β 6, ℓ∞ 0.2)", 0.2, "trades", _PGD),
 )
 

@@ -1,0 +1,155 @@
+"""Three published defenses that adaptive attacks broke, built after their papers on small nets for digits.
+
+They stand beside the gallery of :mod:`robustlab.defenses.broken`, whose eight are made up.
+
+    activation_pruning    Dhillon et al. (2018): activations are drawn anew at each prediction;
+                          broken by Athalye, Carlini and Wagner (2018) with EOT
+    thermometer           Buckman et al. (2018): pixels become bits, whose derivative is zero;
+                          broken by Athalye, Carlini and Wagner (2018) with BPDA
+    mixup_inference       Pang, Xu and Zhu (2020): predicts on mixtures with images of other classes;
+                          broken by Tramèr et al. (2020) with EOT
+
+Different here: nets of a few thousand weights and digits stand for ResNets and CIFAR-10, none of them was trained on
+adversarial examples or on mixtures, and the attack behind each claim is plain PGD. Buckman et al. climbed in the space
+of the codes (LS-PGA) instead; Dhillon et al. tried several attacks. So our claims are our imagined
+authors', made with their defense, and not the numbers that the papers print.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import zoo
+from robustlab.attacks.whitebox.pgd import pgd
+from robustlab.data import load
+from robustlab.defenses.broken import Broken, plain_attack, share_kept
+from robustlab.defenses.robustness_claim import AuthorsAttack, Claim
+
+_STEPS = 20
+
+
+class ActivationPruning(nn.Module):
+    """Draw a sample's activations with replacement, in proportion to their size, and keep those that were drawn.
+
+        p_j = |h_j| / Σ|h|,   keep h_j / (1 − (1 − p_j)^r) if j is among r draws, else 0
+
+    The division makes the result unbiased. r = ⌈share · n⌉ for n activations; the paper's "SAP-100" is share = 1. An
+    activation is among r draws with the probability 1 − (1 − p_j)^r. All draws come from torch's global generator.
+
+    Source: Dhillon et al. (2018), Algorithm 1.
+    """
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, h: Tensor) -> Tensor:
+        flat = h.flatten(1)
+        size = flat.detach().abs()
+        p = size / size.sum(dim=1, keepdim=True).clamp_min(torch.finfo(h.dtype).tiny)
+        draws = max(1, -int(-self.share * flat.shape[1] // 1))  # rounded up
+        silent = size.sum(dim=1, keepdim=True) == 0  # a layer without activations has nothing to draw from
+        drawn = torch.multinomial(p + silent, draws, replacement=True)
+        kept = torch.zeros_like(p).scatter_(1, drawn, 1.0)
+        chance = -torch.expm1(draws * torch.log1p(-p))  # p near 0 would round to no chance at all
+        return (flat * kept / chance.where(kept > 0, 1.0).where(~silent, 1.0)).view_as(h)
+
+
+class MixupInference(nn.Module):
+    """The mean prediction on mixtures of x with images of classes other than the predicted one (MI-OL).
+
+        log( 1/M Σ_m softmax f(λ x + (1 − λ) s_m) ),   s_m drawn from the samples with a label ≠ argmax f(x)
+
+    The mixing shrinks a perturbation by λ, and images of other classes pull away from the predicted one.
+
+    Args:
+        net: f, a classifier with logits (N, K).
+        pool: (P, ...) clean images to mix with; drawn by torch's global generator.
+        labels: (P,) their labels, at least two different ones.
+        weight: λ (default 0.5). A net that was not trained on mixtures needs more of x.
+        mixtures: M (default 30, as in the paper).
+
+    Source: Pang, Xu and Zhu (2020), Algorithm 1 with other labels. There f was trained by mixup.
+    """
+
+    def __init__(
+        self, net: nn.Module, pool: Tensor, labels: Tensor, *, weight: float = 0.5, mixtures: int = 30
+    ) -> None:
+        super().__init__()
+        self.net, self.weight, self.mixtures = net, weight, mixtures
+        self.pool: Tensor
+        self.labels: Tensor
+        self.register_buffer("pool", pool)
+        self.register_buffer("labels", labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            other = self.labels[None] != self.net(x).argmax(dim=1)[:, None]
+        drawn = torch.multinomial(other.to(x.dtype), self.mixtures, replacement=True)
+        mixed = self.weight * x[:, None] + (1 - self.weight) * self.pool[drawn]
+        votes = self.net(mixed.flatten(0, 1)).log_softmax(dim=1).view(len(x), self.mixtures, -1)
+        return votes.logsumexp(dim=1) - math.log(self.mixtures)
+
+
+def network_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """PGD on the network inside of mixup inference, as its authors' oblivious attacker does."""
+    return pgd(model.net, x, y, eps=eps, steps=_STEPS).x_adv  # type: ignore[arg-type]
+
+
+def published(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
+    """The three defenses, each with the robust accuracy that plain PGD leaves on (x, y).
+
+    Args:
+        x: (N, 1, 28, 28) digits of ``mnist5k`` in [0, 1], float32. The models are on its device.
+        y: (N,) labels.
+        eps: ℓ∞ radius of the claims, above 0.
+
+    Returns:
+        name → :class:`Broken`, in the order of this module's table; ``paper`` is its citation key. Cost: a run
+        of PGD for each, of mixup inference on its network alone.
+
+    Raises:
+        ValueError, TypeError: for a wrong ``eps``.
+    """
+    digits, on = load("mnist5k"), x.device
+    net, coded = (zoo.load(name, device=on).requires_grad_(False) for name in ("mnist_cnn", "mnist_thermometer"))
+    layers = OrderedDict[str, nn.Module]()
+    for name, layer in net.named_children():
+        layers[name] = layer
+        if isinstance(layer, nn.ReLU):
+            layers[f"{name}_pruned"] = ActivationPruning()
+    mixing = MixupInference(net, digits.x_train[:500].to(on), digits.y_train[:500].to(on), weight=0.7)
+
+    def entry(
+        name: str, paper: str, model: nn.Module, what: str, repair: str, *, attack: AuthorsAttack = plain_attack,
+        transform: nn.Module | None = None,
+    ) -> Broken:  # fmt: skip
+        with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
+            torch.manual_seed(0)
+            robust = share_kept(model, attack(model, x, y, eps), y)
+            clean = share_kept(model, x, y)
+        claim = Claim(eps=eps, robust_accuracy=robust, clean_accuracy=clean, attack=attack)
+        return Broken(name, model, claim, net, what, repair, transform, paper)
+
+    entries = (
+        entry(
+            "activation_pruning", "dhillon2018", nn.Sequential(layers).eval(),
+            "activations are drawn anew at each prediction, and an attack stops at its first lucky draw",
+            "EOT, all steps, and judge on fresh draws",
+        ),
+        entry(
+            "thermometer", "buckman2018", coded,
+            "bits have derivative 0, so a gradient attack stays at its random start",
+            "BPDA with the thermometer's smooth code", transform=coded.get_submodule("code"),
+        ),
+        entry(
+            "mixup_inference", "pang2020", mixing.eval(),
+            "the attack was made for the network, and not for its mixtures",
+            "EOT over the mixtures, all steps, and judge on fresh draws", attack=network_attack,
+        ),
+    )  # fmt: skip
+    return {found.name: found for found in entries}
