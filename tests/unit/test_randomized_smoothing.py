@@ -44,6 +44,32 @@ def test_the_radius_of_a_plane_is_the_distance() -> None:
     assert float(randomized_smoothing(model, 9 * x, sigma=0.3, n=500).radius.max()) <= 0.3 * norm.ppf(0.001**0.002)
 
 
+def test_no_point_of_the_disk_has_another_class() -> None:
+    """By brute force around points of a plane with curved classes; somewhere beyond the disk the class does change."""
+    generator = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(2 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    x = torch.rand(12, 2, generator=generator, dtype=torch.float64)
+    found = randomized_smoothing(model, x, sigma=0.15, n=2000)
+    noise = 0.15 * torch.randn(4000, 2, generator=generator, dtype=torch.float64)
+    turn = torch.linspace(0, 2 * torch.pi, 17, dtype=torch.float64)[:-1]
+    circle = torch.stack([turn.cos(), turn.sin()], dim=1)
+    changed = 0
+    for i in found.verified.nonzero().flatten().tolist():
+        for scale in (0.5, 0.999, 2.5):
+            points = x[i] + scale * found.radius[i] * circle
+            with torch.no_grad():
+                votes = model((points[:, None] + noise).flatten(0, 1)).argmax(dim=1).reshape(16, 4000)
+            p = (votes == found.prediction[i]).double().mean(dim=1)
+            if scale < 1:
+                assert float(p.min()) > 0.5 - 4 * 0.5 / 4000**0.5
+            else:
+                changed += int(p.min() < 0.45)
+    assert int(found.verified.sum()) > 6 and changed > 3
+
+
 @BOTH
 def test_coverage(method: object) -> None:
     """Of 3,000 certificates of a point no more are beyond its exact radius than α allows, and Cohen's not fewer."""
