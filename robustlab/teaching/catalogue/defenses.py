@@ -266,7 +266,11 @@ DEFENSES: tuple[Row, ...] = (
         title="PixelDP",
         cite="lecuyer2019",
         kind="certified_defense",
+        folder="defenses/certified/smoothing",
         chapter="20",
+        norms=("l1", "l2"),
+        access="hard",
+        quick={"sigma": 0.25, "n0": 50, "n": 300, "alpha": 0.01},
     ),
     Row(
         key="renyi_smoothing",

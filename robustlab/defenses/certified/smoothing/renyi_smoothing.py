@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from robustlab.defenses.certified.smoothing.votes import (
     Smoothed,
+    bounds_of_two,
     certificate,
     check,
     choose_and_count,
-    clopper_pearson,
     no_samples,
 )
 
@@ -73,10 +73,7 @@ def renyi_smoothing(
     chosen, counts = choose_and_count(
         model, x, y, sigma=sigma, n0=n0, n=n, seed=seed, ids=ids, batch_size=batch_size, progress=progress
     )
-    p1, _ = clopper_pearson(counts.gather(1, chosen[:, None])[:, 0], n, alpha / 2)
-    rivals = counts.scatter(1, chosen[:, None], -1).amax(dim=1)
-    _, p2 = clopper_pearson(rivals.clamp_min(0), n, alpha / 2 / max(1, counts.shape[1] - 1))
-    p2 = torch.minimum(p2, 1 - p1)
+    p1, p2 = bounds_of_two(counts, chosen, n, alpha)
     return certificate(x, y, chosen, p1, sigma * renyi_radius(p1, p2), counts, "renyi_smoothing", alpha)
 
 

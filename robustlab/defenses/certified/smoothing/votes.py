@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from scipy.stats import beta
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.geometry.keyed import derive_seed
+from robustlab.geometry.norms import ProperNorm
 from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
 __all__ = ["Smoothed"]
 
+Kind = Literal["gaussian", "laplace"]
 CHUNK = 250  # draws of one generator
 
 
@@ -44,7 +47,7 @@ class Smoothed(Certificate):
 
 def count_votes(
     model: nn.Module, x: Tensor, *, sigma: float, n: int, part: int = 0, seed: int = 0, ids: Tensor | None = None,
-    batch_size: int = 1000, progress: bool = False,
+    batch_size: int = 1000, progress: bool = False, kind: Kind = "gaussian",
 ) -> Tensor:  # fmt: skip
     """How often each class is the model's answer to x + σ·ε with ε ~ N(0, I), over n draws per sample.
 
@@ -59,6 +62,7 @@ def count_votes(
         seed, ids: of the draws, keyed by the seed and each sample's id (default 0 … N − 1).
         batch_size: rows of a forward pass.
         progress: show a bar in a terminal.
+        kind: ``"gaussian"`` or ``"laplace"`` noise, of deviation 1.
 
     Returns:
         (N, K) int64. An answer with NaN is a vote for nobody, and warned of.
@@ -77,7 +81,7 @@ def count_votes(
                 size = min(CHUNK, n - start)
                 generator = torch.Generator(x.device).manual_seed(derive_seed(seed, id_, part, start // CHUNK))
                 points = buffer[last : last + size]
-                torch.randn(points.shape, generator=generator, out=points).mul_(sigma).add_(x[i])
+                _draw(points, kind, generator).mul_(sigma).add_(x[i])
                 last, owners = last + size, [*owners, torch.full((size,), i)]
             answer = model(buffer[:last])
             if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != last:
@@ -93,6 +97,14 @@ def count_votes(
     if int(silent):
         checks.warn(f"model: {int(silent)} of {n * len(x)} answers to noisy inputs hold NaN; they count for no class")
     return counts
+
+
+def _draw(out: Tensor, kind: Kind, generator: torch.Generator) -> Tensor:
+    """Noise of deviation 1, in place."""
+    if kind == "gaussian":
+        return torch.randn(out.shape, generator=generator, out=out)
+    uniform = torch.rand(out.shape, generator=generator, dtype=torch.float64, device=out.device).mul_(2).sub_(1)
+    return out.copy_(uniform.sign() * torch.log1p(-uniform.abs()) / -math.sqrt(2))
 
 
 def _batches(jobs: list[tuple[int, int, int]], n: int, rows: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -157,19 +169,32 @@ def check(
 
 def choose_and_count(
     model: nn.Module, x: Tensor, y: Tensor | None, *, sigma: float, n0: int, n: int, seed: int, ids: Tensor | None,
-    batch_size: int, progress: bool,
+    batch_size: int, progress: bool, kind: Kind = "gaussian",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The class that n₀ draws choose (N,), and the votes of n fresh ones (N, K): those that chose would flatter it."""
-    vote = partial(count_votes, model, x, sigma=sigma, seed=seed, ids=ids, batch_size=batch_size, progress=progress)
+    vote = partial(
+        count_votes, model, x, sigma=sigma, seed=seed, ids=ids, batch_size=batch_size, progress=progress, kind=kind
+    )
     first = vote(n=n0, part=0)
     if y is not None:
         checks.in_classes("y", y, first.shape[1])
     return first.argmax(dim=1), vote(n=n, part=1)
 
 
+def bounds_of_two(counts: Tensor, chosen: Tensor, n: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """A lower bound p₁ for the chosen class and an upper one p₂ for any other, which hold together at 1 − α.
+
+    p₁ at level α/2, and p₂ the smaller of 1 − p₁ and the largest of K − 1 bounds at α/2(K − 1).
+    """
+    p1, _ = clopper_pearson(counts.gather(1, chosen[:, None])[:, 0], n, alpha / 2)
+    rivals = counts.scatter(1, chosen[:, None], -1).amax(dim=1).clamp_min(0)
+    _, p2 = clopper_pearson(rivals, n, alpha / 2 / max(1, counts.shape[1] - 1))
+    return p1, torch.minimum(p2, 1 - p1)
+
+
 def certificate(
     x: Tensor, y: Tensor | None, chosen: Tensor, p_lower: Tensor, radius: Tensor, counts: Tensor, method: str,
-    alpha: float,
+    alpha: float, norm: ProperNorm = "l2",
 ) -> Smoothed:  # fmt: skip
     """What the radii (N,) float64 certify: nothing where the class is not that of y, or the radius is not above 0."""
     rounded = radius.to(x.dtype)
@@ -179,12 +204,12 @@ def certificate(
     if y is not None:
         sure = sure & (chosen == y)
     return Smoothed(
-        verified=sure, falsified=torch.zeros_like(sure), radius=rounded.where(sure, 0.0), norm="l2", method=method,
+        verified=sure, falsified=torch.zeros_like(sure), radius=rounded.where(sure, 0.0), norm=norm, method=method,
         confidence=1 - alpha, prediction=prediction, p_lower=p_lower, counts=counts,
     )  # fmt: skip
 
 
-def no_samples(x: Tensor, method: str, alpha: float) -> Smoothed:
+def no_samples(x: Tensor, method: str, alpha: float, norm: ProperNorm = "l2") -> Smoothed:
     """The certificate of an empty batch."""
     none = x.new_zeros(0, dtype=torch.float64)
-    return certificate(x, None, none.long(), none, none, none.long().reshape(0, 0), method, alpha)
+    return certificate(x, None, none.long(), none, none, none.long().reshape(0, 0), method, alpha, norm)
