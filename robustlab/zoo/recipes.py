@@ -52,6 +52,7 @@ class Recipe:
         objective_kwargs: its arguments.
         fit_kwargs: arguments of :func:`robustlab.training.fit.fit`.
         shift: largest random shift in pixels as augmentation; 0 is none.
+        sigma: standard deviation of Gaussian noise as augmentation, after the shift; 0 is none.
         seed: of the initial weights and of the training.
         attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded.
         backdoor: what is done to the data or the training; None for an honest model.
@@ -70,6 +71,7 @@ class Recipe:
     objective: str | None = None
     objective_kwargs: Mapping[str, Any] = field(default_factory=dict)
     shift: int = 0
+    sigma: float = 0.0
     seed: int = 0
     backdoor: Backdoor | None = None
     labeled: int = 0
@@ -109,6 +111,13 @@ def _small(
         autoattack=True,
         **kwargs,
     )
+
+
+def _noisy(name: str, title: str, sigma: float, **kwargs: Any) -> Recipe:
+    """A recipe for randomized smoothing: Gaussian noise of this standard deviation in training."""
+    width = {"builder_kwargs": {"channels": (8, 16), "hidden": 32}, "fit_kwargs": {"epochs": 15, "lr": 5e-3}}
+    title = f"{title} for smoothing, trained with Gaussian noise of σ = {sigma:g}"
+    return _recipe(name, title, "small_cnn", 0.1, **{**width, **kwargs}, sigma=sigma, shift=1)
 
 
 _PGD: dict[str, Any] = {"eps": 0.2, "steps": 5, "warmup": 0.4}
@@ -286,6 +295,8 @@ _ALL = (
         fit_kwargs={"epochs": 15, "lr": 5e-3},
         shift=1,
     ),
+    _noisy("mnist_noise25", "smaller CNN on MNIST", 0.25),
+    _noisy("mnist_noise50", "smaller CNN on MNIST", 0.5),
     _small("mnist_trades", "smaller CNN on MNIST, trained by TRADES (β 6, ℓ∞ 0.2)", 0.2, "trades", _PGD),
 )
 

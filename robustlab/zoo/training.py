@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from robustlab import data, models
 from robustlab.data import Dataset
 from robustlab.data.pairs import Pairs
 from robustlab.files import require_writable, write_together
+from robustlab.geometry.keyed import derive_seed
 from robustlab.training.fit import cross_entropy, fit
 from robustlab.zoo.recipes import Recipe, recipe
 from robustlab.zoo.shipped import (
@@ -98,7 +99,7 @@ def train_with_trigger(
     clean = data.load(made_by.dataset) if dataset is None else dataset
     train_on: Pairs = clean
     how = {
-        "augment": data.random_shift(made_by.shift) if made_by.shift else None,
+        "augment": _augmentation(made_by),
         "seed": made_by.seed,
         "device": device,
         "progress": progress,
@@ -117,6 +118,20 @@ def train_with_trigger(
         train_on = attack(clean, trigger=key, seed=made_by.seed, **told).data
     fit(model, train_on, objective=make(**told_objective) if make else cross_entropy, **how)
     return model.eval(), key
+
+
+def _augmentation(made_by: Recipe) -> Callable[..., Tensor] | None:
+    """The recipe's shift, then its noise."""
+    steps = [data.random_shift(made_by.shift)] if made_by.shift else []
+    if made_by.sigma:
+        steps.append(resolve("robustlab.defenses.gaussian_augmentation")(made_by.sigma))
+
+    def augment(x: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+        for number, step in enumerate(steps):
+            x = step(x, ids=ids, seed=derive_seed(seed, number) if number else seed)
+        return x
+
+    return augment if steps else None
 
 
 def _taught(made_by: Recipe, shown: tuple[Tensor, Tensor], how: Mapping[str, Any]) -> Tensor:

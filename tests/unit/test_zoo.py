@@ -28,6 +28,7 @@ from robustlab.zoo import recipes, shipped, training
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
     "mnist_vae", "sign_cnn", "mnist_adv", "mnist_sprout", "mnist_trades", "mnist_thermometer",
+    "mnist_noise25", "mnist_noise50",
     *BACKDOORED
 }  # fmt: skip
 LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded attack
@@ -46,6 +47,8 @@ LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded 
     "mnist_input_aware": (0.96, 0.0),
     "fashion_blended": (0.86, 0.0),
     "mnist_trades": (0.93, 0.8),
+    "mnist_noise25": (0.97, 0.65),
+    "mnist_noise50": (0.965, 0.75),
     "mnist_adv": (0.96, 0.76),
     "mnist_sprout": (0.96, 0.0),
     "mnist_thermometer": (0.95, 0.0),
@@ -92,6 +95,17 @@ def test_shipped_models_are_what_their_records_say(name: str) -> None:
     for rate in {"robust_accuracy", "autoattack_accuracy", "attack_success"} & set(facts):
         spread = 4 * math.sqrt(facts[rate] * (1 - facts[rate]) / few) + 1 / few
         assert getattr(measured, rate) == pytest.approx(facts[rate], abs=spread), rate
+
+
+def test_training_with_noise_pays_under_that_noise() -> None:
+    """At σ = ½ the net trained there is best, then that of σ = ¼, and the naturally trained one is far behind."""
+    images = data.load("mnist5k")
+    noisy = images.x_test + 0.5 * torch.randn(images.x_test.shape, generator=torch.Generator().manual_seed(0))
+    natural, quarter, half = (
+        (zoo.load(name)(noisy).argmax(1) == images.y_test).double().mean().item()
+        for name in ("mnist_cnn", "mnist_noise25", "mnist_noise50")
+    )
+    assert natural + 0.1 < quarter < half, (natural, quarter, half)
 
 
 @pytest.mark.slow
