@@ -298,6 +298,13 @@ _ALL = (
     _noisy("mnist_noise25", "smaller CNN on MNIST", 0.25),
     _noisy("mnist_noise50", "smaller CNN on MNIST", 0.5),
     _small("mnist_trades", "smaller CNN on MNIST, trained by TRADES (β 6, ℓ∞ 0.2)", 0.2, "trades", _PGD),
+    _small(
+        "mnist_cat",
+        "smaller CNN on MNIST, trained by CAT (ℓ∞ up to 0.2)",
+        0.2,
+        "cat",
+        {"eps": 0.2, "steps": 5, "eta": 0.02, "smoothing": 1.5},
+    ),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
