@@ -113,7 +113,7 @@ def test_votes_behind_a_layer_are_of_the_rest() -> None:
 def test_what_is_refused() -> None:
     model, x = convolved()
     for changes, message in (
-        ({"layer": "1"}, "^layer: want one whose output is affine in x"), ({"layer": nn.ReLU()}, "^layer: want a part"),
+        ({"layer": "1"}, "^layer: want it and those before it affine"), ({"layer": nn.ReLU()}, "^layer: want a child"),
         ({"mechanism": "uniform"}, "^mechanism: want"), ({"norm": "linf"}, "^norm: want"),
         ({"layer": "0", "mechanism": "laplace"}, "^norm: want 'l1'"),
     ):  # fmt: skip
@@ -121,5 +121,34 @@ def test_what_is_refused() -> None:
             pixeldp(model, x, sigma=0.3, **changes)  # type: ignore[arg-type]
     assert not any(part._forward_hooks for part in model.modules())
     all_active = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(25, 3)).double()
-    with pytest.raises(ValueError, match=r"^layer: want one whose output is affine"):
+    with pytest.raises(ValueError, match=r"^layer: want it and those before it affine"):
         pixeldp(all_active, x, sigma=0.3, layer="1")  # it is, on inputs above 0
+
+
+class Steep(nn.Module):
+    """Affine below 1.5, where all points that one tries may lie, and a hundred times steeper above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 100 * (x - 1.5).relu()
+
+
+class Around(nn.Module):
+    """The input goes around the layer, too, so that what comes behind it is not all that depends on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.layer(x) + 10 * x, -x], dim=1)
+
+
+def test_a_layer_that_only_looks_affine_is_refused() -> None:
+    """Its matrix at the points that are tried would certify .57 where the class changes at .14."""
+    x = torch.tensor([[1.4]])
+    with pytest.raises(ValueError, match=r"^layer: want it and those before it affine .* got Steep"):
+        pixeldp(nn.Sequential(Steep(), nn.Linear(1, 2)), x, sigma=1.0, layer="0")
+    with pytest.raises(ValueError, match=r"^layer: want it and those before it affine .* got Steep"):
+        pixeldp(nn.Sequential(Steep(), nn.Linear(1, 2)), x, sigma=1.0, layer="1")
+    with pytest.raises(ValueError, match=r"^layer: want a child of a Sequential"):
+        pixeldp(Around(), x, sigma=1.0, layer="layer")
