@@ -23,7 +23,7 @@ from robustlab.attacker.victim import Victim, predict
 
 DRAWS, IMAGES = 3, 12
 NETS = ("mnist_cnn", "fashion_cnn", "sign_cnn")
-BUDGETS = (500, 1000, 2000)
+BUDGETS = (500, 1000, 2000, 4000)
 Norm = Literal["l2", "linf"]
 L2 = ("boundary", "opt", "sign_opt", "hsja")
 
