@@ -1,8 +1,8 @@
 """Chapter 16: how much of a repair is its learning rate? Fine-tuning and unlearning at equal doses.
 
-The twelve tampered networks and the shipped one with the square, the 500 clean images and the 500 test images of `experiments.repair`. Both repairs make
-ten passes at each of three peak rates; unlearning shows the patch of Neural Cleanse on a fifth of the images, and is
-left out where nothing was flagged.
+The twelve tampered networks and the shipped one with the square, the 500 clean images and the 500 test images of
+`experiments.repair`. Both repairs make ten passes at each of three peak rates; unlearning shows the patch of Neural
+Cleanse on a fifth of the images, and is left out where nothing was flagged.
 """
 
 from __future__ import annotations
