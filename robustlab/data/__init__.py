@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustlab.data.augment import random_shift
+from robustlab.data.augment import gaussian_noise, random_shift
 from robustlab.data.dataset import Dataset
 from robustlab.data.embedded import SOURCES, Source, load_embedded
 from robustlab.data.external import EXTERNAL, load_external
@@ -25,6 +25,7 @@ __all__ = [
     "TextMap",
     "diabetes",
     "encode",
+    "gaussian_noise",
     "gaussians",
     "hide_labels",
     "hold_out",

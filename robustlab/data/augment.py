@@ -37,3 +37,28 @@ def random_shift(pixels: int = 2) -> Callable[..., Tensor]:
         return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
     return augment
+
+
+def gaussian_noise(sigma: float) -> Callable[..., Tensor]:
+    """An augmentation that adds Gaussian noise, new in every step: training for smoothed classifiers.
+
+        x ← x + σ·ε,   ε ~ N(0, I)
+
+    Args:
+        sigma: σ > 0, in units of x. The result is not clipped.
+
+    Returns:
+        ``augment(x, *, ids, seed)``, as :func:`robustlab.training.fit.fit` calls it.
+
+    Raises:
+        ValueError: for σ ≤ 0.
+
+    Source:
+        Lecuyer et al. (2019); Cohen et al. (2019), section 3.4, Gaussian data augmentation.
+    """
+    checks.positive("sigma", sigma)
+
+    def augment(x: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+        return x + sigma * Noise(seed, ids, x.device).normal(0, x.shape[1:], x.dtype)
+
+    return augment

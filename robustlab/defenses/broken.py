@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +159,24 @@ def normalized_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Ten
     return (found * std + mean).clamp(0, 1)
 
 
+def measured(
+    name: str, model: nn.Module, what: str, repair: str, *, x: Tensor, y: Tensor, eps: float, undefended: nn.Module,
+    attack: AuthorsAttack = plain_attack, transform: nn.Module | None = None, refuses: NoiseDetector | None = None,
+    paper: str = "",
+) -> Broken:  # fmt: skip
+    """A broken defense with its authors' claim: the shares of (x, y) that stand at 0 and at ``eps``.
+
+    The arguments are the attributes of :class:`Broken` and of its claim; ``refuses`` is the claim's detector.
+    """
+    fork = torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
+    with fork, checks.scores_are_judged():  # one squashes them on purpose
+        torch.manual_seed(0)  # for those that draw from the global generator
+        robust = share_kept(model, attack(model, x, y, eps), y, refuses)
+        clean = share_kept(model, x, y)
+    claim = Claim(eps=eps, robust_accuracy=robust, clean_accuracy=clean, attack=attack, detector=refuses)
+    return Broken(name, model, claim, undefended, what, repair, transform, paper)
+
+
 def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
     """The eight defenses, each with the robust accuracy that its authors measure on (x, y).
 
@@ -178,19 +197,7 @@ def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
     roughness = NoiseDetector(1.0)(digits) / 5 + 1
     detector = NoiseDetector(float(roughness.quantile(0.99)))
 
-    def entry(
-        name: str, model: nn.Module, what: str, repair: str, *, attack: AuthorsAttack = plain_attack,
-        transform: nn.Module | None = None, undefended: nn.Module = net, refuses: NoiseDetector | None = None,
-        radius: float = eps,
-    ) -> Broken:  # fmt: skip
-        fork = torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
-        with fork, checks.scores_are_judged():  # one squashes them on purpose
-            torch.manual_seed(0)  # for those that draw from the global generator
-            robust = share_kept(model, attack(model, x, y, radius), y, refuses)
-            clean = share_kept(model, x, y)
-        claim = Claim(eps=radius, robust_accuracy=robust, clean_accuracy=clean, attack=attack, detector=refuses)
-        return Broken(name, model, claim, undefended, what, repair, transform)
-
+    entry = partial(measured, x=x, y=y, eps=eps, undefended=net)
     quantize, resize, ripple, clip = Quantize(), RandomResize(), Ripple(), nn.Hardtanh(0.0, 1.0)
     entries = (
         entry(
@@ -219,7 +226,7 @@ def gallery(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
         ),
         entry(
             "train_mode", residual.train(), "batch norm takes its statistics from the batch under attack",
-            "evaluate in evaluation mode", undefended=zoo.load("mnist_resnet").eval(), radius=eps / 2,
+            "evaluate in evaluation mode", undefended=zoo.load("mnist_resnet").eval(), eps=eps / 2,
         ),
         entry(
             "missing_clamp", nn.Sequential(clip, net).eval(),

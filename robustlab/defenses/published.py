@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,7 @@ from torch import Tensor, nn
 from robustlab import zoo
 from robustlab.attacks.whitebox.pgd import pgd
 from robustlab.data import load
-from robustlab.defenses.broken import Broken, plain_attack, share_kept
-from robustlab.defenses.robustness_claim import AuthorsAttack, Claim
+from robustlab.defenses.broken import Broken, measured
 
 _STEPS = 20
 
@@ -124,32 +124,22 @@ def published(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
             layers[f"{name}_pruned"] = ActivationPruning()
     mixing = MixupInference(net, digits.x_train[:500].to(on), digits.y_train[:500].to(on), weight=0.7)
 
-    def entry(
-        name: str, paper: str, model: nn.Module, what: str, repair: str, *, attack: AuthorsAttack = plain_attack,
-        transform: nn.Module | None = None,
-    ) -> Broken:  # fmt: skip
-        with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
-            torch.manual_seed(0)
-            robust = share_kept(model, attack(model, x, y, eps), y)
-            clean = share_kept(model, x, y)
-        claim = Claim(eps=eps, robust_accuracy=robust, clean_accuracy=clean, attack=attack)
-        return Broken(name, model, claim, net, what, repair, transform, paper)
-
+    entry = partial(measured, x=x, y=y, eps=eps, undefended=net)
     entries = (
         entry(
-            "activation_pruning", "dhillon2018", nn.Sequential(layers).eval(),
+            "activation_pruning", nn.Sequential(layers).eval(),
             "activations are drawn anew at each prediction, and an attack stops at its first lucky draw",
-            "EOT, all steps, and judge on fresh draws",
+            "EOT, all steps, and judge on fresh draws", paper="dhillon2018",
         ),
         entry(
-            "thermometer", "buckman2018", coded,
+            "thermometer", coded,
             "bits have derivative 0, so a gradient attack stays at its random start",
-            "BPDA with the thermometer's smooth code", transform=coded.get_submodule("code"),
+            "BPDA with the thermometer's smooth code", transform=coded.get_submodule("code"), paper="buckman2018",
         ),
         entry(
-            "mixup_inference", "pang2020", mixing.eval(),
+            "mixup_inference", mixing.eval(),
             "the attack was made for the network, and not for its mixtures",
-            "EOT over the mixtures, all steps, and judge on fresh draws", attack=network_attack,
+            "EOT over the mixtures, all steps, and judge on fresh draws", attack=network_attack, paper="pang2020",
         ),
     )  # fmt: skip
     return {found.name: found for found in entries}

@@ -123,8 +123,7 @@ def train_with_trigger(
 def _augmentation(made_by: Recipe) -> Callable[..., Tensor] | None:
     """The recipe's shift, then its noise."""
     steps = [data.random_shift(made_by.shift)] if made_by.shift else []
-    if made_by.sigma:
-        steps.append(resolve("robustlab.defenses.gaussian_augmentation")(made_by.sigma))
+    steps += [data.gaussian_noise(made_by.sigma)] if made_by.sigma else []
 
     def augment(x: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         for number, step in enumerate(steps):

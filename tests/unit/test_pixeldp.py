@@ -10,7 +10,7 @@ from scipy.stats import laplace, norm
 from torch import Tensor, nn
 
 from robustlab.defenses import pixeldp, pixeldp_radius, renyi_radius
-from robustlab.defenses.certified.smoothing.pixeldp import _Behind, _of_matrix
+from robustlab.defenses.certified.smoothing.pixeldp import _affine, _cut, _of_matrix
 from robustlab.defenses.certified.smoothing.votes import count_votes
 from tests.unit.test_randomized_smoothing import plane
 
@@ -83,7 +83,7 @@ def test_noise_behind_a_layer() -> None:
 def test_the_sensitivity_is_that_of_the_layer() -> None:
     """Brute force over directions: no image is longer, and the corner, or power iteration, reaches it."""
     model, x = convolved()
-    out, matrix = _Behind(model, "0", x).affine(x)
+    out, matrix = _affine(model[:1], x)
     assert torch.equal(out, model[0](x).detach())
     generator = torch.Generator().manual_seed(1)
     delta = torch.randn(20_000, 25, generator=generator, dtype=torch.float64)
@@ -101,13 +101,12 @@ def test_the_sensitivity_is_that_of_the_layer() -> None:
         assert found <= told * (1 + 1e-9) and found == pytest.approx(told, rel=1e-6)
 
 
-def test_votes_behind_a_layer_are_of_the_rest() -> None:
+def test_noise_is_added_to_what_comes_before() -> None:
     model, x = convolved()
-    rest = _Behind(model, "0", x)
-    z, _ = rest.affine(x)
-    tail = model[1:]
-    assert torch.equal(count_votes(rest, z, sigma=0.5, n=300), count_votes(tail, z, sigma=0.5, n=300))
-    assert not model[0]._forward_hooks
+    before, behind = _cut(model, "0")
+    torch.testing.assert_close(behind(before(x)), model(x))
+    found = pixeldp(model, x, sigma=0.5, n=300, layer="0")
+    assert torch.equal(found.counts, count_votes(model[1:], model[0](x).detach(), sigma=0.5, n=300, part=1))
 
 
 def test_what_is_refused() -> None:
@@ -119,7 +118,6 @@ def test_what_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             pixeldp(model, x, sigma=0.3, **changes)  # type: ignore[arg-type]
-    assert not any(part._forward_hooks for part in model.modules())
     all_active = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(25, 3)).double()
     with pytest.raises(ValueError, match=r"^layer: want it and those before it affine"):
         pixeldp(all_active, x, sigma=0.3, layer="1")  # it is, on inputs above 0
@@ -143,6 +141,16 @@ class Around(nn.Module):
         return torch.cat([self.layer(x) + 10 * x, -x], dim=1)
 
 
+class AroundAll(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(super().forward(x) + 10 * x)
+
+
+class Bent(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
 def test_a_layer_that_only_looks_affine_is_refused() -> None:
     """Its matrix at the points that are tried would certify .57 where the class changes at .14."""
     x = torch.tensor([[1.4]])
@@ -150,5 +158,8 @@ def test_a_layer_that_only_looks_affine_is_refused() -> None:
         pixeldp(nn.Sequential(Steep(), nn.Linear(1, 2)), x, sigma=1.0, layer="0")
     with pytest.raises(ValueError, match=r"^layer: want it and those before it affine .* got Steep"):
         pixeldp(nn.Sequential(Steep(), nn.Linear(1, 2)), x, sigma=1.0, layer="1")
-    with pytest.raises(ValueError, match=r"^layer: want a child of a Sequential"):
-        pixeldp(Around(), x, sigma=1.0, layer="layer")
+    with pytest.raises(ValueError, match=r"^layer: want it and those before it affine .* got Bent"):
+        pixeldp(nn.Sequential(Bent(1, 1), nn.Linear(1, 2)), x, sigma=1.0, layer="0")
+    for model in (Around(), AroundAll(nn.Linear(1, 2))):
+        with pytest.raises(ValueError, match=r"^model: want a Sequential .* got Around"):
+            pixeldp(model, x, sigma=1.0, layer="0")

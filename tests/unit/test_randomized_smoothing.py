@@ -9,8 +9,8 @@ import torch
 from scipy.stats import binom, binomtest, norm
 from torch import Tensor, nn
 
-from robustlab.defenses import randomized_smoothing, renyi_smoothing
-from robustlab.defenses.certified.smoothing.noise_training import gaussian_augmentation
+from robustlab.data import gaussian_noise
+from robustlab.defenses import pixeldp, randomized_smoothing, renyi_smoothing
 from robustlab.defenses.certified.smoothing.randomized_smoothing import smoothed_prediction
 from robustlab.defenses.certified.smoothing.renyi_smoothing import renyi_radius
 from robustlab.defenses.certified.smoothing.votes import clopper_pearson, count_votes
@@ -140,6 +140,11 @@ def test_prediction_is_the_binomial_test() -> None:
         decided = binomtest(max(votes), sum(votes), 0.5).pvalue <= 0.01
         assert answer == (votes.index(max(votes)) if decided else -1)
     assert -1 in found.tolist() and 1 in found.tolist()
+    with pytest.warns(UserWarning, match=r"^n: 10 draws cannot answer at alpha = 0.001"):
+        assert smoothed_prediction(model, 99 * x, sigma=0.01, n=10).tolist() == [-1] * 12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert smoothed_prediction(model, 99 * x, sigma=0.01, n=11).tolist() == [1] * 12
 
 
 @BOTH
@@ -153,6 +158,29 @@ def test_votes_do_not_depend_on_the_split(method: object) -> None:
     assert torch.equal(whole.counts, torch.cat([part.counts for part in parts]))
     assert torch.equal(whole.radius, torch.cat([part.radius for part in parts]))
     assert not torch.equal(whole.counts, method(model, x, sigma=0.3, n0=30, n=700, seed=1).counts)  # type: ignore[operator]
+
+
+def test_no_forward_pass_is_longer_than_asked() -> None:
+    seen = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return x[:, :2]
+
+    x = torch.rand(3, 4)
+    counts = count_votes(Counting(), x, sigma=0.3, n=260, batch_size=100)
+    assert max(seen) <= 100 and sum(seen) == 3 * 260
+    assert torch.equal(counts, count_votes(Counting(), x, sigma=0.3, n=260, batch_size=7000)) and seen[-1] == 3 * 260
+
+
+@pytest.mark.parametrize("method", [randomized_smoothing, renyi_smoothing, pixeldp])
+def test_an_empty_batch_has_an_empty_certificate(method: object) -> None:
+    model, _, x = plane()
+    found = method(model, x[:0], torch.zeros(0).long(), sigma=0.3)  # type: ignore[operator]
+    assert found.radius.shape == found.prediction.shape == (0,)
+    assert found.radius.dtype == torch.float64 and len(found.counts) == 0
+    assert smoothed_prediction(model, x[:0], sigma=0.3).tolist() == []
 
 
 def test_bounds_are_those_of_scipy() -> None:
@@ -189,13 +217,13 @@ def test_an_answer_of_nan_is_no_vote() -> None:
 
 
 def test_noise_for_training_is_new_in_every_step_and_the_same_again() -> None:
-    augment = gaussian_augmentation(0.5)
+    augment = gaussian_noise(0.5)
     x, ids = torch.zeros(2000, 4), torch.arange(2000)
     first = augment(x, ids=ids, seed=1)
     assert torch.equal(first, augment(x, ids=ids, seed=1)) and not torch.equal(first, augment(x, ids=ids, seed=2))
     assert float(first.std()) == pytest.approx(0.5, rel=0.03) and abs(float(first.mean())) < 0.02
     with pytest.raises(ValueError, match=r"^sigma: want"):
-        gaussian_augmentation(0.0)
+        gaussian_noise(0.0)
 
 
 @BOTH
@@ -208,8 +236,9 @@ def test_bad_input(method: object) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             method(model, x, **{"sigma": 0.3, **changes})  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"^model: want logits \(N, K\)"):
-        method(nn.Flatten(0), x, sigma=0.3)  # type: ignore[operator]
+    for other in (nn.Flatten(0), nn.Linear(3, 1).double()):
+        with pytest.raises(ValueError, match=r"^model: want logits \(N, K\) of at least two classes"):
+            method(other, x, sigma=0.3)  # type: ignore[operator]
     with pytest.warns(UserWarning, match=r"^n: 9 draws cannot certify at alpha = 0.001 .* want at least 10"):
         method(model, x, sigma=0.3, n0=1, n=9)  # type: ignore[operator]
     with warnings.catch_warnings():

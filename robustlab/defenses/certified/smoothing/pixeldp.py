@@ -25,7 +25,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from robustlab import checks
 from robustlab.defenses.certified.smoothing.votes import (
@@ -34,7 +33,6 @@ from robustlab.defenses.certified.smoothing.votes import (
     certificate,
     check,
     choose_and_count,
-    no_samples,
 )
 from robustlab.models.modes import evaluating
 from robustlab.models.normalize import Normalize
@@ -43,7 +41,7 @@ from robustlab.models.probing import Layer
 __all__ = ["pixeldp", "pixeldp_radius"]
 
 Mechanism = Literal["gaussian", "laplace"]
-_AFFINE = (nn.Linear, _ConvNd, Normalize, nn.Flatten, nn.Identity)
+_AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Normalize, nn.Flatten, nn.Identity)
 
 
 def pixeldp(
@@ -88,17 +86,14 @@ def pixeldp(
     """
     checks.one_of("mechanism", mechanism, ("gaussian", "laplace"))
     checks.one_of("norm", norm, ("l1", "l2"))
-    y = check(model, x, y, sigma, n0, n, alpha, batch_size, ids)
-    if not len(x):
-        return no_samples(x, "pixeldp", alpha, norm)
-    noisy, sensitivity = x, _of_identity(x[0].numel(), mechanism, norm)
-    rest: nn.Module = model
+    y = check(model, x, y, sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size, ids=ids)
+    noisy, sensitivity, behind = x, _of_identity(x.shape[1:].numel(), mechanism, norm), model
     if layer is not None:
-        rest = _Behind(model, layer, x)
-        noisy, matrix = rest.affine(x)
+        before, behind = _cut(model, layer)
+        noisy, matrix = _affine(before, x)
         sensitivity = _of_matrix(matrix, mechanism, norm)
     chosen, counts = choose_and_count(
-        rest, noisy, y, sigma=sigma, n0=n0, n=n, seed=seed, ids=ids, batch_size=batch_size, progress=progress,
+        behind, noisy, y, sigma=sigma, n0=n0, n=n, seed=seed, ids=ids, batch_size=batch_size, progress=progress,
         kind=mechanism,
     )  # fmt: skip
     p1, p2 = bounds_of_two(counts, chosen, n, alpha)
@@ -132,49 +127,32 @@ def pixeldp_radius(p1: Tensor, p2: Tensor, *, mechanism: Mechanism = "gaussian",
     return torch.where(delta > 0, length, 0.0).amax(dim=-1)
 
 
-class _Behind(nn.Module):
-    """The model as a function of the output of one of its layers."""
-
-    def __init__(self, model: nn.Module, layer: Layer, x: Tensor) -> None:
-        super().__init__()
-        self.model, self.blank = model, torch.zeros_like(x[:1])
-        self.layer = model.get_submodule(layer) if isinstance(layer, str) else layer
-        children = list(model) if isinstance(model, nn.Sequential) else []
-        if all(part is not self.layer for part in children):
-            raise ValueError("layer: want a child of a Sequential, which everything passes, got another module")
+def _cut(model: nn.Module, layer: Layer) -> tuple[nn.Sequential, nn.Sequential]:
+    """What comes up to the layer, which is affine, and what comes behind it."""
+    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
+        raise ValueError(f"model: want a Sequential for noise behind a layer, got {type(model).__name__}")
+    found = model.get_submodule(layer) if isinstance(layer, str) else layer
+    children = list(model)
+    end = next((i for i, child in enumerate(children, start=1) if child is found), None)
+    if end is None:
+        raise ValueError("layer: want a child of the Sequential, which everything passes, got another module")
+    for child in children[:end]:
         # By type: trying points cannot tell that a function is affine everywhere.
-        for part in children[: next(i for i, part in enumerate(children) if part is self.layer) + 1]:
-            if not isinstance(part, _AFFINE):
-                raise ValueError(
-                    "layer: want it and those before it affine (Linear, Conv, Normalize, Flatten), since the "
-                    f"sensitivity of others is not known, got {type(part).__name__}"
-                )
+        if not any(type(child).forward is kind.forward for kind in _AFFINE):
+            raise ValueError(
+                "layer: want it and those before it affine (Linear, Conv, Normalize, Flatten), since the "
+                f"sensitivity of others is not known, got {type(child).__name__}"
+            )
+    return nn.Sequential(*children[:end]), nn.Sequential(*children[end:])
 
-    def forward(self, z: Tensor) -> Tensor:
-        handle = self.layer.register_forward_hook(lambda *_: z)
-        try:
-            return self.model(self.blank.expand(len(z), *self.blank.shape[1:]))
-        finally:
-            handle.remove()
 
-    def output(self, x: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = self.layer.register_forward_hook(lambda _, __, out: seen.append(out))
-        try:
-            self.model(x)
-        finally:
-            handle.remove()
-        if len(seen) != 1:
-            raise ValueError(f"layer: want one that is called once, got {len(seen)} calls")
-        return seen[0].detach()
-
-    def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's output at x, and the matrix (d, outputs) of an affine map that it is."""
-        with torch.no_grad(), evaluating(self.model, device=x.device):
-            at_zero, out = self.output(self.blank), self.output(x)
-            units = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, *x.shape[1:])
-            matrix = torch.cat([self.output(part) - at_zero for part in units.split(1000)]).flatten(1)
-        return out, matrix.double()
+def _affine(layers: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output of affine layers at x, and their matrix (d, outputs)."""
+    with torch.no_grad(), evaluating(layers, device=x.device):
+        units = torch.eye(x.shape[1:].numel(), dtype=x.dtype, device=x.device).reshape(-1, *x.shape[1:])
+        at_zero = layers(torch.zeros_like(units[:1]))
+        matrix = torch.cat([layers(part) - at_zero for part in units.split(1000)]).flatten(1)
+        return layers(x), matrix.double()
 
 
 def _of_identity(d: int, mechanism: Mechanism, norm: str) -> float:

@@ -22,10 +22,10 @@ from robustlab.defenses.certified.smoothing.votes import (
     Smoothed,
     certificate,
     check,
+    check_draws,
     choose_and_count,
     clopper_pearson,
     count_votes,
-    no_samples,
 )
 
 __all__ = ["randomized_smoothing", "smoothed_prediction"]
@@ -51,8 +51,7 @@ def randomized_smoothing(
 
         p = Clopper–Pearson's lower bound at level 1 − α,      radius = σ·Φ⁻¹(p) where p > ½, else abstain
 
-    The model should have been trained under the same noise
-    (:func:`robustlab.defenses.gaussian_augmentation`).
+    The model should have been trained under the same noise (:func:`robustlab.data.gaussian_noise`).
 
     Args:
         model: a module with logits (N, K), of which only the largest is used.
@@ -77,9 +76,7 @@ def randomized_smoothing(
     Source:
         Cohen et al. (2019), theorem 1 and procedure Certify; Clopper and Pearson (1934).
     """
-    y = check(model, x, y, sigma, n0, n, alpha, batch_size, ids)
-    if not len(x):
-        return no_samples(x, "randomized_smoothing", alpha)
+    y = check(model, x, y, sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size, ids=ids)
     chosen, counts = choose_and_count(
         model, x, y, sigma=sigma, n0=n0, n=n, seed=seed, ids=ids, batch_size=batch_size, progress=progress
     )
@@ -116,10 +113,9 @@ def smoothed_prediction(
     Source:
         Cohen et al. (2019), procedure Predict; Hung and Fithian, "Rank verification for exponential families" (2019).
     """
-    check(model, x, None, sigma, 1, max(2, n), alpha, batch_size, ids)
-    checks.at_least("n", n, 1, integer=True)
-    if not len(x):
-        return x.new_zeros(0, dtype=torch.int64)
+    check_draws(model, x, sigma=sigma, n=n, alpha=alpha, batch_size=batch_size, ids=ids)
+    if 2 * 0.5**n > alpha:
+        checks.warn(f"n: {n} draws cannot answer at alpha = {alpha:g} even if they agree; want more")
     counts = count_votes(
         model, x, sigma=sigma, n=n, part=_PREDICT, seed=seed, ids=ids, batch_size=batch_size, progress=progress
     )

@@ -7,9 +7,8 @@ change places, the class stays:
 
     radius² = sup_{a > 1}  −(2σ²/a) · log( 1 − p₁ − p₂ + 2·M )        M = ( (p₁^{1−a} + p₂^{1−a})/2 )^{1/(1−a)}
 
-with p₁ a lower bound of the class's probability and p₂ an upper bound of any other's. Never larger than the radius of
-:func:`randomized_smoothing` for the same two bounds,
-σ/2·(Φ⁻¹(p₁) − Φ⁻¹(p₂)), which is exact.
+with p₁ a lower bound of the class's probability and p₂ an upper bound of any other's. It is never larger than
+σ/2·(Φ⁻¹(p₁) − Φ⁻¹(p₂)), the radius of :func:`randomized_smoothing` for the same two bounds, which is exact.
 
 Different here: the class is chosen by draws of its own, as Cohen et al. do, where the authors' code chooses and bounds
 on the same; the bounds are Clopper and Pearson's with α split over them; and the supremum is taken in logarithms, since
@@ -29,7 +28,6 @@ from robustlab.defenses.certified.smoothing.votes import (
     certificate,
     check,
     choose_and_count,
-    no_samples,
 )
 
 __all__ = ["renyi_radius", "renyi_smoothing"]
@@ -55,8 +53,7 @@ def renyi_smoothing(
 
     Args:
         model, x, y, sigma, n0, n, alpha, batch_size, seed, ids, progress: as of
-            :func:`randomized_smoothing`, whose draws these
-            are.
+            :func:`randomized_smoothing`, whose draws these are.
 
     Returns:
         Smoothed, a Certificate in ℓ2 with confidence 1 − α. Cost: n0 + n forward rows per sample.
@@ -67,9 +64,7 @@ def renyi_smoothing(
     Source:
         Li et al. (2019), theorem 1 and its algorithm.
     """
-    y = check(model, x, y, sigma, n0, n, alpha, batch_size, ids)
-    if not len(x):
-        return no_samples(x, "renyi_smoothing", alpha)
+    y = check(model, x, y, sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size, ids=ids)
     chosen, counts = choose_and_count(
         model, x, y, sigma=sigma, n0=n0, n=n, seed=seed, ids=ids, batch_size=batch_size, progress=progress
     )

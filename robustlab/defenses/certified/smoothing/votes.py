@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from scipy.stats import beta
@@ -28,6 +28,15 @@ __all__ = ["Smoothed"]
 
 Kind = Literal["gaussian", "laplace"]
 CHUNK = 250  # draws of one generator
+
+
+class Job(NamedTuple):
+    """One chunk of one sample's draws."""
+
+    row: int
+    id: int
+    start: int
+    size: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,38 +74,43 @@ def count_votes(
         kind: ``"gaussian"`` or ``"laplace"`` noise, of deviation 1.
 
     Returns:
-        (N, K) int64. An answer with NaN is a vote for nobody, and warned of.
+        (N, K) int64, of an empty batch (0, 2). An answer with NaN is a vote for nobody, and warned of.
 
     Raises:
-        ValueError: if the answers are not (M, K).
+        ValueError: if the answers are not (M, K) with K ≥ 2.
     """
     ids = torch.arange(len(x)) if ids is None else ids
-    jobs = [(i, id_, start) for i, id_ in enumerate(ids.tolist()) for start in range(0, n, CHUNK)]
-    counts, silent = None, x.new_zeros((), dtype=torch.int64)
+    jobs = [
+        Job(i, id_, start, min(CHUNK, n - start)) for i, id_ in enumerate(ids.tolist()) for start in range(0, n, CHUNK)
+    ]
+    counts = x.new_zeros((len(x), 2), dtype=torch.int64)  # of an empty batch; else known with the first answer
+    silent = counts.new_zeros(())
     buffer = x.new_empty(max(batch_size, CHUNK), *x.shape[1:])
     with torch.no_grad(), evaluating(model, device=x.device):
-        for batch in bar(list(_batches(jobs, n, len(buffer))), show=progress, label="smoothing"):
-            last, owners = 0, list[Tensor]()
-            for i, id_, start in batch:
-                size = min(CHUNK, n - start)
-                generator = torch.Generator(x.device).manual_seed(derive_seed(seed, id_, part, start // CHUNK))
-                points = buffer[last : last + size]
-                _draw(points, kind, generator).mul_(sigma).add_(x[i])
-                last, owners = last + size, [*owners, torch.full((size,), i)]
-            answer = model(buffer[:last])
-            if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != last:
-                shown = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-                raise ValueError(f"model: want logits (N, K), got {shown} for {last} samples")
-            counts = x.new_zeros((len(x), answer.shape[1]), dtype=torch.int64) if counts is None else counts
+        for number, batch in enumerate(bar(list(_batches(jobs, len(buffer))), show=progress, label="smoothing")):
+            sizes = torch.tensor([job.size for job in batch])
+            drawn = buffer[: int(sizes.sum())]
+            for job, points in zip(batch, drawn.split(sizes.tolist()), strict=True):
+                generator = torch.Generator(x.device).manual_seed(derive_seed(seed, job.id, part, job.start // CHUNK))
+                _draw(points, kind, generator).mul_(sigma).add_(x[job.row])
+            answer = torch.cat([_answer(model, rows) for rows in drawn.split(batch_size)])
+            if number == 0:
+                counts = counts.new_zeros((len(x), answer.shape[1]))
             heard = ~answer.isnan().any(dim=1)
-            places = torch.cat(owners).to(x.device) * answer.shape[1] + answer.argmax(dim=1)
-            counts.view(-1).scatter_add_(0, places, heard.to(torch.int64))
+            owners = torch.tensor([job.row for job in batch]).repeat_interleave(sizes).to(x.device)
+            counts.view(-1).scatter_add_(0, owners * answer.shape[1] + answer.argmax(dim=1), heard.to(torch.int64))
             silent += (~heard).sum()
-    if counts is None:
-        return x.new_zeros((len(x), 0), dtype=torch.int64)
     if int(silent):
         checks.warn(f"model: {int(silent)} of {n * len(x)} answers to noisy inputs hold NaN; they count for no class")
     return counts
+
+
+def _answer(model: nn.Module, x: Tensor) -> Tensor:
+    answer = model(x)
+    if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(x) or answer.shape[1] < 2:
+        shown = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(f"model: want logits (N, K) of at least two classes, got {shown} for {len(x)} samples")
+    return answer
 
 
 def _draw(out: Tensor, kind: Kind, generator: torch.Generator) -> Tensor:
@@ -107,16 +121,15 @@ def _draw(out: Tensor, kind: Kind, generator: torch.Generator) -> Tensor:
     return out.copy_(uniform.sign() * torch.log1p(-uniform.abs()) / -math.sqrt(2))
 
 
-def _batches(jobs: list[tuple[int, int, int]], n: int, rows: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Chunks that fit into a forward pass together."""
-    batch: list[tuple[int, int, int]] = []
-    full = 0
+def _batches(jobs: list[Job], rows: int) -> Iterator[list[Job]]:
+    """Chunks that fit into a buffer of so many rows together."""
+    batch, full = list[Job](), 0
     for job in jobs:
-        size = min(CHUNK, n - job[2])
-        if full + size > rows:
+        if full + job.size > rows:
             yield batch
             batch, full = [], 0
-        batch, full = [*batch, job], full + size
+        batch.append(job)
+        full += job.size
     if batch:
         yield batch
 
@@ -142,23 +155,31 @@ def clopper_pearson(hits: Tensor, n: int, alpha: float) -> tuple[Tensor, Tensor]
     return low.to(hits.device), high.to(hits.device)
 
 
-def check(
-    model: nn.Module, x: Tensor, y: Tensor | None, sigma: float, n0: int, n: int, alpha: float, batch_size: int,
-    ids: Tensor | None,
-) -> Tensor | None:  # fmt: skip
-    """All checks that can be made before any work; returns the labels."""
+def check_draws(
+    model: nn.Module, x: Tensor, *, sigma: float, n: int, alpha: float, batch_size: int, ids: Tensor | None
+) -> None:
+    """All checks of what draws need that can be made before any work."""
     checks.images(x, (-math.inf, math.inf), takes=None)
     checks.at_home(model, x)
     checks.unit_pixels("x", x)
     checks.positive("sigma", sigma)
-    for name, value in (("n0", n0), ("n", n), ("batch_size", batch_size)):
-        checks.at_least(name, value, 1, integer=True)
-    if n <= n0:
-        raise ValueError(f"n: want more draws than n0 = {n0}, which only choose the class, got {n}")
+    checks.at_least("n", n, 1, integer=True)
+    checks.at_least("batch_size", batch_size, 1, integer=True)
     checks.positive("alpha", alpha)
     checks.below("alpha", alpha, 1)
     if ids is not None and ids.shape != x.shape[:1]:
         raise ValueError(f"ids: want shape ({len(x)},), got {tuple(ids.shape)}")
+
+
+def check(
+    model: nn.Module, x: Tensor, y: Tensor | None, *, sigma: float, n0: int, n: int, alpha: float, batch_size: int,
+    ids: Tensor | None,
+) -> Tensor | None:  # fmt: skip
+    """All checks of a certificate that can be made before any work; returns the labels."""
+    check_draws(model, x, sigma=sigma, n=n, alpha=alpha, batch_size=batch_size, ids=ids)
+    checks.at_least("n0", n0, 1, integer=True)
+    if n <= n0:
+        raise ValueError(f"n: want more draws than n0 = {n0}, which only choose the class, got {n}")
     if alpha ** (1 / n) <= 0.5:
         checks.warn(
             f"n: {n} draws cannot certify at alpha = {alpha:g} even if they agree; "
@@ -207,9 +228,3 @@ def certificate(
         verified=sure, falsified=torch.zeros_like(sure), radius=rounded.where(sure, 0.0), norm=norm, method=method,
         confidence=1 - alpha, prediction=prediction, p_lower=p_lower, counts=counts,
     )  # fmt: skip
-
-
-def no_samples(x: Tensor, method: str, alpha: float, norm: ProperNorm = "l2") -> Smoothed:
-    """The certificate of an empty batch."""
-    none = x.new_zeros(0, dtype=torch.float64)
-    return certificate(x, None, none.long(), none, none, none.long().reshape(0, 0), method, alpha, norm)
