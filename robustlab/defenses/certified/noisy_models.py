@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from robustlab.attacker.results import Result
 from robustlab.files import digest
-from robustlab.geometry.keyed import Noise, derive_seed
+from robustlab.geometry.keyed import Noise
 from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
@@ -77,21 +77,15 @@ def train_noisy(
 
 
 def noise_at_test(weights: Weights, shape: torch.Size, sigma: float) -> Tensor:
-    """σ times a standard normal tensor for each of M models, (M, *shape), seeded by the digest of its weights."""
-    first = next(iter(weights.values()))
-    seeds = [seed_of({name: value[m] for name, value in weights.items()}) for m in range(len(first))]
-    zero = torch.zeros(1, dtype=torch.int64, device=first.device)
-    drawn = [Noise(seed, zero).normal(0, shape, first.dtype) for seed in seeds]
-    return sigma * torch.cat(drawn) if drawn else first.new_zeros(0, *shape)
-
-
-def seed_of(weights: Weights) -> int:
-    """A seed from the values of one model's weights: SHA-256 of names in order, shapes, and numbers in float64.
+    """σ times a standard normal tensor for each of M models, (M, *shape), keyed by the digest of its weights' values.
 
     How a file or a tensor stores them (order, dtype, strides, the sign of a zero) makes no difference.
     """
+    first = weights[min(weights)]
     values = {name: weights[name].detach().cpu().double() + 0.0 for name in sorted(weights)}
-    return derive_seed(int(digest(values)[:15], 16))
+    keys = [int(digest({name: value[m] for name, value in values.items()})[:15], 16) for m in range(len(first))]
+    ids = torch.tensor(keys, dtype=torch.int64, device=first.device)
+    return sigma * Noise(0, ids).normal(0, shape, first.dtype)
 
 
 def _caller(network: nn.Module) -> Callable[[Weights, Tensor], Tensor]:

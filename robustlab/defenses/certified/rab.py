@@ -84,13 +84,12 @@ def rab(
     Source:
         Weber et al. (2020), theorem 1, algorithm 1 and section 5.
     """
-    inputs, labels = read_labeled(data)
     checks.floats(x)
     checks.finite("x", x)
     label = None if y is None else checks.labels("y", y, x)
     _enough(models, alpha, 2)
     found = noisy_models(
-        (inputs, labels), network=network, sigma=sigma, models=models, epochs=epochs, batch_size=batch_size, lr=lr,
+        data, network=network, sigma=sigma, models=models, epochs=epochs, batch_size=batch_size, lr=lr,
         momentum=momentum, seed=seed, chunk=chunk, progress=progress,
     )  # fmt: skip
     return vote_certificate(found.votes(x, chunk=chunk), label, sigma=sigma, alpha=alpha, dtype=x.dtype)

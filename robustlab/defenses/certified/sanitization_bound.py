@@ -159,26 +159,23 @@ def sanitization_bound(
     rows, sign = _with_one(x), 2.0 * y.to(x.dtype) - 1
     signs = torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device)
 
-    total, theta, best = torch.zeros_like(rows[0]), torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
-    lowest, squares = torch.full_like(theta[0], torch.inf), torch.zeros_like(theta[0])
+    descent = _DualAveraging(torch.zeros_like(rows[0]), max_norm, lr)
     points, classes, history = [], [], []
     for _ in bar(range(steps), show=progress, label="sanitization_bound"):
+        theta = descent.theta
         margin = sign * (rows @ theta)
         found, reach = feasible.farthest(-signs[:, None] * theta[:-1])
         loss = 1 + reach - signs * theta[-1]
         worst = loss.argmax()
-        value = (1 - margin).clamp_min(0).mean() + rate * loss[worst].clamp_min(0)
-        better = value < lowest
-        best, lowest = torch.where(better, theta, best), torch.minimum(lowest, value)
         points.append(found[worst])
         classes.append(worst)
-        history.append(value)
+        history.append((1 - margin).clamp_min(0).mean() + rate * loss[worst].clamp_min(0))
 
         down = (sign * (margin < 1)) @ rows / len(rows)
         down = down + rate * (loss[worst] > 0) * signs[worst] * _with_one(found[worst][None])[0]
-        total, squares = total + down, squares + down @ down
-        theta = total / torch.maximum(total.norm() / max_norm, squares.sqrt() / lr).clamp_min(1e-300)
+        descent.step(history[-1], down)
 
+    best, lowest = descent.best, descent.lowest
     clean = (1 - sign * (rows @ best)).clamp_min(0).mean()
     attack = _spread(torch.stack(points), torch.stack(classes), int(rate * len(x) + 1e-9))
     survives = _sanitized(kept, x, y, attack, oracle)
@@ -188,6 +185,22 @@ def sanitization_bound(
         float(lowest), float(clean), float((lowest - clean) / rate) if rate else 0.0, best[:-1], best[-1], attack,
         survives, float(loss), trained[:-1], trained[-1], feasible, torch.stack(history),
     )  # fmt: skip
+
+
+class _DualAveraging:
+    """θ ← z/λ, and the θ of the least value so far; z sums the steps down, λ = max(√Σ‖step‖²/lr, ‖z‖/max_norm)."""
+
+    def __init__(self, theta: Tensor, max_norm: float, lr: float) -> None:
+        self.theta, self.max_norm, self.lr = theta, max_norm, lr
+        self.best, self.lowest = theta, torch.full_like(theta[0], torch.inf)
+        self._total, self._squares = torch.zeros_like(theta), torch.zeros_like(theta[0])
+
+    def step(self, value: Tensor, down: Tensor) -> None:
+        """``value`` and a negative subgradient at the present θ."""
+        self.best, self.lowest = torch.where(value < self.lowest, self.theta, self.best), value.minimum(self.lowest)
+        self._total, self._squares = self._total + down, self._squares + down @ down
+        scale = torch.maximum(self._total.norm() / self.max_norm, self._squares.sqrt() / self.lr)
+        self.theta = self._total / scale.clamp_min(1e-300)
 
 
 def _table(data: Pairs, nonnegative: bool) -> tuple[Tensor, Tensor]:
@@ -246,13 +259,8 @@ def _train(
     rows: Tensor, sign: Tensor, n: int, theta: Tensor, max_norm: float, steps: int, lr: float
 ) -> tuple[Tensor, Tensor]:
     """θ of the least summed hinge loss over n that dual averaging finds, no worse than where it starts."""
-    total, best, lowest = torch.zeros_like(theta), theta, torch.full_like(theta[0], torch.inf)
-    squares = torch.zeros_like(lowest)
+    descent = _DualAveraging(theta, max_norm, lr)
     for _ in range(steps):
-        margin = sign * (rows @ theta)
-        value = (1 - margin).clamp_min(0).sum() / n
-        best, lowest = torch.where(value < lowest, theta, best), torch.minimum(lowest, value)
-        down = (sign * (margin < 1)) @ rows / n
-        total, squares = total + down, squares + down @ down
-        theta = total / torch.maximum(total.norm() / max_norm, squares.sqrt() / lr).clamp_min(1e-300)
-    return best, lowest
+        margin = sign * (rows @ descent.theta)
+        descent.step((1 - margin).clamp_min(0).sum() / n, (sign * (margin < 1)) @ rows / n)
+    return descent.best, descent.lowest
