@@ -8,6 +8,10 @@ from robustlab.defenses.certified.rab_neighbor import rab_neighbor as rab_neighb
 from robustlab.defenses.certified.sanitization_bound import SanitizationBound as SanitizationBound
 from robustlab.defenses.certified.sanitization_bound import sanitization_bound as sanitization_bound
 from robustlab.defenses.certified.sanitization_bound import sanitizer as sanitizer
+from robustlab.defenses.certified.smoothing.higher_order_smoothing import higher_order_radius as higher_order_radius
+from robustlab.defenses.certified.smoothing.higher_order_smoothing import (
+    higher_order_smoothing as higher_order_smoothing,
+)
 from robustlab.defenses.certified.smoothing.pixeldp import pixeldp as pixeldp
 from robustlab.defenses.certified.smoothing.pixeldp import pixeldp_radius as pixeldp_radius
 from robustlab.defenses.certified.smoothing.randomized_smoothing import randomized_smoothing as randomized_smoothing

@@ -285,9 +285,12 @@ DEFENSES: tuple[Row, ...] = (
     Row(
         key="higher_order_smoothing",
         title="Higher-order smoothing certificates",
-        cite="mohapatra2020a",
+        cite=("mohapatra2020a", "levine2020"),
         kind="certified_defense",
+        folder="defenses/certified/smoothing",
         chapter="20",
+        norms=("l1", "l2", "linf"),
         access="hard",
+        quick={"sigma": 0.25, "n0": 50, "n": 300, "alpha": 0.01},
     ),
 )

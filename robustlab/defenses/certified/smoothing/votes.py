@@ -8,7 +8,7 @@ Each sample has draws of its own. They come in chunks, each from a generator of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -28,6 +28,7 @@ __all__ = ["Smoothed"]
 
 Kind = Literal["gaussian", "laplace"]
 CHUNK = 250  # draws of one generator
+Listener = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # owners, draws, points, answers
 
 
 class Job(NamedTuple):
@@ -56,7 +57,7 @@ class Smoothed(Certificate):
 
 def count_votes(
     model: nn.Module, x: Tensor, *, sigma: float, n: int, part: int = 0, seed: int = 0, ids: Tensor | None = None,
-    batch_size: int = 1000, progress: bool = False, kind: Kind = "gaussian",
+    batch_size: int = 1000, progress: bool = False, kind: Kind = "gaussian", listen: Listener | None = None,
 ) -> Tensor:  # fmt: skip
     """How often each class is the model's answer to x + σ·ε with ε ~ N(0, I), over n draws per sample.
 
@@ -72,6 +73,8 @@ def count_votes(
         batch_size: rows of a forward pass.
         progress: show a bar in a terminal.
         kind: ``"gaussian"`` or ``"laplace"`` noise, of deviation 1.
+        listen: told after each pass which samples its points belong to, which of their draws they are, the points, and
+            the answers, −1 for one with NaN.
 
     Returns:
         (N, K) int64, of an empty batch (0, 2). An answer with NaN is a vote for nobody, and warned of.
@@ -96,10 +99,13 @@ def count_votes(
             answer = torch.cat([_answer(model, rows) for rows in drawn.split(batch_size)])
             if number == 0:
                 counts = counts.new_zeros((len(x), answer.shape[1]))
-            heard = ~answer.isnan().any(dim=1)
+            heard, class_ = ~answer.isnan().any(dim=1), answer.argmax(dim=1)
             owners = torch.tensor([job.row for job in batch]).repeat_interleave(sizes).to(x.device)
-            counts.view(-1).scatter_add_(0, owners * answer.shape[1] + answer.argmax(dim=1), heard.to(torch.int64))
+            counts.view(-1).scatter_add_(0, owners * answer.shape[1] + class_, heard.to(torch.int64))
             silent += (~heard).sum()
+            if listen is not None:
+                draws = torch.cat([torch.arange(job.start, job.start + job.size) for job in batch]).to(x.device)
+                listen(owners, draws, drawn, torch.where(heard, class_, -1))
     if int(silent):
         checks.warn(f"model: {int(silent)} of {n * len(x)} answers to noisy inputs hold NaN; they count for no class")
     return counts
@@ -190,16 +196,20 @@ def check(
 
 def choose_and_count(
     model: nn.Module, x: Tensor, y: Tensor | None, *, sigma: float, n0: int, n: int, seed: int, ids: Tensor | None,
-    batch_size: int, progress: bool, kind: Kind = "gaussian",
+    batch_size: int, progress: bool, kind: Kind = "gaussian", listener: Callable[[Tensor], Listener] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The class that n₀ draws choose (N,), and the votes of n fresh ones (N, K): those that chose would flatter it."""
+    """The class that n₀ draws choose (N,), and the votes of n fresh ones (N, K): those that chose would flatter it.
+
+    ``listener`` makes of the chosen classes what listens to the fresh draws.
+    """
     vote = partial(
         count_votes, model, x, sigma=sigma, seed=seed, ids=ids, batch_size=batch_size, progress=progress, kind=kind
     )
     first = vote(n=n0, part=0)
     if y is not None:
         checks.in_classes("y", y, first.shape[1])
-    return first.argmax(dim=1), vote(n=n, part=1)
+    chosen = first.argmax(dim=1)
+    return chosen, vote(n=n, part=1, listen=None if listener is None else listener(chosen))
 
 
 def bounds_of_two(counts: Tensor, chosen: Tensor, n: int, alpha: float) -> tuple[Tensor, Tensor]:
