@@ -68,3 +68,4 @@ from robustlab.attacks.whitebox.lbfgs import lbfgs as lbfgs
 from robustlab.attacks.whitebox.pgd import pgd as pgd
 from robustlab.attacks.whitebox.sigma_zero import sigma_zero as sigma_zero
 from robustlab.attacks.whitebox.strattack import strattack as strattack
+from robustlab.attacks.whitebox.transcript import transcript as transcript

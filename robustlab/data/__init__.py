@@ -1,4 +1,4 @@
-"""Data sets: three of images, a table and short messages that ship here, torchvision's beside them, and toys."""
+"""Data sets: images, a table, messages and spoken digits that ship here, torchvision's beside them, and toys."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from robustlab.data.notes import encode, notes
 from robustlab.data.parts import hide_labels, hold_out
 from robustlab.data.sentences import sentences
 from robustlab.data.spam import Messages, TextMap, mapped, sms_spam, text_map
+from robustlab.data.spoken import Recordings, Strings, digit_strings, said_anew, spoken_digits, spoken_strings
 from robustlab.data.tabular import RegressionData, diabetes
 from robustlab.data.tinted import tinted
 from robustlab.data.toy import gaussians, two_moons
@@ -20,10 +21,13 @@ __all__ = [
     "SOURCES",
     "Dataset",
     "Messages",
+    "Recordings",
     "RegressionData",
     "Source",
+    "Strings",
     "TextMap",
     "diabetes",
+    "digit_strings",
     "encode",
     "gaussian_noise",
     "gaussians",
@@ -34,8 +38,11 @@ __all__ = [
     "names",
     "notes",
     "random_shift",
+    "said_anew",
     "sentences",
     "sms_spam",
+    "spoken_digits",
+    "spoken_strings",
     "text_map",
     "tinted",
     "two_moons",

@@ -20,6 +20,12 @@ from robustlab.defenses.certified.smoothing.renyi_smoothing import renyi_radius 
 from robustlab.defenses.certified.smoothing.renyi_smoothing import renyi_smoothing as renyi_smoothing
 from robustlab.defenses.certified.smoothing.votes import Smoothed as Smoothed
 from robustlab.defenses.detection.activation_clustering import activation_clustering as activation_clustering
+from robustlab.defenses.detection.feature_squeezing import Squeezed as Squeezed
+from robustlab.defenses.detection.feature_squeezing import feature_squeezing as feature_squeezing
+from robustlab.defenses.detection.kernel_density import Density as Density
+from robustlab.defenses.detection.kernel_density import kernel_density as kernel_density
+from robustlab.defenses.detection.mahalanobis import NearestClass as NearestClass
+from robustlab.defenses.detection.mahalanobis import mahalanobis as mahalanobis
 from robustlab.defenses.detection.neural_cleanse import Patches as Patches
 from robustlab.defenses.detection.neural_cleanse import neural_cleanse as neural_cleanse
 from robustlab.defenses.detection.spectral_signatures import spectral_signatures as spectral_signatures

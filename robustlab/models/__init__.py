@@ -5,6 +5,7 @@ from robustlab.models.characters import CharacterGRU, character_gru, next_charac
 from robustlab.models.hiding import Thermometer, thermometer_cnn
 from robustlab.models.normalize import Normalize
 from robustlab.models.registry import build, builders, register
+from robustlab.models.speech import Recognizer, Spectrogram, ctc_loss, speech_cnn, speech_gru, transcripts
 from robustlab.models.text import text_cnn
 from robustlab.models.vae import ClassVAE, class_vae
 
@@ -12,17 +13,23 @@ __all__ = [
     "CharacterGRU",
     "ClassVAE",
     "Normalize",
+    "Recognizer",
     "ResidualBlock",
+    "Spectrogram",
     "Thermometer",
     "build",
     "builders",
     "character_gru",
     "class_vae",
+    "ctc_loss",
     "mlp",
     "next_character",
     "register",
     "resnet_tiny",
     "small_cnn",
+    "speech_cnn",
+    "speech_gru",
     "text_cnn",
     "thermometer_cnn",
+    "transcripts",
 ]

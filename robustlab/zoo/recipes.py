@@ -8,6 +8,7 @@ from typing import Any
 
 DEFENSES = "robustlab.defenses."
 ADVERSARIAL = DEFENSES + "adversarial_training"
+SPEECH = "spoken_digits"
 DATASETS = {"mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32"}  # by the beginning of a name
 NORMALIZATION: dict[str, dict[str, Any]] = {
     "mnist5k": {"mean": 0.1307, "std": 0.3081},
@@ -45,16 +46,17 @@ class Recipe:
     Attributes:
         name: of the checkpoint.
         title: one line for people.
-        dataset: a name for :func:`robustlab.data.load`.
+        dataset: a name for :func:`robustlab.data.load`, or ``"spoken_digits"``, of whose recordings strings are made.
         builder: a name for :func:`robustlab.models.build`.
         builder_kwargs: its arguments.
         objective: dotted name of a function that makes the training objective; None is plain cross-entropy.
-        objective_kwargs: its arguments.
+        objective_kwargs: its arguments; for spoken strings, of :func:`robustlab.data.said_anew`.
         fit_kwargs: arguments of :func:`robustlab.training.fit.fit`.
         shift: largest random shift in pixels as augmentation; 0 is none.
         sigma: standard deviation of Gaussian noise as augmentation, after the shift; 0 is none.
         seed: of the initial weights and of the training.
-        attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded.
+        attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded; for spoken
+            strings, of :func:`robustlab.attacks.transcript`, without a target.
         backdoor: what is done to the data or the training; None for an honest model.
         labeled: how many training samples keep their label; a net of the same architecture, trained in the standard way
             on these, labels the rest for the objective. 0 keeps all.
@@ -118,6 +120,21 @@ def _noisy(name: str, title: str, sigma: float, **kwargs: Any) -> Recipe:
     width = {"builder_kwargs": {"channels": (8, 16), "hidden": 32}, "fit_kwargs": {"epochs": 15, "lr": 5e-3}}
     title = f"{title} for smoothing, trained with Gaussian noise of σ = {sigma:g}"
     return _recipe(name, title, "small_cnn", 0.1, **{**width, **kwargs}, sigma=sigma, shift=1)
+
+
+def _spoken(name: str, title: str, builder: str, epochs: int) -> Recipe:
+    """A recipe for a recognizer of spoken strings of digits."""
+    return Recipe(
+        name=name,
+        title=title,
+        dataset=SPEECH,
+        builder=builder,
+        builder_kwargs={},
+        objective="robustlab.models.speech.spoken_training",
+        objective_kwargs={"noise": 0.02, "hidden": 0.1},
+        fit_kwargs={"epochs": epochs, "lr": 4e-3, "batch_size": 32},
+        attack={"norm": "linf", "eps": 0.002, "steps": 20, "seed": 0},
+    )
 
 
 _PGD: dict[str, Any] = {"eps": 0.2, "steps": 5, "warmup": 0.4}
@@ -305,6 +322,8 @@ _ALL = (
         "cat",
         {"eps": 0.2, "steps": 5, "eta": 0.02, "smoothing": 1.5},
     ),
+    _spoken("spoken_gru", "recognizer of spoken strings of digits that hears the whole string (CTC)", "speech_gru", 20),
+    _spoken("spoken_cnn", "recognizer of spoken strings of digits with a field of half a second", "speech_cnn", 20),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

@@ -30,6 +30,7 @@ from robustlab.zoo.shipped import (
     trigger,
     untrained_trigger,
 )
+from robustlab.zoo.speech import ATTACKED_STRINGS, is_speech, measure_recognizer, train_recognizer
 
 ATTACKED = 500  # the robust accuracy is measured on the first so many test images, 50 a class
 TOLERANCE = {
@@ -45,7 +46,7 @@ class Measurement:
     """The accuracies of a checkpoint, on its data set's test part.
 
     Attributes:
-        accuracy: on all test images.
+        accuracy: on all test images; of a recognizer, the share of spoken strings that are read without an error.
         robust_accuracy: on the first 500 under the recipe's PGD; an image that is misclassified anyway counts as lost.
         autoattack_accuracy: the same under AutoAttack, for recipes that ask for it.
         attack_success: of the recipe's backdoor, on all test images of other classes than the target's; None without.
@@ -95,6 +96,9 @@ def train_with_trigger(
     """
     made_by = recipe(what) if isinstance(what, str) else what
     model = models.build(made_by.builder, seed=made_by.seed, **made_by.builder_kwargs)
+    if is_speech(made_by):
+        train_recognizer(made_by, model, device=device, progress=progress)
+        return model.eval(), None
     make = resolve(made_by.objective) if made_by.objective else None
     clean = data.load(made_by.dataset) if dataset is None else dataset
     train_on: Pairs = clean
@@ -153,6 +157,8 @@ def measure(
         key: the trigger of a backdoor, in place of the shipped one.
     """
     made_by = recipe(what) if isinstance(what, str) else what
+    if is_speech(made_by):
+        return Measurement(*measure_recognizer(made_by, model))
     dataset = data.load(made_by.dataset) if dataset is None else dataset
     device = next(model.parameters()).device
     x, y = dataset.x_test.to(device), dataset.y_test.to(device)
@@ -220,7 +226,7 @@ def ship(name: str, *, device: torch.device | str | None = None, progress: bool 
     facts[name] = {
         "sha256": hashlib.sha256(raw).hexdigest(),
         **_known(measured),
-        "attacked": ATTACKED,
+        "attacked": ATTACKED_STRINGS if is_speech(recipe(name)) else ATTACKED,
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": len(raw),
         "threads": torch.get_num_threads(),

@@ -22,14 +22,17 @@ from robustlab.defenses import robust_self_training
 from robustlab.evaluation import autoattack
 from robustlab.files import write_together
 from robustlab.models import build
+from robustlab.models.speech import spoken_training
+from robustlab.training.fit import fit
 from robustlab.zoo import __main__ as command_line
-from robustlab.zoo import recipes, shipped, training
+from robustlab.zoo import recipes, shipped, speech, training
 
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
     "mnist_vae", "sign_cnn", "mnist_adv", "mnist_sprout", "mnist_trades", "mnist_thermometer",
     "mnist_noise25", "mnist_noise50", "mnist_cat", *BACKDOORED
 }  # fmt: skip
+SPEECH = {"spoken_gru", "spoken_cnn"}  # they read strings, not images
 LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded attack
     "mnist_cnn": (0.96, 0.0),
     "mnist_cnn_adv": (0.93, 0.75),
@@ -53,6 +56,7 @@ LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded 
     "mnist_cat": (0.96, 0.7),
     "mnist_thermometer": (0.95, 0.0),
 }
+LEAST_READ = {"spoken_gru": 0.97, "spoken_cnn": 0.65}  # strings without an error
 TINY = recipes.Recipe(
     name="tiny",
     title="a net for this test",
@@ -68,9 +72,9 @@ TINY = recipes.Recipe(
 
 
 def test_the_promised_checkpoints_are_there() -> None:
-    assert set(zoo.names()) == set(LEAST) == NAMES
+    assert set(zoo.names()) == set(LEAST) | SPEECH and set(LEAST) == NAMES and set(LEAST_READ) == SPEECH
     files = sorted(shipped.FOLDER.glob("*"))
-    assert {f.name for f in files} == {f"{name}.safetensors" for name in NAMES} | {"recorded.json"}
+    assert {f.name for f in files} == {f"{name}.safetensors" for name in NAMES | SPEECH} | {"recorded.json"}
     assert all(f.stat().st_size <= 300_000 for f in files) and sum(f.stat().st_size for f in files) <= 25_000_000
 
 
@@ -97,6 +101,38 @@ def test_shipped_models_are_what_their_records_say(name: str) -> None:
         assert getattr(measured, rate) == pytest.approx(facts[rate], abs=spread), rate
 
 
+@pytest.mark.parametrize("name", sorted(SPEECH))
+def test_shipped_recognizers_read_strings(name: str) -> None:
+    """100 strings, read one by one as a reader would; the rest by `make test-full`."""
+    model, strings = zoo.load(name), data.spoken_strings(data.spoken_digits(), 1000)
+    right = 0
+    with torch.no_grad():
+        for sound, digits in zip(strings.x[:100], strings.digits[:100].tolist(), strict=True):
+            path = model(sound[None])[0].argmax(dim=1).tolist()
+            heard = [label for label, before in zip(path, [10, *path], strict=False) if label not in (before, 10)]
+            right += heard == [digit for digit in digits if digit >= 0]
+    share = zoo.info(name)["accuracy"]
+    assert right / 100 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 100) + 0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(SPEECH))
+def test_recorded_readings_are_measured_again(name: str) -> None:
+    before, now, agree = zoo.check(name)
+    assert agree and now["accuracy"] >= LEAST_READ[name], f"recorded {before}, measured {now}"
+
+
+def test_a_recognizer_is_trained_by_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to what `fit` gives on the same strings, said anew with the same seed."""
+    monkeypatch.setattr(speech, "LESSONS", 16)
+    made = dataclasses.replace(zoo.recipe("spoken_cnn"), seed=3, fit_kwargs={"epochs": 2, "batch_size": 8})
+    ours, model = zoo.train(made).state_dict(), build("speech_cnn", seed=3)
+    digits, anew = data.digit_strings(16, seed=1), data.said_anew(data.spoken_digits(), noise=0.02, hidden=0.1)
+    fit(model, (digits, digits), objective=spoken_training, augment=anew, epochs=2, batch_size=8, seed=3)
+    assert all(torch.equal(ours[key], value) for key, value in model.state_dict().items())
+
+
 def test_training_with_noise_pays_under_that_noise() -> None:
     """At σ = ½ the net trained there is best, then that of σ = ¼, and the naturally trained one is far behind."""
     images = data.load("mnist5k")
@@ -118,7 +154,7 @@ def test_recorded_accuracies_are_measured_again(name: str) -> None:
     assert ("attack_success" in before) == ("attack_success" in now) == (name in BACKDOORED)
 
 
-@pytest.mark.parametrize("name", sorted(LEAST))
+@pytest.mark.parametrize("name", sorted({*LEAST, *SPEECH}))
 def test_a_loaded_model_is_in_eval_mode_and_can_be_trained(name: str) -> None:
     model = zoo.load(name)
     assert not any(m.training for m in model.modules())

@@ -152,6 +152,17 @@ DEFENSES: tuple[Row, ...] = (
         chapter="17",
         dims=(),
     ),
+    Row(
+        key="transcript",
+        title="Attack on a transcript",
+        cite=("carlini2018", "graves2006"),
+        kind="attack",
+        folder="attacks/whitebox",
+        chapter="17",
+        targeted=True,
+        dims=(),
+        quick={"steps": 5},
+    ),
     # Chapter 18: adversarial training and its relatives.
     Row(
         key="adversarial_training",
