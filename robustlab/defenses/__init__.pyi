@@ -30,6 +30,7 @@ from robustlab.defenses.detection.neural_cleanse import Patches as Patches
 from robustlab.defenses.detection.neural_cleanse import neural_cleanse as neural_cleanse
 from robustlab.defenses.detection.spectral_signatures import spectral_signatures as spectral_signatures
 from robustlab.defenses.detection.strip import strip as strip
+from robustlab.defenses.detection.temporal_dependency import temporal_dependency as temporal_dependency
 from robustlab.defenses.detection.tnd_data_free import tnd_data_free as tnd_data_free
 from robustlab.defenses.detection.tnd_data_limited import tnd_data_limited as tnd_data_limited
 from robustlab.defenses.purification.fine_pruning import fine_pruning as fine_pruning

@@ -20,9 +20,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlab import zoo
 from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacker.results import Detection
 from robustlab.attacks import Canary
+from robustlab.data import Recordings, spoken_digits, spoken_strings
 from robustlab.defenses.detection.neural_cleanse import Patches
 from robustlab.geometry.keyed import Noise
 from robustlab.models import character_gru
@@ -31,6 +33,7 @@ from robustlab.teaching.catalogue import Row, rows
 from robustlab.training.fit import fit
 
 REGRESSION = ("regression_poisoning", "statistical_poisoning", "trim")  # their data are tables with real responses
+SPOKEN = ("temporal_dependency",)  # their inputs are sounds
 BINARY = ("sanitization_bound",)  # their labels are 0 and 1
 CLASSES, N, SIDE, TARGET, RATE = 3, 60, 8, 0, 0.1
 
@@ -113,6 +116,18 @@ def table(n: int = 40, dtype: torch.dtype = torch.float64, seed: int = 0) -> tup
     return x.to(dtype), y.to(dtype)
 
 
+def sounds(n: int = N, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Spoken prices, (n, 24000): in noise, so that a recognizer is not sure of them."""
+    x = spoken_strings(_recordings(), n, kind="price", seed=seed, length=50_000).x[:, :24_000]
+    noise = Noise(seed, torch.arange(n)).normal(0, x.shape[1:], torch.float64)
+    return (x + 0.03 * noise).clamp(-1, 1).to(dtype)
+
+
+@cache
+def _recordings() -> Recordings:
+    return spoken_digits()
+
+
 def net(seed: int = 0, flat: bool = False) -> nn.Module:
     """An untrained small net for the images, or for vectors (6,)."""
     with torch.random.fork_rng(devices=[]):
@@ -165,6 +180,12 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
     """What a parameter without a default gets, by its name."""
     flat = "image" not in case.row.dims and "flat" in case.row.dims
     x, y = (part.to(device) for part in base(flat, dtype))
+    if case.row.key in SPOKEN and name in ("model", "x", "clean"):
+        return (
+            zoo.load("spoken_cnn").to(device, dtype)
+            if name == "model"
+            else sounds(dtype=dtype, seed=len(name)).to(device)
+        )
     regression = case.row.key in REGRESSION
     if case.row.key in BINARY:
         y = y.clamp_max(1)

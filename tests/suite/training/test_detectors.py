@@ -15,7 +15,19 @@ from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacker.results import Detection, Repair
 from robustlab.attacker.victim import accuracy
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
-from tests.suite.training.cases import DETECTORS, Case, clean, clean_images, images, over, same, tensors, trained
+from tests.suite.training.cases import (
+    DETECTORS,
+    SPOKEN,
+    Case,
+    clean,
+    clean_images,
+    images,
+    over,
+    same,
+    sounds,
+    tensors,
+    trained,
+)  # fmt: skip
 
 SECRETS = ("is_poison", "original_y", "truth", "is_cover", "poisoned")
 MODELS = {"sample": 30, "class": 80}  # clean models about which a detector is asked
@@ -25,6 +37,8 @@ SIGNIFICANCE = 1e-3
 AWAKE: dict[str, dict[str, Any]] = {
     "neural_cleanse": {"steps": 30, "lr": 0.2, "x": images(6, seed=1)[0]},
     "tnd_data_free": {"sparsity": 0.01},
+    **{key: {"rejection_rate": 0.1} for key in ("feature_squeezing", "mahalanobis", "kernel_density")},
+    "temporal_dependency": {"rejection_rate": 0.2},
     "strip": {"rejection_rate": 0.1, "overlays": 20},
 }
 
@@ -96,11 +110,14 @@ def ask(case: Case, number: int, **changes: Any) -> Detection:
     A detector that compares inputs with ``clean`` ones gets new inputs and new clean ones: they must be exchangeable.
     """
     x, y = images(seed=2000 + number) if case.takes("clean") else clean_images(number)
-    given: dict[str, Any] = {"data": (x, y), "x": x}
+    given: dict[str, Any] = {"data": clean_images(number) if case.takes("x") else (x, y), "x": x}
     if case.takes("clean"):
         given["clean"] = images(40, seed=3000 + number)[0]
     if case.takes("model"):
         given["model"] = clean(number)
+    if case.row.key in SPOKEN:  # of the recognizers there is one
+        given |= {"x": sounds(20, seed=2000 + number), "clean": sounds(40, seed=3000 + number)}
+        del given["model"]
     given = {name: value for name, value in given.items() if case.takes(name)}
     return case.run(**case.arguments(**(given | AWAKE.get(case.row.key, {}) | changes)))
 

@@ -1,0 +1,67 @@
+"""Detectors that are a score of one input and a threshold: the threshold that keeps a rate of false alarms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.attacker.results import Detection
+from robustlab.data.pairs import Pairs, read_inputs
+from robustlab.models.modes import evaluating
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a detector by score has besides its verdicts.
+
+    Attributes:
+        score: a module from inputs (N, ...) to scores (N,), with which others can be judged, and which an adaptive
+            attacker differentiates; see :func:`robustlab.attacks.bypass_detectors`.
+        clean_scores: (M,), of the clean inputs that set the threshold.
+    """
+
+    score: nn.Module
+    clean_scores: Tensor
+
+
+def threshold_at(rate: float, clean_scores: Tensor) -> float:
+    """The smallest of the clean scores that at most ⌊rate·(M + 1)⌋ of M + 1 exchangeable ones pass; ∞ if that is 0."""
+    allowed = math.floor(rate * (len(clean_scores) + 1) + 1e-9)
+    return float(clean_scores.sort(descending=True).values[allowed - 1]) if allowed else math.inf
+
+
+def judged(
+    score: nn.Module, x: Tensor, clean: Tensor, rejection_rate: float, batch_size: int, layer: str | None = None
+) -> Detection[Scored]:
+    """Flag the inputs x whose score passes the threshold that clean inputs set."""
+    with torch.inference_mode(False), torch.no_grad(), evaluating(score, device=x.device):
+        scores, reference = (
+            torch.cat([score(part) for part in inputs.split(batch_size)]) if len(inputs) else inputs.new_zeros(0)
+            for inputs in (x, clean)
+        )
+    threshold = threshold_at(rejection_rate, reference)
+    return Detection(
+        scores, scores > threshold, threshold, Scored(score, reference), false_alarm_rate=rejection_rate,
+        level="sample", layer=layer,
+    )  # fmt: skip
+
+
+def read_x_and_clean(
+    model: nn.Module, x: Tensor | Pairs, clean: Tensor | Pairs, rejection_rate: float, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """The inputs to be judged and the clean ones, checked with what all these detectors are told."""
+    x, clean = read_inputs(x, "x", "test"), read_inputs(clean, "clean")
+    for name, inputs in (("x", x), ("clean", clean)):
+        checks.at_home(model, inputs, name)
+        checks.finite(name, inputs)
+        checks.unit_pixels(name, inputs)
+    if clean.shape[1:] != x.shape[1:] or not len(clean):
+        raise ValueError(f"clean: want at least 1 input of shape {tuple(x.shape[1:])}, got {tuple(clean.shape)}")
+    checks.at_least("batch_size", batch_size, 1, integer=True)
+    checks.positive("rejection_rate", rejection_rate)
+    checks.below("rejection_rate", rejection_rate, 1)
+    return x, clean
