@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.suite.models import seeded
 
 VOCABULARY, LENGTH, PADDING = 12, 5, 0
+FRAMES, BLANK = 6, 3  # of the toy that hears
 
 
 class Words(nn.Module):
@@ -24,6 +25,22 @@ class Words(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.gru(self.embed(tokens))[1][0])
+
+
+class Hears(nn.Module):
+    """Sounds (N, 24) → scores (N, 6, 4) of three labels and a blank in six frames, by a GRU that reads both ways."""
+
+    def __init__(self, seed: int = 3) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.gru = nn.GRU(4, 8, batch_first=True, bidirectional=True)
+            self.out = nn.Linear(16, BLANK + 1)
+        for p in self.parameters():
+            p.data *= 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.gru(x.unflatten(1, (FRAMES, 4)))[0])
 
 
 class Nodes(nn.Module):

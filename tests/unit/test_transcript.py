@@ -7,33 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import zoo
-from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import transcript
 from robustlab.attacks.whitebox.transcript import Heard, says
 from robustlab.data import digit_strings, spoken_digits, spoken_strings
 from robustlab.models import transcripts
-from tests.pretend.twins import twins
-from tests.suite.models import Counting
-from tests.suite.test_no_side_effects import assert_unchanged, snapshot
-
-T, FRAMES, BLANK = 24, 6, 3
-
-
-class Toy(nn.Module):
-    """Six frames of four samples each, read by a bidirectional GRU: scores of three labels and a blank."""
-
-    def __init__(self, seed: int = 3) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.gru = nn.GRU(4, 8, batch_first=True, bidirectional=True)
-            self.out = nn.Linear(16, BLANK + 1)
-        for parameter in self.parameters():
-            parameter.data *= 6
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.gru(x.unflatten(1, (FRAMES, 4)))[0])
+from tests.suite.other_inputs import BLANK, Hears
+from tests.suite.test_sounds import T, other, parts, sounds
 
 
 class OneFrame(nn.Module):
@@ -47,20 +27,6 @@ class OneFrame(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(x)[:, None]
-
-
-def sounds(n: int = 12, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return (torch.rand(n, T, generator=generator, dtype=torch.float64) * 1.6 - 0.8).to(dtype)
-
-
-def other(model: nn.Module, x: Tensor) -> Tensor:
-    """As targets, what is heard halfway to another sound."""
-    return transcripts(model(mixed(x)))
-
-
-def mixed(x: Tensor) -> Tensor:
-    return 0.5 * x + 0.5 * x.roll(1, 0)
 
 
 def test_on_one_affine_frame_it_succeeds_exactly_where_it_can() -> None:
@@ -81,7 +47,7 @@ def test_on_one_affine_frame_it_succeeds_exactly_where_it_can() -> None:
 
 
 def test_success_is_what_the_model_hears() -> None:
-    model, x = Toy().double(), sounds()
+    model, x = Hears().double(), sounds()
     target = other(model, x)
     result = transcript(model, x, target=target, eps=0.3, steps=40)
     for i in range(len(x)):
@@ -95,15 +61,9 @@ def test_success_is_what_the_model_hears() -> None:
     assert torch.equal(free.success, changed) and free.success.double().mean() >= result.success.double().mean()
 
 
-def parts(model: nn.Module, x: Tensor) -> dict[str, object]:
-    """The first half is to be heard as it was, whatever is heard of the whole."""
-    mask = (torch.arange(T) < T // 2).expand(len(x), -1)
-    return {"target": other(model, x), "also": [Heard(mask, transcripts(model(x * mask)))]}
-
-
 def test_parts_are_heard_as_their_targets() -> None:
     """Success needs all of them; a run without the part rarely has it."""
-    model, x = Toy().double(), sounds(40)
+    model, x = Hears().double(), sounds(40)
     told = parts(model, x)
     part = told["also"][0]  # type: ignore[index]
     both = transcript(model, x, eps=0.7, steps=60, **told)
@@ -115,74 +75,11 @@ def test_parts_are_heard_as_their_targets() -> None:
 
 
 def test_what_is_not_movable_stays() -> None:
-    model, x = Toy().double(), sounds()
+    model, x = Hears().double(), sounds()
     movable = torch.arange(T) % 3 == 0
     result = transcript(model, x, eps=0.5, movable=movable.expand(len(x), -1), steps=10)
     moved = (result.x_adv != x).any(dim=0)
     assert bool(moved[movable].any()) and not bool(moved[~movable].any())
-
-
-@pytest.mark.parametrize("with_part", [False, True])
-def test_counts(with_part: bool) -> None:
-    model, x = Toy().double(), sounds()
-    told = parts(model, x) if with_part else {"target": other(model, x)}
-    model, share = Counting(model), 1 + with_part
-    result = transcript(model, x, eps=0.3, steps=15, **told)
-    assert model.forwards == int(result.queries.sum()) and model.backwards == int(result.gradients.sum())
-    failed = ~result.success
-    assert (result.queries[failed] == 17 * share).all() and (result.gradients[failed] == 16 * share).all()
-    won = result.success & (result.queries > share)
-    assert bool(won.any()) and torch.equal(result.first_success[won], result.queries[won] - share)
-    assert (result.first_success[failed] == -1).all()
-    for budget in (2 * share, 3 * share, 7 * share):
-        spent = transcript(Victim(model.model, bounds=(-1, 1), answer="sequence", budget=budget), x, eps=0.3, **told)
-        assert int(spent.queries.max()) <= budget
-    done = transcript(model, x, target=transcripts(model(x)), eps=0.3)
-    assert done.success.all() and (done.queries == 1).all() and torch.equal(done.x_adv, x)
-
-
-def alone(result: AttackResult, i: int) -> AttackResult:
-    return AttackResult(**{
-        name: {k: v[i : i + 1] for k, v in value.items()} if isinstance(value, dict) else value[i : i + 1]
-        for name, value in vars(result).items()
-        if value is not None
-    })  # fmt: skip
-
-
-def test_a_sound_is_attacked_as_if_it_were_alone() -> None:
-    model, x = Toy().double(), sounds(6)
-    told = parts(model, x)
-    part = told["also"][0]  # type: ignore[index]
-    whole = transcript(model, x, eps=0.3, steps=12, seed=4, **told)
-    again = transcript(model, x, eps=0.3, steps=12, seed=4, **told)
-    assert torch.equal(whole.x_adv, again.x_adv)
-    for i in range(6):
-        row = slice(i, i + 1)
-        own = {"target": told["target"][row], "also": [Heard(part.mask[row], part.target[row])]}  # type: ignore[index]
-        one = transcript(model, x[row], eps=0.3, steps=12, seed=4, ids=torch.tensor([i]), **own)
-        assert torch.allclose(one.x_adv, whole.x_adv[row], atol=1e-9) and one.queries[0] == whole.queries[i]
-
-
-def test_nothing_of_the_callers_is_changed() -> None:
-    model, x = nn.Sequential(Toy().double(), nn.Dropout(0.2)).train(), sounds(4)
-    target, mask = torch.tensor([[0, 1]] * 4), torch.ones(4, T, dtype=torch.bool)
-    before = snapshot(model, x, target, mask)
-    transcript(model, x, target=target, eps=0.2, steps=3, movable=mask)
-    assert_unchanged(before, model, x, target, mask)
-
-
-def test_where_the_sounds_are() -> None:
-    """On the pretend device, as on the CPU."""
-
-    def run(device: torch.device) -> AttackResult:
-        model, x = Toy().double(), sounds(4)
-        told = parts(model, x)
-        part = told["also"][0]  # type: ignore[index]
-        also = [Heard(part.mask.to(device), part.target.to(device))]
-        target = told["target"].to(device)  # type: ignore[attr-defined]
-        return transcript(model.to(device), x.to(device), target=target, also=also, eps=0.3, steps=5)
-
-    twins(run, rtol=1e-9, atol=1e-9)
 
 
 def test_a_real_recognizer_says_what_is_wanted() -> None:
@@ -194,7 +91,7 @@ def test_a_real_recognizer_says_what_is_wanted() -> None:
 
 
 def test_bad_input() -> None:
-    model, x = Toy().double(), sounds(3)
+    model, x = Hears().double(), sounds(3)
     target, mask = torch.tensor([[0, 1]] * 3), torch.ones(3, T, dtype=torch.bool)
     assert len(transcript(model, x[:0], target=target[:0], eps=0.1)) == 0
     for told, error, message in (
