@@ -74,6 +74,19 @@ def test_parts_are_heard_as_their_targets() -> None:
     assert int(both.success.sum()) > int(by_chance.sum()) + 10
 
 
+def test_a_part_moves_none_of_the_samples_that_it_does_not_hear() -> None:
+    """Whole and part want opposite things, the part more steeply: beyond its mask the corner is the whole's."""
+    model, x = OneFrame(2, 0), 0.2 * sounds(20)[:, :5]
+    mask = (torch.arange(5) < 3).expand(20, -1)
+    w = (model.out.weight[0] - model.out.weight[1]).detach()
+    model.out.bias.data = torch.tensor([2.0, -2.0], dtype=torch.float64)  # label 0 is heard, so far
+    said, nothing = torch.zeros(20, 1, dtype=torch.int64), torch.full((20, 1), -1)
+    result = transcript(model, x, target=said, also=[Heard(mask, nothing)], eps=0.05, steps=40)
+    assert not result.success.any()
+    wish = 0.05 * torch.where(mask[0], -w.sign(), w.sign())
+    assert torch.allclose(result.x_adv - x, wish.expand_as(x), atol=1e-9)
+
+
 def test_what_is_not_movable_stays() -> None:
     model, x = Hears().double(), sounds()
     movable = torch.arange(T) % 3 == 0
