@@ -56,6 +56,7 @@ from robustlab.attacks.softlabel.zoo import zoo as zoo
 from robustlab.attacks.whitebox.apgd import apgd as apgd
 from robustlab.attacks.whitebox.biggio_evasion import biggio_evasion as biggio_evasion
 from robustlab.attacks.whitebox.bypass_detectors import bypass_detectors as bypass_detectors
+from robustlab.attacks.whitebox.bypass_temporal import bypass_temporal as bypass_temporal
 from robustlab.attacks.whitebox.cw import cw as cw
 from robustlab.attacks.whitebox.ddn import ddn as ddn
 from robustlab.attacks.whitebox.deepfool import deepfool as deepfool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
-from robustlab.attacks import transcript
+from robustlab.attacks import bypass_temporal, transcript
 from robustlab.attacks.whitebox.transcript import Heard
 from robustlab.models import transcripts
 from tests.pretend.twins import twins
@@ -21,6 +22,7 @@ from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 T = 4 * FRAMES
 Attack = Callable[..., AttackResult]
 each = pytest.mark.parametrize("attack", [transcript], ids=["transcript"])
+WAYS = ("segment", "concatenation", "combination")
 
 
 def sounds(n: int = 12, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -98,5 +100,28 @@ def test_where_the_sounds_are(attack: Attack) -> None:
         also = [Heard(part.mask.to(device), part.target.to(device))]
         target = told["target"].to(device)  # type: ignore[attr-defined]
         return attack(model.to(device), x.to(device), target=target, also=also, eps=0.3, steps=5)
+
+    twins(run, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, id=f"bypass_temporal-{way}") for way in WAYS])
+def test_every_way_past_temporal_dependency(way: Any) -> None:
+    """Counts, each sound as if it were alone, the same on the pretend device, and nothing of the caller's changed."""
+    model, x, share = Hears().double(), sounds(5), torch.tensor([24, 20, 24, 16, 24])
+    target = other(model, x)
+    seen = Counting(model.train())
+    before = snapshot(model, x, target)
+    result = bypass_temporal(seen, x, target=target, way=way, lengths=share, eps=0.6, steps=8, seed=2)
+    assert_unchanged(before, model, x, target)
+    assert seen.forwards == int(result.queries.sum()) and seen.backwards == int(result.gradients.sum())
+    for i in range(5):
+        row = slice(i, i + 1)
+        told = {"target": target[row], "way": way, "lengths": share[row], "ids": torch.tensor([i])}
+        one = bypass_temporal(model, x[row], eps=0.6, steps=8, seed=2, **told)
+        assert torch.allclose(one.x_adv, result.x_adv[row], atol=1e-9) and one.queries[0] == result.queries[i]
+
+    def run(device: torch.device) -> AttackResult:
+        told = {"target": target.to(device), "way": way, "lengths": share.to(device)}
+        return bypass_temporal(Hears().double().to(device), x.to(device), eps=0.6, steps=4, **told)
 
     twins(run, rtol=1e-9, atol=1e-9)

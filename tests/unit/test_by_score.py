@@ -1,4 +1,4 @@
-"""The threshold of detectors by score: of exchangeable scores, each judged by the others, the stated share is flagged."""
+"""The threshold of detectors by score: of exchangeable scores, each judged by the others, the stated share passes."""
 
 from __future__ import annotations
 

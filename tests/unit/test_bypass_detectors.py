@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from robustlab import zoo
 from robustlab.attacker.victim import Victim
-from robustlab.attacks import bypass_detectors, cw, pgd
+from robustlab.attacks import bypass_detectors, cw, pgd, square
 from robustlab.attacks.whitebox.bypass_detectors import Joint
 from robustlab.attacks.whitebox.pgd import pgd_maximize
 from robustlab.data import load
+from robustlab.defenses import feature_squeezing
 from robustlab.defenses.broken import NoiseDetector
 from robustlab.evaluation import bpda
 
@@ -137,11 +138,51 @@ def test_other_attacks_and_detectors_without_gradients(digits: tuple[nn.Module, 
     assert near.success.all() and (detector(near.x_adv) <= 0).all()
 
 
+def test_the_unit_of_the_score_changes_neither_where_it_fires_nor_the_rest() -> None:
+    """A detector of a million times the score in units of a million is the same detector, point by point."""
+    net, detector, x, y = affine(1)
+    told = {"eps": 0.5, "steps": 20}
+    plain = bypass_detectors(Victim(net, bounds=(-50, 50)), x, y, detector=detector, **told)
+    large = bypass_detectors(
+        Victim(net, bounds=(-50, 50)), x, y, detector=lambda t: 1e6 * detector(t), scale=1e6, **told
+    )
+    assert torch.allclose(plain.x_adv, large.x_adv, atol=1e-9) and torch.equal(plain.success, large.success)
+    score = torch.tensor([torch.inf, 5e30, -torch.inf, 1e-9, -1e-9], dtype=torch.float64)
+    logits = torch.tensor([[1.0, 0.0, -1.0]] * 5, dtype=torch.float64)
+    out = Joint(Fixed(logits), lambda t: score, scale=100.0)(torch.zeros(5, 1))
+    assert torch.isfinite(out).all() and (out.argmax(1) == 3).tolist() == [True, True, False, True, False]
+
+
+def test_a_detector_without_gradients_is_bypassed_by_scores_alone(
+    digits: tuple[nn.Module, NoiseDetector, Tensor, Tensor],
+) -> None:
+    """Square asks classifier and detector together, in scores of a sort that no gradient passes through."""
+    net, _, x, y = digits
+    found = feature_squeezing(net, x, load("mnist5k").x_test[500:700], bits=None)
+    x, y = x[:15], y[:15]
+
+    def detector(t: Tensor) -> Tensor:
+        with torch.no_grad():
+            return found.details.score(t)
+
+    box = Victim(lambda t: net(t), access="soft")
+    told = {"detector": detector, "threshold": found.threshold, "scale": 0.05}
+    result = bypass_detectors(box, x, y, eps=0.3, targets=1, attack=square, queries=400, **told)
+    alone = square(Victim(net, access="soft"), x, y, eps=0.3, queries=400)
+    seen = [(net(r.x_adv).argmax(1) != y) & (detector(r.x_adv) <= found.threshold) for r in (result, alone)]
+    assert torch.equal(seen[0], result.success) and (result.gradients == 0).all()
+    assert int(seen[0].sum()) > int(seen[1].sum()) + 6
+    with pytest.raises(ValueError, match=r"^access: this attack needs 'white' access"):
+        bypass_detectors(box, x, y, eps=0.1, **told)
+
+
 def test_wrong_detectors_are_named() -> None:
     net, _, x, y = affine(0)
     wide = Victim(net, bounds=(-50, 50))
     with pytest.raises(TypeError, match=r"^detector: want a callable, got int"):
         bypass_detectors(wide, x, y, detector=1, eps=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^scale: want"):
+        bypass_detectors(wide, x, y, detector=lambda t: t[:, 0], eps=1.0, scale=0.0)
     with pytest.raises(ValueError, match=r"^detector: want one score per sample"):
         bypass_detectors(wide, x, y, detector=lambda t: t, eps=1.0)
 

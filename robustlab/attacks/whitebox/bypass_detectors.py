@@ -10,8 +10,12 @@ so that G answers K + 1 exactly where the detector fires. An adversarial example
 classifier and passes the detector, and any targeted attack may look for it.
 
 Different here: the formula wants max Z > 0, or its sign flips; the logits are therefore centered (Z − mean Z) first,
-which changes no label. An untargeted attack on G would be content with being detected, so it is run as targeted
-attacks, the likeliest wrong class first, until one succeeds.
+which changes no label. D is counted in a unit that the caller names, so that a score of thousands (a squared distance,
+say) does not outweigh the classes; where D fires stays the same. An untargeted attack on G would be content with being
+detected, so it is run as targeted attacks, the likeliest wrong class first, until one succeeds.
+
+G is also what a black box shows whose scores can be asked for: an attack on scores, such as Square, needs no gradient
+of a detector that has none.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.losses import rivals
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session, part_of
+from robustlab.attacker.session import Access, Session, part_of
 from robustlab.attacker.victim import Victim, as_logits
 from robustlab.attacks.whitebox.pgd import pgd
 from robustlab.geometry.norms import ProperNorm, measure
@@ -32,21 +36,30 @@ from robustlab.models.modes import evaluating
 from robustlab.progress import bar
 
 Detector = Callable[[Tensor], Tensor]
+_FAR = 1e6  # units by which a score is above or below its threshold at most: ∞ times a logit of 0 would be no number
 
 
 class Joint(nn.Module):
-    """The function G: logits (N, K + 1) of a classifier (N, K) and a detector (N,) that fires above ``threshold``."""
+    """The function G: logits (N, K + 1) of a classifier (N, K) and a detector (N,) that fires above ``threshold``.
 
-    def __init__(self, classifier: Callable[[Tensor], Tensor], detector: Detector, threshold: float = 0.0) -> None:
+    The detector's score above its threshold is counted in units of ``scale``.
+    """
+
+    def __init__(
+        self, classifier: Callable[[Tensor], Tensor], detector: Detector, threshold: float = 0.0, scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.classifier, self.detector, self.threshold = classifier, detector, threshold
+        self.classifier, self.detector, self.threshold, self.scale = classifier, detector, threshold, scale
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.classifier(x)
-        most = torch.finfo(logits.dtype).max / (8 * logits.shape[1])  # ∞ − ∞ would be no number
+        largest = torch.finfo(logits.dtype).max / 8
+        most = largest / logits.shape[1]  # ∞ − ∞ would be no number
         logits = logits.clamp(-most, most)
         logits = logits - logits.mean(dim=1, keepdim=True)
-        return torch.cat([logits, (self.score(x) + 1) * logits.amax(dim=1, keepdim=True)], dim=1)
+        far = min(_FAR, largest)
+        detected = ((self.score(x) / self.scale).clamp(-far, far) + 1) * logits.amax(dim=1, keepdim=True)
+        return torch.cat([logits, detected.clamp(-largest, largest)], dim=1)
 
     def score(self, x: Tensor) -> Tensor:
         """(N, 1), above 0 where the detector fires."""
@@ -67,6 +80,7 @@ def bypass_detectors(
     *,
     detector: Detector,
     threshold: float = 0.0,
+    scale: float = 1.0,
     norm: ProperNorm = "linf",
     eps: float | Tensor,
     attack: Callable[..., AttackResult] = pgd,
@@ -82,16 +96,21 @@ def bypass_detectors(
         find δ with ‖δ‖ ≤ ε, x + δ ∈ box, argmax_k G_k(x + δ) = t,   where t ∉ {y, K + 1}
 
     Args:
-        victim: the classifier, a Victim or a model with logits (N, K).
+        victim: the classifier, a Victim or a model with logits (N, K). Under soft access it may be any callable, and
+            the attack must be one on scores.
         x: (N, ...), in the box.
         y: (N,) labels; None takes the classifier's prediction.
-        detector: differentiable score of a batch, (N,) or (N, 1); wrap one that is not with
-            :func:`robustlab.evaluation.bpda`. A module is held in evaluation mode, with frozen parameters.
+        detector: score of a batch, (N,) or (N, 1), such as ``details.score`` of a
+            :class:`~robustlab.attacker.results.Detection`. Where it is not differentiable, wrap it with
+            :func:`robustlab.evaluation.bpda`, or say ``Victim(model, access="soft")`` and ``attack=square``. A module
+            is held in evaluation mode, with frozen parameters.
         threshold: the detector fires above it; default 0.
+        scale: unit > 0 in which the score above the threshold is counted; default 1. Where scores are large, the
+            spread of clean scores is a good one.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         eps: radius ε ≥ 0 in units of x; a number or (N,).
-        attack: any attack of ours that takes ``eps`` and ``target``. For a minimum-norm attack such as ``cw``, give it
-            :class:`~robustlab.attacks.whitebox.bypass_detectors.Joint` as its victim, and a target.
+        attack: any attack of ours that takes ``eps`` and ``target``; default PGD. For a minimum-norm attack such as
+            ``cw``, give it :class:`~robustlab.attacks.whitebox.bypass_detectors.Joint` as its victim, and a target.
         target: a label, or (N,), for a targeted attack; None tries several.
         targets: how many of the likeliest wrong classes an untargeted attack tries, at least 1 (if above K − 1: all).
         seed, ids: randomness, keyed by the seed and each sample's id (default 0 … N − 1).
@@ -108,18 +127,25 @@ def bypass_detectors(
         ValueError, TypeError: for a wrong argument, before any work; the attack's own.
 
     Source:
-        Carlini and Wagner (2017a), section 3. Departures: centered logits, and the order of the targets.
+        Carlini and Wagner (2017a), section 3. Departures: centered logits, the unit of the score, and the order of the
+        targets.
     """
     if not callable(detector):
         raise TypeError(f"detector: want a callable, got {type(detector).__name__}")
     checks.at_least("targets", targets, 1, integer=True)
+    checks.positive("scale", scale)
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
     eps = checks.radius(eps, x, norm, victim.bounds)
-    both = Joint(_logits_of(victim), detector, float(threshold))
-    joint = Victim(both, bounds=victim.bounds, mode=victim.mode)
-    with victim.session(x, y, target=target, ids=ids) as session, evaluating(detector), joint.held(x.device):
+    both = Joint(_logits_of(victim), detector, float(threshold), float(scale))
+    joint = Victim(both, bounds=victim.bounds, mode=victim.mode, access=victim.access)
+    needs: Access = "white" if attack is pgd else "soft"  # what another attack needs it says itself
+    with (
+        victim.session(x, y, target=target, ids=ids, access=needs) as session,
+        evaluating(detector),
+        joint.held(x.device),
+    ):
         if session.clean is None:  # an empty batch
             return session.result()
         live = session.everyone()
@@ -160,10 +186,11 @@ def _goals(session: Session, clean: Tensor, targets: int) -> Tensor:
     return rivals(clean, session.y)[:, :targets]
 
 
-def _logits_of(victim: Victim) -> nn.Module:
-    if not isinstance(victim.model, nn.Module):
-        raise TypeError(f"model: want an nn.Module, got {type(victim.model).__name__}")
-    return victim.model if victim.output == "logits" else _LogOf(victim.model)
+def _logits_of(victim: Victim) -> Callable[[Tensor], Tensor]:
+    model = victim.model
+    if not isinstance(model, nn.Module) and (victim.access == "white" or not callable(model)):
+        raise TypeError(f"model: want an nn.Module, got {type(model).__name__}")
+    return model if victim.output == "logits" else _LogOf(model)
 
 
 class _LogOf(nn.Module):

@@ -208,16 +208,16 @@ def _parts(
     if target is None and also:
         raise ValueError(f"also: want a target of the whole beside those of {len(also)} parts, got None")
     if target is not None:
-        labels = [_labels("target", target, x)]
+        labels = [checked_labels("target", target, x)]
     elif y is not None:
-        labels = [_labels("y", y, x)]
+        labels = [checked_labels("y", y, x)]
     else:
         with torch.no_grad(), victim.held(x.device):
             labels = [transcripts(victim._answers(x))] if len(x) else [x.new_zeros(0, 0, dtype=torch.int64)]
     masks = [torch.ones_like(x, dtype=torch.bool)]
     for part in also:
         masks.append(_mask("also", part.mask, x))
-        labels.append(_labels("also", part.target, x))
+        labels.append(checked_labels("also", part.target, x))
     width = max(label.shape[1] for label in labels)
     return torch.stack(masks), torch.stack([F.pad(label, (0, width - label.shape[1]), value=-1) for label in labels])
 
@@ -229,7 +229,7 @@ def _mask(name: str, value: object, x: Tensor) -> Tensor:
     return value.to(x.device)
 
 
-def _labels(name: str, value: object, x: Tensor) -> Tensor:
+def checked_labels(name: str, value: object, x: Tensor) -> Tensor:
     """Labels (N, S) on the device of x: none behind the first −1."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 2 or len(value) != len(x):
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -165,6 +165,17 @@ DEFENSES: tuple[Row, ...] = (
         quick={"steps": 5},
     ),
     Row(
+        key="bypass_temporal",
+        title="Attacks that know of temporal dependency",
+        cite="yang2019",
+        kind="attack",
+        folder="attacks/whitebox",
+        chapter="17",
+        targeted=True,
+        dims=(),
+        quick={"steps": 5},
+    ),
+    Row(
         key="feature_squeezing",
         title="Feature squeezing",
         cite="xu2018",
