@@ -8,6 +8,7 @@ from typing import Any
 
 from robustlab.teaching.claims import OTHERWISE
 from robustlab.teaching.reports import MARK, MOVING, UNEXPECTED
+from robustlab.teaching.sounds import SOUND
 
 # Strict nbval ignores pictures, and the widget view, whose identifiers are random.
 _NOT_COMPARED = ("image/png", "image/jpeg", "application/vnd.jupyter.widget-view+json")
@@ -56,5 +57,5 @@ def _texts(cell: dict[str, Any]) -> Iterator[tuple[str, str]]:
             streams[output["name"]] = streams.get(output["name"], "") + joined(output["text"])
         for mime, content in output.get("data", {}).items():
             if mime not in _NOT_COMPARED:
-                yield mime, content if isinstance(content, str) else joined(content)
+                yield mime, SOUND.sub("a sound", joined(content))
     yield from streams.items()

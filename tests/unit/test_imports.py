@@ -31,11 +31,11 @@ LAYERS = (
     ("defenses",),
     ("evaluation",),
     ("applications",),
-    ("teaching.claims", "teaching.check", "teaching.recorded"),
+    ("teaching.claims", "teaching.check", "teaching.recorded", "teaching.sounds"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ALONE = ("teaching.catalogue", "teaching.plot", "teaching.reports")  # import nothing of robustlab's
-REPORTING = ("teaching.claims", "teaching.recorded")  # report what they find by teaching.reports
+REPORTING = ("teaching.claims", "teaching.recorded", "teaching.sounds")  # report what they find by teaching.reports
 UNSEEN = ("teaching.catalogue", "teaching.reports", *REPORTING)  # the library imports none of them
 HEAVY = ("matplotlib", "torchvision", "scipy", "cvxpy", "safetensors", "tqdm", "IPython", "ipywidgets", "sklearn")
 FILES = sorted(PACKAGE.rglob("*.py"))
