@@ -66,6 +66,25 @@ def test_counts(attack: Attack, with_part: bool) -> None:
 
 
 @each
+def test_what_is_heard_at_x_is_asked_once(attack: Attack) -> None:
+    """Where nobody says what is said, the look at x is the one by which that is known."""
+    model, x = Counting(Hears().double()), sounds()
+    result = attack(model, x, eps=0.3, steps=6)
+    assert model.forwards == int(result.queries.sum()) and (result.queries > 1).all() and bool(result.success.any())
+
+
+@each
+def test_an_answer_that_is_no_number_is_no_success(attack: Attack) -> None:
+    class Broken(Hears):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where((x == start).all(dim=1)[:, None, None], super().forward(x), torch.nan)
+
+    start = sounds(4)
+    result = attack(Broken().double(), start, eps=0.3, steps=3)
+    assert not result.success.any() and bool(torch.isfinite(result.x_adv).all())
+
+
+@each
 def test_a_sound_is_attacked_as_if_it_were_alone(attack: Attack) -> None:
     model, x = Hears().double(), sounds(6)
     told = parts(model, x)
@@ -114,6 +133,12 @@ def test_every_way_past_temporal_dependency(way: Any) -> None:
     result = bypass_temporal(seen, x, target=target, way=way, lengths=share, eps=0.6, steps=8, seed=2)
     assert_unchanged(before, model, x, target)
     assert seen.forwards == int(result.queries.sum()) and seen.backwards == int(result.gradients.sum())
+    for budget in (6, 9, 14):
+        counted = Counting(seen.model)
+        victim = Victim(counted, bounds=(-1, 1), answer="sequence", budget=budget)
+        spent = bypass_temporal(victim, x, target=target, way=way, lengths=share, eps=0.6, seed=2)
+        assert int(spent.queries.max()) <= budget == victim.budget
+        assert counted.forwards == int(spent.queries.sum())
     for i in range(5):
         row = slice(i, i + 1)
         told = {"target": target[row], "way": way, "lengths": share[row], "ids": torch.tensor([i])}

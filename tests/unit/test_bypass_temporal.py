@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from robustlab import zoo
+from robustlab.attacker.victim import Victim
 from robustlab.attacks import bypass_temporal, transcript
 from robustlab.attacks.whitebox.bypass_temporal import _labels_of, _rest
 from robustlab.attacks.whitebox.transcript import Heard, says
@@ -79,5 +80,8 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             bypass_temporal(model, x, target=target, eps=0.1, **told)  # type: ignore[arg-type]
+    poor = Victim(model, bounds=(-1, 1), answer="sequence", budget=5)
+    with pytest.raises(ValueError, match=r"^budget: want at least 6 for the concatenation, .* got 5"):
+        bypass_temporal(poor, x, target=target, way="concatenation", eps=0.1)
     with pytest.raises(TypeError, match=r"^target: want labels"):
         bypass_temporal(model, x, target=target.float(), eps=0.1)

@@ -15,6 +15,7 @@ a detector that draws its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.victim import Model
+from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.transcript import Heard, checked_labels, listener, transcript
 from robustlab.geometry.norms import measure
 
@@ -61,7 +62,8 @@ def bypass_temporal(
             so many steps for each part.
 
     Returns:
-        AttackResult; success means that the whole is heard as the target, and the beginning as the target's.
+        AttackResult; success means that the whole is heard as the target, and the beginning as the target's. The
+        concatenation shares a victim's budget out evenly over both parts, and keeps two queries for the joined sound.
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work.
@@ -85,9 +87,10 @@ def bypass_temporal(
         movable = beginnings[0].mask if way == "segment" else None
         return transcript(victim, x, target=target, also=beginnings, movable=movable, eps=eps, **told)
     first, rest = beginnings[0], _rest(beginnings[0], target)
-    halves = [transcript(victim, x * p.mask, target=p.target, movable=p.mask, eps=eps, **told) for p in (first, rest)]
+    payer = _limited(victim, None if victim.budget is None else (victim.budget - 2) // 2)
+    halves = [transcript(payer, x * p.mask, target=p.target, movable=p.mask, eps=eps, **told) for p in (first, rest)]
     joined = torch.where(first.mask, halves[0].x_adv, halves[1].x_adv)
-    judged = transcript(victim, joined, target=target, also=[first], eps=0.0, steps=1)
+    judged = transcript(_limited(victim, 4), joined, target=target, also=[first], eps=0.0)  # a look at both, no step
     queries = judged.queries + halves[0].queries + halves[1].queries
     return replace(
         judged,
@@ -96,6 +99,15 @@ def bypass_temporal(
         gradients=judged.gradients + halves[0].gradients + halves[1].gradients,
         first_success=torch.where(judged.success, queries, -1),
     )
+
+
+def _limited(victim: Victim, budget: int | None) -> Victim:
+    """The victim with another budget."""
+    if budget is not None and budget < 2:
+        raise ValueError(f"budget: want at least 6 for the concatenation, 2 of them for each part, got {victim.budget}")
+    twin = copy(victim)
+    twin.budget = budget
+    return twin
 
 
 def _first(x: Tensor, share: float, lengths: Tensor | None) -> Tensor:

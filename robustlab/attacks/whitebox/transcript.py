@@ -108,20 +108,21 @@ def transcript(
     eps = checks.radius(eps, x, "linf", victim.bounds)
     alpha = eps / 5 if step_size is None else checks.per_sample("step_size", step_size, x)
     radius = beside(eps, x) * (1 if movable is None else _mask("movable", movable, x))  # of each sample of the sound
-    masks, labels = _parts(victim, x, y, target, also)  # (P, N, T) and (P, N, S)
+    masks, labels = _parts(x, y, target, also)  # (P, N, T) and (P, N, S)
     parts, sign = len(masks), -1 if target is None else 1
     ids = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
-    of_row = labels.flatten(0, 1)
 
     def goal(answer: Tensor, rows: Tensor) -> Tensor:
-        return says(answer, of_row[rows]) == (sign > 0)
+        said = transcripts(answer) if labels is None else labels.flatten(0, 1)[rows]
+        return (says(answer, said) == (sign > 0)) & ~answer.isnan().flatten(1).any(dim=1)
 
     def loss(answer: Tensor, *_: object) -> Tensor:
-        return sign * ctc_loss(answer, of_row[live.rows])
+        return sign * ctc_loss(answer, labels.flatten(0, 1)[live.rows])
 
     with victim.session((x * masks).flatten(0, 1), ids=ids.repeat(parts), goal=goal) as session:
         if session.clean is None:  # an empty batch
             return session.result()
+        labels = transcripts(session.clean)[None] if labels is None else labels
         _check_room(session.clean, labels)
         session.budget = None if session.budget is None else session.budget // parts
         live, found = session.everyone(), _Found(session, x, parts)
@@ -202,19 +203,18 @@ def says(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _parts(
-    victim: Victim, x: Tensor, y: Tensor | None, target: Tensor | None, also: Sequence[Heard]
-) -> tuple[Tensor, Tensor]:
-    """The masks (P, N, T) of the whole and of the parts, and what is (not) to be heard in each, (P, N, S)."""
+    x: Tensor, y: Tensor | None, target: Tensor | None, also: Sequence[Heard]
+) -> tuple[Tensor, Tensor | None]:
+    """The masks (P, N, T) of the whole and of the parts, and what is (not) to be heard in each, (P, N, S).
+
+    The labels are None where nobody says what is not to be heard: what the model hears at x.
+    """
     if target is None and also:
         raise ValueError(f"also: want a target of the whole beside those of {len(also)} parts, got None")
-    if target is not None:
-        labels = [checked_labels("target", target, x)]
-    elif y is not None:
-        labels = [checked_labels("y", y, x)]
-    else:
-        with torch.no_grad(), victim.held(x.device):
-            labels = [transcripts(victim._answers(x))] if len(x) else [x.new_zeros(0, 0, dtype=torch.int64)]
     masks = [torch.ones_like(x, dtype=torch.bool)]
+    if target is None and y is None:
+        return torch.stack(masks), None
+    labels = [checked_labels("y", y, x) if target is None else checked_labels("target", target, x)]
     for part in also:
         masks.append(_mask("also", part.mask, x))
         labels.append(checked_labels("also", part.target, x))

@@ -37,7 +37,7 @@ def threshold_at(rate: float, clean_scores: Tensor) -> float:
 def judged(
     score: nn.Module, x: Tensor, clean: Tensor, rejection_rate: float, batch_size: int, layer: str | None = None
 ) -> Detection[Scored]:
-    """Flag the inputs x whose score passes the threshold that clean inputs set."""
+    """Flag the inputs x whose score passes the threshold that clean inputs set, or is no number."""
     with torch.inference_mode(False), torch.no_grad(), evaluating(score, device=x.device):
         scores, reference = (
             torch.cat([score(part) for part in inputs.split(batch_size)]) if len(inputs) else inputs.new_zeros(0)
@@ -45,7 +45,7 @@ def judged(
         )
     threshold = threshold_at(rejection_rate, reference)
     return Detection(
-        scores, scores > threshold, threshold, Scored(score, reference), false_alarm_rate=rejection_rate,
+        scores, ~(scores <= threshold), threshold, Scored(score, reference), false_alarm_rate=rejection_rate,
         level="sample", layer=layer,
     )  # fmt: skip
 
