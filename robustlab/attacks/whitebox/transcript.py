@@ -108,22 +108,23 @@ def transcript(
     eps = checks.radius(eps, x, "linf", victim.bounds)
     alpha = eps / 5 if step_size is None else checks.per_sample("step_size", step_size, x)
     radius = beside(eps, x) * (1 if movable is None else _mask("movable", movable, x))  # of each sample of the sound
-    masks, labels = _parts(x, y, target, also)  # (P, N, T) and (P, N, S)
+    masks, wanted = _parts(x, y, target, also)  # (P, N, T) and (P, N, S)
     parts, sign = len(masks), -1 if target is None else 1
     ids = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
 
     def goal(answer: Tensor, rows: Tensor) -> Tensor:
-        said = transcripts(answer) if labels is None else labels.flatten(0, 1)[rows]
+        said = transcripts(answer) if wanted is None else wanted.flatten(0, 1)[rows]
         return (says(answer, said) == (sign > 0)) & ~answer.isnan().flatten(1).any(dim=1)
 
     def loss(answer: Tensor, *_: object) -> Tensor:
-        return sign * ctc_loss(answer, labels.flatten(0, 1)[live.rows])
+        return sign * ctc_loss(answer, labels[live.rows])
 
     with victim.session((x * masks).flatten(0, 1), ids=ids.repeat(parts), goal=goal) as session:
         if session.clean is None:  # an empty batch
             return session.result()
-        labels = transcripts(session.clean)[None] if labels is None else labels
-        _check_room(session.clean, labels)
+        wanted = transcripts(session.clean)[None] if wanted is None else wanted
+        _check_room(session.clean, wanted)
+        labels = wanted.flatten(0, 1)
         session.budget = None if session.budget is None else session.budget // parts
         live, found = session.everyone(), _Found(session, x, parts)
         everyone = live.part()
@@ -202,9 +203,7 @@ def says(scores: Tensor, labels: Tensor) -> Tensor:
     return (heard == labels).all(dim=1)
 
 
-def _parts(
-    x: Tensor, y: Tensor | None, target: Tensor | None, also: Sequence[Heard]
-) -> tuple[Tensor, Tensor | None]:
+def _parts(x: Tensor, y: Tensor | None, target: Tensor | None, also: Sequence[Heard]) -> tuple[Tensor, Tensor | None]:
     """The masks (P, N, T) of the whole and of the parts, and what is (not) to be heard in each, (P, N, S).
 
     The labels are None where nobody says what is not to be heard: what the model hears at x.
