@@ -8,6 +8,7 @@ from robustlab.defenses.certified.rab_neighbor import rab_neighbor as rab_neighb
 from robustlab.defenses.certified.sanitization_bound import SanitizationBound as SanitizationBound
 from robustlab.defenses.certified.sanitization_bound import sanitization_bound as sanitization_bound
 from robustlab.defenses.certified.sanitization_bound import sanitizer as sanitizer
+from robustlab.defenses.certified.smoothing.certify_dataset import certify_dataset as certify_dataset
 from robustlab.defenses.certified.smoothing.higher_order_smoothing import higher_order_radius as higher_order_radius
 from robustlab.defenses.certified.smoothing.higher_order_smoothing import (
     higher_order_smoothing as higher_order_smoothing,
