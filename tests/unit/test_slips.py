@@ -14,7 +14,7 @@ from robustlab import checks
 from robustlab.attacker.domain import Box
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import apgd, cw, ddn, fab, feature_modification, fgsm, fmn, pgd, sigma_zero, square
-from robustlab.defenses import adversarial_training
+from robustlab.defenses import adversarial_training, robust_validation
 from robustlab.evaluation import Claim, checklist
 from robustlab.training.fit import cross_entropy, fit
 from robustlab.verification import verify
@@ -128,6 +128,8 @@ def test_the_advice_names_what_the_caller_can_give() -> None:
     bytes_ = 255 * x
     with pytest.raises(ValueError, match=r"say x / 255; bounds=\(0, 255\) takes them as they are$"):
         adversarial_training(eps=0.1)(model, bytes_, y, ids=torch.arange(4), seed=0)
+    with pytest.raises(ValueError, match=r"say x / 255; bounds=\(0, 255\) takes them as they are$"):
+        robust_validation((bytes_, y), eps=0.1)
     with pytest.raises(ValueError, match=r"say x / 255; box=\(0, 255\) takes them as they are$"):
         verify(model, bytes_, y, eps=0.1)
     with pytest.raises(ValueError, match=r"say x / 255$"):
