@@ -214,3 +214,18 @@ def test_bad_input(name: str, changes: dict[str, object]) -> None:
 def test_a_sanitizer_wants_a_sphere_or_a_slab() -> None:
     with pytest.raises(ValueError, match=r"^sphere, slab: want at least one"):
         sanitizer(two_classes(), sphere=False, slab=False)
+
+
+def test_the_second_iterate_is_exact_in_float64_for_a_rate_that_float32_would_round() -> None:
+    x, y = two_classes(30, seed=3)
+    rate, sign = 0.03, 2.0 * y.double() - 1
+    found = sanitization_bound((x, y), rate=rate, steps=2)
+    # At θ = 0 all margins are 0, and the worst point is class 0's mean, of sign −1.
+    rows = torch.cat([x, torch.ones(len(x), 1).double()], dim=1)
+    mean = rows[y == 0].mean(dim=0)
+    down = sign @ rows / len(rows) - rate * mean
+    theta = 5 * down / down.norm()  # the first step has the length lr = max_norm/2
+    value = (1 - sign * (rows @ theta)).clamp_min(0).mean() + rate * (
+        1 + found.feasible.farthest(torch.stack([theta[:-1], -theta[:-1]]))[1] - torch.tensor([-1, 1]) * theta[-1]
+    ).max()
+    assert float(found.history[1]) == pytest.approx(float(value), rel=1e-13)

@@ -172,7 +172,8 @@ def sanitization_bound(
         history.append((1 - margin).clamp_min(0).mean() + rate * loss[worst].clamp_min(0))
 
         down = (sign * (margin < 1)) @ rows / len(rows)
-        down = down + rate * (loss[worst] > 0) * signs[worst] * _with_one(found[worst][None])[0]
+        pull = rate * signs[worst] * (loss[worst] > 0)  # in this order: a number times a bool is float32
+        down = down + pull * _with_one(found[worst][None])[0]
         descent.step(history[-1], down)
 
     best, lowest = descent.best, descent.lowest
