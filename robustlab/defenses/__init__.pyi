@@ -44,7 +44,9 @@ from robustlab.defenses.training.adversarial_training import robust_validation a
 from robustlab.defenses.training.cat import cat as cat
 from robustlab.defenses.training.robust_self_training import pseudo_label as pseudo_label
 from robustlab.defenses.training.robust_self_training import robust_self_training as robust_self_training
+from robustlab.defenses.training.smooth_adv import smooth_adv as smooth_adv
 from robustlab.defenses.training.sprout import sprout as sprout
+from robustlab.defenses.training.stability_training import stability_training as stability_training
 from robustlab.defenses.training.tradeoff import Tradeoff as Tradeoff
 from robustlab.defenses.training.tradeoff import architectures as architectures
 from robustlab.defenses.training.tradeoff import tradeoff as tradeoff
