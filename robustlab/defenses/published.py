@@ -1,18 +1,21 @@
-"""Three published defenses that adaptive attacks broke, built after their papers on small nets for digits.
+"""Four published defenses that adaptive attacks broke, built after their papers on small nets for digits.
 
 They stand beside the gallery of :mod:`robustlab.defenses.broken`, whose eight are made up.
 
     activation_pruning    Dhillon et al. (2018): activations are drawn anew at each prediction;
                           broken by Athalye, Carlini and Wagner (2018) with EOT
+    distillation          Papernot et al. (2016): a net learns another one's probabilities at a high temperature,
+                          so that its own are saturated; broken by Carlini and Wagner (2017) at the logits
+    mixup_inference       Pang, Xu and Zhu (2020): predicts on mixtures with images of other classes;
+                          broken by Tramèr et al. (2020), and here with EOT
     thermometer           Buckman et al. (2018): pixels become bits, whose derivative is zero;
                           broken by Athalye, Carlini and Wagner (2018) with BPDA
-    mixup_inference       Pang, Xu and Zhu (2020): predicts on mixtures with images of other classes;
-                          broken by Tramèr et al. (2020) with EOT
 
-Different here: nets of a few thousand weights and digits stand for ResNets and CIFAR-10, none of them was trained on
-adversarial examples or on mixtures, and the attack behind each claim is plain PGD. Buckman et al. climbed in the space
-of the codes (LS-PGA) instead; Dhillon et al. tried several attacks. So our claims are our imagined
-authors', made with their defense, and not the numbers that the papers print.
+Different here: nets of a few thousand weights and digits stand for ResNets and CIFAR-10 (distillation was tried on
+digits in its paper too), none of them was trained on adversarial examples, and the attack behind each claim is plain
+PGD. Buckman et al. climbed in the space of the codes (LS-PGA) instead; Dhillon et al. tried several attacks; Papernot
+et al. changed few pixels by the Jacobian. So our claims are our imagined authors', made with their defense, and not the
+numbers that the papers print. How the nets are trained: :mod:`robustlab.defenses.published_training`.
 """
 
 from __future__ import annotations
@@ -70,10 +73,11 @@ class MixupInference(nn.Module):
         net: f, a classifier with logits (N, K).
         pool: (P, ...) clean images to mix with; drawn by torch's global generator.
         labels: (P,) their labels, at least two different ones.
-        weight: λ (default 0.5). A net that was not trained on mixtures needs more of x.
+        weight: λ (default 0.5, as in its authors' code).
         mixtures: M (default 30, as in the paper).
 
-    Source: Pang, Xu and Zhu (2020), Algorithm 1 with other labels. There f was trained by mixup.
+    Source: Pang, Xu and Zhu (2020), Algorithm 1 with other labels; f is to be trained by mixup. Their code draws a
+    class first and then an image of it; here all images of other classes are equally likely.
     """
 
     def __init__(
@@ -101,7 +105,7 @@ def network_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor
 
 
 def published(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
-    """The three defenses, each with the robust accuracy that plain PGD leaves on (x, y).
+    """The four defenses, each with the robust accuracy that plain PGD leaves on (x, y).
 
     Args:
         x: (N, 1, 28, 28) digits of ``mnist5k`` in [0, 1], float32. The models are on its device.
@@ -116,13 +120,16 @@ def published(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
         ValueError, TypeError: for a wrong ``eps``.
     """
     digits, on = load("mnist5k"), x.device
-    net, coded = (zoo.load(name, device=on).requires_grad_(False) for name in ("mnist_cnn", "mnist_thermometer"))
+    net, coded, taught, mixed = (
+        zoo.load(f"mnist_{name}", device=on).requires_grad_(False)
+        for name in ("cnn", "thermometer", "distilled", "mixup")
+    )
     layers = OrderedDict[str, nn.Module]()
     for name, layer in net.named_children():
         layers[name] = layer
         if isinstance(layer, nn.ReLU):
             layers[f"{name}_pruned"] = ActivationPruning()
-    mixing = MixupInference(net, digits.x_train[:500].to(on), digits.y_train[:500].to(on), weight=0.7)
+    mixing = MixupInference(mixed, digits.x_train[:500].to(on), digits.y_train[:500].to(on))
 
     entry = partial(measured, x=x, y=y, eps=eps, undefended=net)
     entries = (
@@ -132,14 +139,20 @@ def published(x: Tensor, y: Tensor, *, eps: float = 0.2) -> dict[str, Broken]:
             "EOT, all steps, and judge on fresh draws", paper="dhillon2018",
         ),
         entry(
-            "thermometer", coded,
-            "bits have derivative 0, so a gradient attack stays at its random start",
-            "BPDA with the thermometer's smooth code", transform=coded.get_submodule("code"), paper="buckman2018",
+            "distillation", taught,
+            "logits a hundred times as large as usual: the cross-entropy is flat around x",
+            "divide the logits by the temperature, or attack their margin", paper="papernot2016distillation",
         ),
         entry(
             "mixup_inference", mixing.eval(),
             "the attack was made for the network, and not for its mixtures",
             "EOT over the mixtures, all steps, and judge on fresh draws", attack=network_attack, paper="pang2020",
+            undefended=mixed,
+        ),
+        entry(
+            "thermometer", coded,
+            "bits have derivative 0, so a gradient attack stays at its random start",
+            "BPDA with the thermometer's smooth code", transform=coded.get_submodule("code"), paper="buckman2018",
         ),
     )  # fmt: skip
     return {found.name: found for found in entries}

@@ -60,6 +60,7 @@ class Recipe:
         backdoor: what is done to the data or the training; None for an honest model.
         labeled: how many training samples keep their label; a net of the same architecture, trained in the standard way
             on these, labels the rest for the objective. 0 keeps all.
+        taught: whether a net that was trained by the same objective before is given to it as ``teacher``.
         autoattack: whether the accuracy under AutoAttack, at norm and eps of the attack, is recorded too.
     """
 
@@ -77,6 +78,7 @@ class Recipe:
     seed: int = 0
     backdoor: Backdoor | None = None
     labeled: int = 0
+    taught: bool = False
     autoattack: bool = False
 
 
@@ -309,6 +311,27 @@ _ALL = (
         "thermometer_cnn",
         0.2,
         {"mean": 0.0, "std": 1.0},
+        fit_kwargs={"epochs": 15, "lr": 5e-3},
+        shift=1,
+    ),
+    _recipe(
+        "mnist_distilled",
+        "smaller CNN on MNIST, trained by defensive distillation at temperature 100; a broken defense",
+        "small_cnn",
+        0.2,
+        {"channels": (8, 16), "hidden": 32},
+        objective=DEFENSES + "published_training.distillation",
+        taught=True,
+        fit_kwargs={"epochs": 15, "lr": 1e-2},
+        shift=1,
+    ),
+    _recipe(
+        "mnist_mixup",
+        "smaller CNN on MNIST, trained on mixtures of two images; the net of a broken defense",
+        "small_cnn",
+        0.2,
+        {"channels": (8, 16), "hidden": 32},
+        objective=DEFENSES + "published_training.mixup",
         fit_kwargs={"epochs": 15, "lr": 5e-3},
         shift=1,
     ),

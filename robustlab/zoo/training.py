@@ -120,6 +120,10 @@ def train_with_trigger(
             done = attack(clean, model=model, trigger=key, **told, **how)
             return done.model.eval(), done.trigger.eval()
         train_on = attack(clean, trigger=key, seed=made_by.seed, **told).data
+    if made_by.taught and make:
+        teacher = models.build(made_by.builder, seed=made_by.seed, **made_by.builder_kwargs)
+        fit(teacher, train_on, objective=make(**told_objective), **how)
+        told_objective["teacher"] = teacher.eval()
     fit(model, train_on, objective=make(**told_objective) if make else cross_entropy, **how)
     return model.eval(), key
 

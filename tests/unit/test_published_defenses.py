@@ -1,4 +1,4 @@
-"""Three published defenses: each does what its paper says, and falls to the adaptive attack that was made for it."""
+"""Four published defenses: each does what its paper says, and falls to the adaptive attack that was made for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from robustlab.attacks.whitebox.pgd import pgd_maximize
 from robustlab.data import load
 from robustlab.defenses.broken import Broken
 from robustlab.defenses.published import ActivationPruning, MixupInference, published
+from robustlab.defenses.published_training import distillation, mixup
 from robustlab.evaluation import bpda, eot
 from robustlab.models import Thermometer
 
@@ -76,11 +77,59 @@ def test_mixup_inference_never_mixes_with_the_predicted_class() -> None:
     assert torch.allclose(out, torch.tensor([0.0, 1.0, 0.0]).log_softmax(0).expand(2, 3))
 
 
+def test_distillation_has_its_least_loss_where_the_teacher_is_copied_and_its_own_temperature() -> None:
+    x, y, told = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), {"ids": torch.arange(6), "seed": 0}
+    teacher, pupil = nn.Linear(3, 3), nn.Linear(3, 3)
+    learns = distillation(4.0, teacher)
+    (at_teacher,) = torch.autograd.grad(learns(teacher, x, y, **told), teacher.weight)
+    assert float(at_teacher.abs().max()) < 1e-6
+    q, p = ((net(x) / 4).log_softmax(dim=1) for net in (teacher, pupil))
+    apart = float((q.exp() * (q - p)).sum(dim=1).mean().detach())  # Kullback and Leibler
+    assert float((learns(pupil, x, y, **told) - learns(teacher, x, y, **told)).detach()) == pytest.approx(apart, abs=1e-6)
+    hard = distillation(4.0)(pupil, x, y, **told)
+    assert torch.isclose(hard, -p[torch.arange(6), y].mean(), atol=1e-6)
+    with pytest.raises(ValueError, match=r"^temperature: want"):
+        distillation(0.0)
+
+
+def test_mixup_mixes_labels_as_it_mixes_images() -> None:
+    shares = []
+    for seed in range(300):
+        seen: list[Tensor] = []
+
+        def model(x: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(x)
+            return 3 * x
+
+        rows = torch.eye(5, dtype=torch.float64)  # row i is the one-hot label i, so a mixture is its own soft label
+        loss = mixup()(model, rows, torch.arange(5), ids=torch.arange(5), seed=seed)  # type: ignore[arg-type]
+        (mixed,) = seen
+        assert float(loss) == pytest.approx(float(-(mixed * (3 * mixed).log_softmax(dim=1)).sum(dim=1).mean()))
+        assert torch.allclose(mixed.sum(dim=0), torch.ones(5, dtype=torch.float64))  # partners are a permutation
+        shares += [float(mixed[i, i]) for i in range(5) if float(mixed[i, i]) < 1][:1]
+    quarters = torch.tensor(shares).quantile(torch.tensor([0.25, 0.5, 0.75]))
+    assert len(shares) > 290 and torch.allclose(quarters, torch.tensor([0.25, 0.5, 0.75]), atol=0.1)  # uniform
+
+
+class Colder(nn.Module):
+    """The logits in front of the saturation: divided by the temperature of the distillation."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits / 100
+
+
 def adapted(name: str, model: nn.Module) -> nn.Module:
     """What an attacker climbs who knows the defense."""
     if name == "thermometer":
         code, net = model.children()
         return nn.Sequential(bpda(code, code.smooth), net).eval()  # type: ignore[arg-type]
+    if name == "distillation":
+        return Colder(model).eval()
     return eot(model, samples=2 if name == "mixup_inference" else 4, seed=1)
 
 
@@ -89,6 +138,7 @@ def adapted(name: str, model: nn.Module) -> nn.Module:
     "name",
     [
         "thermometer",
+        "distillation",
         *(pytest.param(n, marks=pytest.mark.full) for n in ("activation_pruning", "mixup_inference")),
     ],
 )
