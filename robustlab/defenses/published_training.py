@@ -15,8 +15,6 @@ from robustlab.defenses.training.dirichlet import dirichlet
 from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.training.fit import Objective
 
-__all__ = ["distillation", "mixup"]
-
 
 def distillation(temperature: float = 100.0, teacher: nn.Module | None = None) -> Objective[nn.Module]:
     """Learn at a high temperature: the labels first, then the probabilities of a net that has learned them.
