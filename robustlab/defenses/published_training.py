@@ -24,7 +24,7 @@ def distillation(temperature: float = 100.0, teacher: nn.Module | None = None) -
     The net is used at T = 1, where its logits are about T times as large as usual and its softmax is saturated.
 
     Args:
-        temperature: T, above 0 (default 100, the largest that the paper tries).
+        temperature: T, above 0 (default 100).
         teacher: a net of the same architecture that was trained with ``teacher=None``, in evaluation mode and on the
             device of x. It is not changed.
 
