@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import median_filter
+from torch import Tensor, nn
 
 from robustlab import zoo
 from robustlab.attacks import pgd
@@ -43,6 +44,27 @@ def test_the_score_is_the_largest_distance_of_probabilities() -> None:
     one = feature_squeezing(model, x, x, window=None)
     assert np.allclose(one.scores.numpy(), np.abs(p - q).sum(axis=1), atol=1e-5)
     assert torch.equal(Squeezed(model, 1, 2)(x).detach(), found.scores)
+
+
+def test_straight_gradients_move_the_squeezed_image_as_the_image() -> None:
+    """Against differences of ‖f(x + e) − f(q(x) + e)‖₁ in e; the score itself is the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for bits, window, squeeze in ((2, None, lambda t: round_to(t, 2)), (None, 3, lambda t: medians(t, 3))):
+        q, plain, straight = squeeze(x), Squeezed(model, bits, window), Squeezed(model, bits, window, straight=True)
+
+        def apart(e: Tensor, q: Tensor = q) -> Tensor:
+            return (model(x + e).softmax(1) - model(q + e).softmax(1)).abs().sum(dim=1)
+
+        leaf = x.clone().requires_grad_(True)
+        value = straight(leaf)
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        assert torch.allclose(value, plain(x))
+        for k in range(16):
+            e = 1e-6 * torch.eye(16, dtype=torch.float64)[k].reshape(1, 1, 4, 4)
+            assert torch.allclose(grad.flatten(1)[:, k], (apart(e) - apart(-e)) / 2e-6, atol=1e-7)
 
 
 def test_it_finds_an_attack_that_does_not_know_of_it() -> None:

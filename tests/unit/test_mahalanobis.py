@@ -63,6 +63,7 @@ def test_a_direction_without_variance_counts_for_nothing() -> None:
         net[0].bias[1] = net[0].bias[0]  # two features are always equal
     found = mahalanobis(net, known, (known, y), known)
     assert np.allclose(found.scores.numpy(), by_sklearn(net, known, known, y), rtol=1e-6)
+    assert gaussian_classes(net[:2](known).detach(), y)[1].shape == (D, D - 1)
 
 
 def test_the_score_is_differentiable_and_the_model_is_left_alone() -> None:

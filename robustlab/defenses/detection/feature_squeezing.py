@@ -27,18 +27,20 @@ __all__ = ["Squeezed", "feature_squeezing"]
 class Squeezed(nn.Module):
     """How far a model's probabilities move when its input is squeezed: images (N, C, H, W) to (N,) in [0, 2].
 
-    Rounding has no useful derivative: give :func:`robustlab.attacks.bypass_detectors` the attack ``square``, or this
-    score inside :func:`robustlab.evaluation.bpda`.
+    Rounding has no useful derivative: an adaptive attacker takes ``straight=True``, which is the backward pass
+    differentiable approximation with the identity, or the attack ``square``, which needs none; see
+    :func:`robustlab.attacks.bypass_detectors`.
 
     Args:
         model: logits (N, K).
         bits: b ≥ 1 of the rounding; None leaves it out.
         window: w ≥ 2 of the medians; None leaves them out.
+        straight: pass gradients through each squeezer as if it were the identity; default False.
     """
 
-    def __init__(self, model: nn.Module, bits: int | None, window: int | None) -> None:
+    def __init__(self, model: nn.Module, bits: int | None, window: int | None, *, straight: bool = False) -> None:
         super().__init__()
-        self.model, self.bits, self.window = model, bits, window
+        self.model, self.bits, self.window, self.straight = model, bits, window, straight
 
     def forward(self, x: Tensor) -> Tensor:
         plain = self.model(x).softmax(dim=1)
@@ -48,7 +50,8 @@ class Squeezed(nn.Module):
     def squeeze(self, x: Tensor) -> list[Tensor]:
         """The coarser versions of x."""
         found = [] if self.bits is None else [round_to(x, self.bits)]
-        return found if self.window is None else [*found, medians(x, self.window)]
+        found += [] if self.window is None else [medians(x, self.window)]
+        return [x + (squeezed - x).detach() for squeezed in found] if self.straight else found
 
 
 def feature_squeezing(
