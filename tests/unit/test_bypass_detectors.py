@@ -151,6 +151,8 @@ def test_the_unit_of_the_score_changes_neither_where_it_fires_nor_the_rest() -> 
     logits = torch.tensor([[1.0, 0.0, -1.0]] * 5, dtype=torch.float64)
     out = Joint(Fixed(logits), lambda t: score, scale=100.0)(torch.zeros(5, 1))
     assert torch.isfinite(out).all() and (out.argmax(1) == 3).tolist() == [True, True, False, True, False]
+    half = Joint(Fixed(logits), lambda t: torch.full((5,), 53.0), threshold=3.0, scale=100.0)(torch.zeros(5, 1))
+    assert torch.allclose(half[:, 3], torch.tensor(1.5, dtype=half.dtype)), "half a unit above: half the top logit more"
 
 
 def test_a_detector_without_gradients_is_bypassed_by_scores_alone(

@@ -60,6 +60,14 @@ def test_the_spectrogram_is_that_of_numpy() -> None:
         assert abs(center - tone) < 0.1 * tone + 40
 
 
+def test_bands_are_triangles_of_equal_width_on_the_mel_scale() -> None:
+    """By NumPy's interpolation, and the scale in its other form, 1127·ln(1 + Hz/700)."""
+    edges = np.linspace(*(1127.01 * np.log1p(f / 700) for f in (100.0, 3800.0)), 34)
+    hertz, bins = 700 * np.expm1(edges / 1127.01), np.fft.rfftfreq(256, 1 / 8000)
+    wish = [np.interp(bins, hertz[b : b + 3], [0, 1, 0]) for b in range(32)]
+    assert np.allclose(Spectrogram(8000, 256, 128, 32).mel.numpy(), np.stack(wish, axis=1), atol=1e-3)
+
+
 @pytest.mark.parametrize("build", [speech_gru, speech_cnn])
 def test_scores_depend_on_the_field_alone(build) -> None:
     """What is beyond half a field from a frame does not move the short net's score, but the recurrent one's."""
