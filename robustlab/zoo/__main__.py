@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _list() -> int:
-    print(f"{'name':<18}{'data':<9}{'weights':>8}{'accuracy':>10}{'under PGD-40':>14}   model")
+    print(f"{'name':<19}{'data':<9}{'weights':>8}{'accuracy':>10}{'under PGD-40':>14}   model")
     for name in names():
         facts = info(name)
         robust = f"{facts['robust_accuracy']:.3f} @ {facts['attack']['eps']:g}"
         print(
-            f"{name:<18}{facts['dataset']:<9}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>14}   "
+            f"{name:<19}{facts['dataset']:<9}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>14}   "
             f"{facts['title']}"
         )
     return 0

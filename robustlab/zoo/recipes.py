@@ -345,6 +345,22 @@ _ALL = (
         "cat",
         {"eps": 0.2, "steps": 5, "eta": 0.02, "smoothing": 1.5},
     ),
+    _small(
+        "mnist_self_trained",
+        "smaller CNN on MNIST, robust self-training (500 labels, 3,500 images without; ℓ∞ 0.2)",
+        0.2,
+        "robust_self_training",
+        _PGD,
+        labeled=500,
+    ),
+    _small(
+        "mnist_uat",
+        "smaller CNN on MNIST, UAT++ (500 labels, 3,500 images without; ℓ∞ 0.2)",
+        0.2,
+        "unsupervised_adversarial_training",
+        {**_PGD, "targets": "both"},
+        labeled=500,
+    ),
     _spoken("spoken_gru", "recognizer of spoken strings of digits that hears the whole string (CTC)", "speech_gru", 20),
     _spoken("spoken_cnn", "recognizer of spoken strings of digits with a field of half a second", "speech_cnn", 20),
 )
