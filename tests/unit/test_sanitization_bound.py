@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustlab.data import mapped, sms_spam, text_map
 from robustlab.defenses.certified.feasible import Feasible
 from robustlab.defenses.certified.sanitization_bound import SanitizationBound, sanitization_bound, sanitizer
 from robustlab.geometry.keyed import Noise
@@ -229,3 +230,12 @@ def test_the_second_iterate_is_exact_in_float64_for_a_rate_that_float32_would_ro
         1 + found.feasible.farthest(torch.stack([theta[:-1], -theta[:-1]]))[1] - torch.tensor([-1, 1]) * theta[-1]
     ).max()
     assert float(found.history[1]) == pytest.approx(float(value), rel=1e-13)
+
+
+def test_worst_points_that_alternate_are_all_in_the_attack() -> None:
+    messages = sms_spam()
+    task = mapped(messages, text_map(messages))
+    rows = torch.randperm(len(task.x_train), generator=torch.Generator().manual_seed(1))[:2000]
+    # 100 poisons from the last 200 steps: every second one would reach 0.71 of the bound.
+    found = sanitization_bound((task.x_train[rows], task.y_train[rows]), rate=0.05, steps=400)
+    assert 0.99 * found.bound <= found.attack_loss <= found.bound

@@ -40,6 +40,7 @@ from robustlab.progress import bar
 __all__ = ["SanitizationBound", "sanitization_bound", "sanitizer"]
 
 Oracle = Literal["fixed", "data"]
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -239,9 +240,14 @@ def _widened(kept: Feasible, y: Tensor, rate: float) -> Feasible:
 
 
 def _spread(points: Tensor, classes: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """m of the worst points, evenly from the second half of the steps, when θ has come to rest."""
-    half = len(points) // 2
-    chosen = half + torch.arange(m, device=points.device) * (len(points) - half) // max(m, 1)
+    """m of the worst points, evenly from the second half of the steps, when θ has come to rest.
+
+    Those points often alternate, and every second step would have only one of two. So steps are taken in the order of
+    the fractional parts of their multiples of the golden ratio, which are even over steps of any period.
+    """
+    steps = torch.arange(len(points) // 2, len(points), device=points.device)
+    order = steps[(steps.double() * _GOLDEN % 1).argsort()]
+    chosen = order[torch.arange(m, device=points.device) % len(order)]
     return points[chosen], classes[chosen]
 
 
