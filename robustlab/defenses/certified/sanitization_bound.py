@@ -240,11 +240,8 @@ def _widened(kept: Feasible, y: Tensor, rate: float) -> Feasible:
 
 
 def _spread(points: Tensor, classes: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """m of the worst points, evenly from the second half of the steps, when θ has come to rest.
-
-    Those points often alternate, and every second step would have only one of two. So steps are taken in the order of
-    the fractional parts of their multiples of the golden ratio, which are even over steps of any period.
-    """
+    """m of the worst points, evenly from the second half of the steps, when θ has come to rest."""
+    # They often alternate, and every second step has one of two; multiples of the golden ratio are even for any period.
     steps = torch.arange(len(points) // 2, len(points), device=points.device)
     order = steps[(steps.double() * _GOLDEN % 1).argsort()]
     chosen = order[torch.arange(m, device=points.device) % len(order)]
