@@ -18,6 +18,7 @@ evaluation of adversarial robustness", equations (6) and (7), for DLR.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -42,6 +43,11 @@ class AttackerLoss:
 
     def __call__(self, logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
         return self.function(logits, y, target, kappa)
+
+
+def log_mean_probabilities(logits: Tensor, dim: int) -> Tensor:
+    """log of the mean of softmax(logits) over one dimension of several answers; classes are the last dimension."""
+    return logits.log_softmax(dim=-1).logsumexp(dim=dim) - math.log(logits.shape[dim])
 
 
 def best_other(logits: Tensor, label: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ numbers that the papers print. How the nets are trained: :mod:`robustlab.defense
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from functools import partial
 
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import zoo
+from robustlab.attacker.losses import log_mean_probabilities
 from robustlab.attacks.whitebox.pgd import pgd
 from robustlab.data import load
 from robustlab.defenses.broken import Broken, measured
@@ -95,8 +95,7 @@ class MixupInference(nn.Module):
             other = self.labels[None] != self.net(x).argmax(dim=1)[:, None]
         drawn = torch.multinomial(other.to(x.dtype), self.mixtures, replacement=True)
         mixed = self.weight * x[:, None] + (1 - self.weight) * self.pool[drawn]
-        votes = self.net(mixed.flatten(0, 1)).log_softmax(dim=1).view(len(x), self.mixtures, -1)
-        return votes.logsumexp(dim=1) - math.log(self.mixtures)
+        return log_mean_probabilities(self.net(mixed.flatten(0, 1)).view(len(x), self.mixtures, -1), dim=1)
 
 
 def network_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:

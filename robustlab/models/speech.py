@@ -155,6 +155,32 @@ def transcripts(scores: Tensor) -> Tensor:
     return path.masked_fill(~said, -1).gather(1, order)
 
 
+def heard(model: nn.Module, x: Tensor, *, rows: int = 100) -> Tensor:
+    """The :func:`transcripts` of sounds (N, T), so many in one forward."""
+    parts = [transcripts(model(part)) for part in x.split(rows)]
+    return torch.cat(parts) if parts else torch.empty(0, 0, dtype=torch.int64, device=x.device)
+
+
+def same_labels(a: Tensor, b: Tensor) -> Tensor:
+    """Whether labels (N, L) and (N, L'), with −1 behind the last of each, are the same; (N,) bool."""
+    width = max(a.shape[1], b.shape[1])
+    a, b = (F.pad(part, (0, width - part.shape[1]), value=-1) for part in (a, b))
+    return (a == b).all(dim=1)
+
+
+def first_part(x: Tensor, share: float | Tensor, lengths: Tensor | None = None) -> Tensor:
+    """(N, T) bool: the first round(share·n) samples of each sound of n samples.
+
+    Args:
+        x: sounds (N, T).
+        share: a number or (N,).
+        lengths: n, (N,); None is T.
+    """
+    size = torch.full((len(x),), x.shape[1], device=x.device) if lengths is None else lengths.to(x.device)
+    kept = (torch.as_tensor(share, device=x.device, dtype=torch.float64) * size).round()
+    return torch.arange(x.shape[1], device=x.device) < kept[:, None]
+
+
 def ctc_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """−log p(labels | scores), (N,), in nats: summed over all paths of the frames that say the labels.
 

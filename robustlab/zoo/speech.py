@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robustlab.data.spoken import Recordings, Strings, digit_strings, said_anew, spoken_digits, spoken_strings
-from robustlab.models.speech import transcripts
+from robustlab.models.speech import heard, same_labels
 from robustlab.training.fit import fit
 from robustlab.zoo.recipes import SPEECH, Recipe
 from robustlab.zoo.shipped import resolve
@@ -37,8 +37,7 @@ def measure_recognizer(made_by: Recipe, model: nn.Module) -> tuple[float, float]
     strings = test_strings()
     x, y = strings.x.to(device), strings.digits.to(device)
     with torch.no_grad():
-        heard = torch.cat([transcripts(model(part)) for part in x.split(100)])
-    right = (heard[:, : y.shape[1]] == y).all(dim=1) & (heard[:, y.shape[1] :] < 0).all(dim=1)
+        right = same_labels(heard(model, x), y)
     attack = {name: value for name, value in made_by.attack.items() if name != "norm"}
     x, y = x[:ATTACKED_STRINGS], y[:ATTACKED_STRINGS]
     result = resolve("robustlab.attacks.transcript")(model, x, y, **attack)

@@ -135,3 +135,13 @@ def test_bad_arguments(change: dict[str, object], message: str) -> None:
     given = {"x": images(2, 1), "clean": images(5, 2)} | change
     with pytest.raises(ValueError, match=message):
         strip(net(), given.pop("x"), given.pop("clean"), **given)  # type: ignore[arg-type]
+
+
+def test_an_answer_that_is_no_number_is_an_alarm() -> None:
+    class Sometimes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x[:, :1] > 0.95, torch.nan, torch.stack([x[:, 0], 1 - x[:, 0]], dim=1))
+
+    clean = torch.linspace(0, 0.4, 30)[:, None]
+    found = strip(Sometimes(), torch.tensor([[0.2], [1.0]]), clean, rejection_rate=0.1)
+    assert found.flagged.tolist() == [False, True]

@@ -27,6 +27,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.transcript import Heard, checked_labels, listener, transcript
 from robustlab.geometry.norms import measure
+from robustlab.models.speech import first_part
 
 Way = Literal["segment", "concatenation", "combination"]
 
@@ -81,7 +82,7 @@ def bypass_temporal(
     for share in shares:
         checks.positive("k", share)
         checks.below("k", share, 1)
-    beginnings = [Heard(_first(x, share, lengths), _labels_of(target, share)) for share in shares]
+    beginnings = [Heard(first_part(x, share, lengths), _labels_of(target, share)) for share in shares]
     told: dict[str, Any] = {"steps": steps, "step_size": step_size, "seed": seed, "ids": ids, "progress": progress}
     if way != "concatenation":
         movable = beginnings[0].mask if way == "segment" else None
@@ -108,13 +109,6 @@ def _limited(victim: Victim, budget: int | None) -> Victim:
     twin = copy(victim)
     twin.budget = budget
     return twin
-
-
-def _first(x: Tensor, share: float, lengths: Tensor | None) -> Tensor:
-    """(N, T) bool: the first round(share·n) of each sound's n samples."""
-    size = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
-    kept = (share * size.to(x.device).double()).round()
-    return torch.arange(x.shape[1], device=x.device) < kept[:, None]
 
 
 def _labels_of(target: Tensor, share: float) -> Tensor:

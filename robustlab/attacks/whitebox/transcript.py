@@ -34,7 +34,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import measure
-from robustlab.models.speech import ctc_loss, transcripts
+from robustlab.models.speech import ctc_loss, same_labels, transcripts
 from robustlab.progress import bar
 
 
@@ -197,10 +197,7 @@ def listener(victim: Model) -> Victim:
 
 def says(scores: Tensor, labels: Tensor) -> Tensor:
     """Whether the transcripts of scores (N, F, K) are the labels (N, S), with −1 behind the last; (N,) bool."""
-    heard = transcripts(scores)
-    width = max(heard.shape[1], labels.shape[1])
-    heard, labels = (F.pad(part, (0, width - part.shape[1]), value=-1) for part in (heard, labels))
-    return (heard == labels).all(dim=1)
+    return same_labels(transcripts(scores), labels)
 
 
 def _parts(x: Tensor, y: Tensor | None, target: Tensor | None, also: Sequence[Heard]) -> tuple[Tensor, Tensor | None]:

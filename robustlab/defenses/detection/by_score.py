@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.results import Detection
-from robustlab.data.pairs import Pairs, read_inputs
+from robustlab.data.pairs import Pairs, read_inputs, read_labeled
 from robustlab.models.modes import evaluating
+from robustlab.models.probing import Layer, count_outputs, read_features
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,11 @@ def threshold_at(rate: float, clean_scores: Tensor) -> float:
     return float(clean_scores.sort(descending=True).values[allowed - 1]) if allowed else math.inf
 
 
+def passes(scores: Tensor, threshold: float) -> Tensor:
+    """Which scores are alarms: those above the threshold, and those that are no numbers."""
+    return ~(scores <= threshold)
+
+
 def judged(
     score: nn.Module, x: Tensor, clean: Tensor, rejection_rate: float, batch_size: int, layer: str | None = None
 ) -> Detection[Scored]:
@@ -45,7 +51,7 @@ def judged(
         )
     threshold = threshold_at(rejection_rate, reference)
     return Detection(
-        scores, ~(scores <= threshold), threshold, Scored(score, reference), false_alarm_rate=rejection_rate,
+        scores, passes(scores, threshold), threshold, Scored(score, reference), false_alarm_rate=rejection_rate,
         level="sample", layer=layer,
     )  # fmt: skip
 
@@ -65,3 +71,15 @@ def read_x_and_clean(
     checks.positive("rejection_rate", rejection_rate)
     checks.below("rejection_rate", rejection_rate, 1)
     return x, clean
+
+
+def training_features(
+    model: nn.Module, data: Pairs, batch_size: int, layer: Layer | None
+) -> tuple[Tensor, Tensor, str]:
+    """The features of labeled training data (M, d), their labels, and which features were taken; all checked."""
+    known, y = read_labeled(data)
+    checks.at_home(model, known, "data")
+    checks.unit_pixels("data", known)
+    checks.in_classes("y", y, count_outputs(model, known))
+    features, taken = read_features(model, known, batch_size, layer)
+    return features, y, taken

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.results import Detection
-from robustlab.data.pairs import Pairs, read_labeled
-from robustlab.defenses.detection.by_score import Scored, judged, read_x_and_clean
-from robustlab.models.probing import Layer, Probe, count_outputs, read_features
+from robustlab.data.pairs import Pairs
+from robustlab.defenses.detection.by_score import Scored, judged, read_x_and_clean, training_features
+from robustlab.models.probing import Layer, Probe
 
 __all__ = ["Density", "kernel_density"]
 
@@ -92,14 +92,10 @@ def kernel_density(
     Source:
         Feinman et al. (2017), section 3.1. Departures: see the module.
     """
-    known, y = read_labeled(data)
     x, clean = read_x_and_clean(model, x, clean, rejection_rate, batch_size)
-    checks.at_home(model, known, "data")
-    checks.unit_pixels("data", known)
     if bandwidth is not None:
         checks.positive("bandwidth", bandwidth)
-    features, taken = read_features(model, known, batch_size, layer)
-    checks.in_classes("y", y, count_outputs(model, known))
+    features, y, taken = training_features(model, data, batch_size, layer)
     h = best_bandwidth(features, y) if bandwidth is None else float(bandwidth)
     return judged(Density(model, layer, features, y, h), x, clean, rejection_rate, batch_size, taken)
 

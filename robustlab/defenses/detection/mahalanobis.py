@@ -15,11 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustlab import checks
 from robustlab.attacker.results import Detection
-from robustlab.data.pairs import Pairs, read_labeled
-from robustlab.defenses.detection.by_score import Scored, judged, read_x_and_clean
-from robustlab.models.probing import Layer, Probe, count_outputs, read_features
+from robustlab.data.pairs import Pairs
+from robustlab.defenses.detection.by_score import Scored, judged, read_x_and_clean, training_features
+from robustlab.models.probing import Layer, Probe
 
 __all__ = ["NearestClass", "mahalanobis"]
 
@@ -82,12 +81,8 @@ def mahalanobis(
         Lee et al. (2018), equations (1) and (2). Departures: see the module. Directions in which the training features
         do not vary at all count for nothing (the pseudo-inverse of Σ).
     """
-    known, y = read_labeled(data)
     x, clean = read_x_and_clean(model, x, clean, rejection_rate, batch_size)
-    checks.at_home(model, known, "data")
-    checks.unit_pixels("data", known)
-    features, taken = read_features(model, known, batch_size, layer)
-    checks.in_classes("y", y, count_outputs(model, known))
+    features, y, taken = training_features(model, data, batch_size, layer)
     means, whitening = gaussian_classes(features, y)
     return judged(NearestClass(model, layer, means, whitening), x, clean, rejection_rate, batch_size, taken)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.results import Detection
 from robustlab.data.pairs import Pairs, read_inputs
+from robustlab.defenses.detection.by_score import passes, threshold_at
 from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import Probe
 
@@ -80,8 +81,7 @@ def strip(
     checks.at_least("overlays", overlays, 1, integer=True)
     checks.at_least("rows", rows, 1, integer=True)
     checks.positive("rejection_rate", rejection_rate)
-    if rejection_rate >= 1:
-        raise ValueError(f"rejection_rate: want below 1, got {rejection_rate}")
+    checks.below("rejection_rate", rejection_rate, 1)
     ids = torch.arange(len(x), device=x.device) if ids is None else ids
     own = torch.arange(len(clean), device=x.device)
     with torch.inference_mode(False), torch.no_grad(), Probe(model) as probe:
@@ -93,12 +93,10 @@ def strip(
         else:
             drawn = Noise(seed, own).integers(1, (overlays,), len(pool))
         reference = _entropies(probe, clean, pool, drawn, rows)
-    # at most k of M' + 1 exchangeable entropies are below the k-th smallest of M' of them
-    allowed = math.floor(rejection_rate * (len(clean) + 1) + 1e-9)
-    lowest = float(reference.sort().values[allowed - 1]) if allowed else -math.inf
+    scores, threshold = -entropies, threshold_at(rejection_rate, -reference)
     details = {"clean_entropies": reference}
     return Detection(
-        -entropies, -entropies > -lowest, -lowest, details, false_alarm_rate=rejection_rate, level="sample"
+        scores, passes(scores, threshold), threshold, details, false_alarm_rate=rejection_rate, level="sample"
     )
 
 

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.results import Detection
 from robustlab.data.pairs import Pairs, read_inputs
-from robustlab.defenses.detection.by_score import threshold_at
+from robustlab.defenses.detection.by_score import passes, threshold_at
 from robustlab.geometry.keyed import Noise
 from robustlab.models.modes import evaluating
-from robustlab.models.speech import transcripts
+from robustlab.models.speech import first_part, heard
 
 Distance = Literal["wer", "lcp"]
 
@@ -96,15 +96,17 @@ def temporal_dependency(
             (("x", x, x_lengths, ids), ("clean", clean, clean_lengths, torch.arange(len(clean))))
         ):
             share = Noise(seed, keys.to(x.device)).uniform(role, (), torch.float64, low, high)
-            whole = _said(model, sounds, rows)
+            whole = heard(model, sounds, rows=rows)
             _check_heard(name, whole)
-            beginning = _said(model, beginnings(sounds, share, size), rows)
+            beginning = heard(model, beginnings(sounds, share, size), rows=rows)
             found[name] = whole, beginning, disagreement(beginning, whole, distance).to(x.dtype)
     whole, beginning, scores = found["x"]
     reference = found["clean"][2]
     threshold = threshold_at(rejection_rate, reference)
     details = {"whole": whole, "beginning": beginning, "clean_scores": reference}
-    return Detection(scores, scores > threshold, threshold, details, false_alarm_rate=rejection_rate, level="sample")
+    return Detection(
+        scores, passes(scores, threshold), threshold, details, false_alarm_rate=rejection_rate, level="sample"
+    )
 
 
 def beginnings(x: Tensor, share: float | Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -115,9 +117,7 @@ def beginnings(x: Tensor, share: float | Tensor, lengths: Tensor | None = None) 
         share: k, a number or (N,).
         lengths: n, (N,); None is T.
     """
-    size = torch.full((len(x),), x.shape[1], device=x.device) if lengths is None else lengths.to(x.device)
-    kept = (torch.as_tensor(share, device=x.device, dtype=torch.float64) * size).round()
-    return x * (torch.arange(x.shape[1], device=x.device) < kept[:, None])
+    return x * first_part(x, share, lengths)
 
 
 def disagreement(beginning: Tensor, whole: Tensor, distance: Distance = "wer") -> Tensor:
@@ -158,11 +158,6 @@ def edit_distance(a: Tensor, b: Tensor) -> Tensor:
         at_end.append(row)
     table = torch.stack(at_end, dim=1)
     return table[torch.arange(len(a), device=a.device), size_a, size_b]
-
-
-def _said(model: nn.Module, x: Tensor, rows: int) -> Tensor:
-    parts = [transcripts(model(part)) for part in x.split(rows)]
-    return torch.cat(parts) if parts else torch.empty(0, 0, dtype=torch.int64, device=x.device)
 
 
 def _shares(k: float | tuple[float, float]) -> tuple[float, float]:

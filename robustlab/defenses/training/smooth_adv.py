@@ -13,13 +13,12 @@ Different from the authors' code: the radius may be of another norm; crafting fi
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.losses import log_mean_probabilities
 from robustlab.defenses.training.crafting import Ball, CraftMode, InBall
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import ProperNorm
@@ -27,7 +26,7 @@ from robustlab.geometry.norms import ProperNorm
 __all__ = ["smooth_adv"]
 
 
-class Smoothed(nn.Module):
+class MeanAnswer(nn.Module):
     """The log of the mean probabilities over given noise (N, m, ...): x (N, ...) to (N, K)."""
 
     def __init__(self, model: nn.Module, noise: Tensor) -> None:
@@ -35,9 +34,7 @@ class Smoothed(nn.Module):
         self.model, self.noise = model, noise
 
     def forward(self, x: Tensor) -> Tensor:
-        m = self.noise.shape[1]
-        logits = self.model(around(x, self.noise)).unflatten(0, (len(x), m))
-        return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(m)
+        return log_mean_probabilities(self.model(around(x, self.noise)).unflatten(0, self.noise.shape[:2]), dim=1)
 
 
 class SmoothAdv(InBall):
@@ -52,7 +49,7 @@ class SmoothAdv(InBall):
         self.ball.check(x)
         noise = self.sigma * Noise(seed, ids.to(x.device)).normal(0, (self.draws, *x.shape[1:]), x.dtype)
         with self.ball.holding(model):
-            x_adv = self.ball.maximize(Smoothed(model, noise), x, y, ids=ids, seed=seed, init=torch.zeros_like(x))
+            x_adv = self.ball.maximize(MeanAnswer(model, noise), x, y, ids=ids, seed=seed, init=torch.zeros_like(x))
         return F.cross_entropy(model(around(x_adv, noise)), y.repeat_interleave(self.draws))
 
 

@@ -20,7 +20,6 @@ steps, as :func:`robustlab.attacks.whitebox.pgd.pgd_maximize` does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.losses import log_mean_probabilities
 from robustlab.geometry.keyed import derive_seed
 
 Average = Literal["logits", "logprobs", "probs"]
@@ -63,10 +63,9 @@ class Averaged(nn.Module):
         logits = torch.stack(self.draws(x))
         if self.average == "logits":
             return logits.mean(dim=0)
-        log_probs = logits.log_softmax(dim=2)
         if self.average == "logprobs":
-            return log_probs.mean(dim=0)
-        return log_probs.logsumexp(dim=0) - math.log(len(logits))
+            return logits.log_softmax(dim=2).mean(dim=0)
+        return log_mean_probabilities(logits, dim=0)
 
 
 def eot(

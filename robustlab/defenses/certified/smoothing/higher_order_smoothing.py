@@ -34,13 +34,13 @@ halves between p and the gradient.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.defenses.certified.smoothing.votes import (
+    Listener,
     Smoothed,
     certificate,
     check,
@@ -98,15 +98,18 @@ def higher_order_smoothing(
     basis = None if subspace is None else _orthonormal(subspace, x, norm)
     sums = x.new_zeros((2, len(x), x.shape[1:].numel() if basis is None else basis.shape[1]), dtype=torch.float64)
 
-    def add(chosen: Tensor, owners: Tensor, draws: Tensor, points: Tensor, answers: Tensor) -> None:
-        noise = ((points - x[owners]) / sigma).flatten(1)
-        noise = noise if basis is None else noise @ basis
-        votes = torch.where((answers == chosen[owners])[:, None], noise, 0).double()
-        sums.flatten(0, 1).index_add_(0, draws % 2 * len(x) + owners, votes)
+    def listener(chosen: Tensor) -> Listener:
+        def add(owners: Tensor, draws: Tensor, points: Tensor, answers: Tensor) -> None:
+            noise = ((points - x[owners]) / sigma).flatten(1)
+            noise = noise if basis is None else noise @ basis
+            votes = torch.where((answers == chosen[owners])[:, None], noise, 0).double()
+            sums.flatten(0, 1).index_add_(0, draws % 2 * len(x) + owners, votes)
+
+        return add
 
     chosen, counts = choose_and_count(
         model, x, y, sigma=sigma, n0=n0, n=n, seed=seed, ids=ids, batch_size=batch_size, progress=progress,
-        listener=lambda chosen: partial(add, chosen),
+        listener=listener,
     )  # fmt: skip
     p, _ = clopper_pearson(counts.gather(1, chosen[:, None])[:, 0], n, alpha / 2)
     steepest, scale = gradient_bound(sums, n, alpha / 2, norm)
