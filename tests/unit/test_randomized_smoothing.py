@@ -152,6 +152,8 @@ def test_votes_do_not_depend_on_the_split(method: object) -> None:
     """Nor on the batch size: each sample has draws of its own, keyed by its id."""
     model, _, x = plane()
     whole = method(model, x, sigma=0.3, n0=30, n=700, batch_size=300)  # type: ignore[operator]
+    uneven = method(model, x, sigma=0.3, n0=30, n=700, batch_size=600)  # type: ignore[operator]
+    assert torch.equal(whole.counts, uneven.counts)  # a pass that ends one sample's draws and begins another's
     ids = torch.arange(12)
     parts = [method(model, x[s], sigma=0.3, n0=30, n=700, ids=ids[s], batch_size=5000)  # type: ignore[operator]
              for s in (slice(0, 5), slice(5, 12))]  # fmt: skip
