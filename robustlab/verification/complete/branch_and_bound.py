@@ -30,8 +30,8 @@ from robustlab.graph.node import Graph
 from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.verification.complete.branching import (
     Domains,
+    closed,
     costly_relu,
-    empty,
     halves,
     joined,
     known_of,
@@ -207,7 +207,7 @@ class _Search:
         )  # fmt: skip
         bound, row = (found.lower + self.d[case]).max(dim=1)
         wanted = 0.0 if self.tie else self.least[case]  # after a tie there is nothing to prove, only to find
-        open_ = (~empty(domains, graph, layers) & ~(bound > wanted)).nonzero().flatten()
+        open_ = (~closed(domains, graph, layers, bound, wanted)).nonzero().flatten()
         domains = {key: value for key, value in domains.items() if key not in ("side", "node", "place")}
         domains["bound"], domains["row"] = bound, row
         for i, slope in found.slopes.items() if self.steps else ():
@@ -264,7 +264,7 @@ class _Search:
         case = int(domain["case"])
         box, signs = Box(domain["low"], domain["high"]), numbered(domain, "sign")
         value, point = leaf_minimum(self.graph, layers, box, signs, self.C[case], self.d[case])
-        if value is None or value <= self.cases[case].least:
+        if value is None or not value > self.cases[case].least:
             if point is not None:
                 self.witness = self.replay(point[None])
             self.tie = True

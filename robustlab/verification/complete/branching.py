@@ -46,6 +46,16 @@ def empty(domains: Domains, graph: Graph, layers: Layers) -> Tensor:
     return crossed
 
 
+def closed(domains: Domains, graph: Graph, layers: Layers, bound: Tensor, wanted: Tensor | float) -> Tensor:
+    """(D,) bool: domains that are empty or whose margin is above what is wanted.
+
+    Nothing follows from bounds that are not finite, those of hidden layers included: such domains stay open.
+    """
+    numbers = [bound.isfinite()]
+    numbers += [end.flatten(1).isfinite().all(dim=1) for b in layers.bounds for end in (b.lower, b.upper)]
+    return (empty(domains, graph, layers) | (bound > wanted)) & torch.stack(numbers).all(dim=0)
+
+
 def sensitive_side(domains: Domains, slope: Tensor) -> Tensor:
     """The input with the largest |slope of the linear bound| · width, (D,); flat slopes count a little."""
     width = (domains["high"] - domains["low"]).flatten(1)

@@ -49,6 +49,7 @@ class System:
         lower, upper: (r,), bounds of the ReLUs' inputs, lower < 0 < upper; where both are tiny or huge, a ReLU's input
             and output are in units of them.
         O, o: (m, n + r) and (m,), the outputs.
+        units: (n,), of the inputs, where those are tiny or huge; else 1.
     """
 
     low: Array
@@ -59,10 +60,15 @@ class System:
     upper: Array
     O: Array
     o: Array
+    units: Array
 
     @property
     def inputs(self) -> int:
         return len(self.low) - len(self.p)
+
+    def point(self, variables: Array) -> Tensor:
+        """The inputs of a solution, (n,), as the network takes them."""
+        return torch.from_numpy(variables[: self.inputs] * self.units)
 
 
 def require_piecewise_linear(graph: Graph) -> None:
@@ -114,7 +120,9 @@ class _Encoder:
         width = len(self.low)
         rows = [F.pad(part, (0, 1 + width - part.shape[1])) for part in self.rows]
         relus = torch.cat([*rows, torch.empty(0, 1 + width, dtype=torch.float64)])
-        pieces = (self.low, self.high, relus[:, 1:], relus[:, 0], self.lower, self.upper, output[:, 1:], output[:, 0])
+        one = torch.ones(self.n, dtype=torch.float64)
+        P, p, O, o = relus[:, 1:], relus[:, 0], output[:, 1:], output[:, 0]
+        pieces = (self.low, self.high, P, p, self.lower, self.upper, O, o, one)
         return _in_units(System(*(piece.numpy() for piece in pieces)))
 
     def _apply(self, node: Node, parts: list[Tensor], known: Bounds | None) -> Tensor:
@@ -199,15 +207,16 @@ class _Encoder:
 
 
 def _in_units(system: System) -> System:
-    """ReLUs far from 1 in units of their own, powers of two: the tolerances of solvers are absolute."""
-    units = np.array([unit(size) for size in np.maximum(-system.lower, system.upper)])
-    if (units == 1).all():
+    """Inputs and ReLUs far from 1 in units of their own, powers of two: the tolerances of solvers are absolute."""
+    n = system.inputs
+    ends = np.maximum(np.abs(system.low[:n]), np.abs(system.high[:n]))
+    columns = np.array([unit(size) for size in [*ends, *np.maximum(-system.lower, system.upper)]])
+    if (columns == 1).all():
         return system
-    columns, high = np.concatenate([np.ones(system.inputs), units]), system.high.copy()
-    high[system.inputs :] /= units
+    units = columns[n:]
     return System(
-        system.low, high, system.P * columns / units[:, None], system.p / units, system.lower / units,
-        system.upper / units, system.O * columns, system.o,
+        system.low / columns, system.high / columns, system.P * columns / units[:, None], system.p / units,
+        system.lower / units, system.upper / units, system.O * columns, system.o, columns[:n],
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustlab.graph.forms import Forms, units
 from robustlab.graph.node import Graph
 from robustlab.graph.time_limit import time_left
+from robustlab.verification.complete.linear_program import proved_minimum
 from robustlab.verification.complete.query import unit
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.layers import Layers
@@ -22,6 +23,8 @@ def leaf_minimum(
 ) -> tuple[float | None, Tensor | None]:
     """min over x of max over rows of C·f(x) + d, where every assumed sign holds: one linear program in x.
 
+    The program is in units of the box's sides, so that the solver's tolerances do not depend on those of the inputs.
+
     Args:
         graph: the network.
         layers: bounds and lines on this one domain, on which the lines of all ReLUs are exact.
@@ -30,21 +33,22 @@ def leaf_minimum(
         C, d: (k, m) and (k,).
 
     Returns:
-        The least margin and where it is taken; +∞ and None if the signs contradict each other; None and None if the
-        solver gave up or an operator is not linear on the domain.
+        The least margin, proved, and where it is taken; +∞ and None if the signs are proved to contradict each other;
+        None and None if the solver gave up or an operator is not linear on the domain.
     """
-    from scipy.optimize import linprog
-
     last = len(graph.nodes) - 1
     if {node.inputs[0] for node in graph.nonlinear} - set(graph.relus):
         return None, None
     zeros = torch.zeros(len(d), dtype=torch.int64, device=C.device)
+    center, radius = box.hull.center.flatten(), box.hull.radius.flatten()
     rows, right = [], []
     with torch.no_grad():
         at_input, constant = backward(graph, layers.lines, Forms(C, zeros), last)
         coef = at_input.full(graph.input_shape).coef.flatten(1)
+        constant, coef = constant + d + coef @ center, coef * radius
         rows.append(torch.cat([coef, -coef.new_ones(len(d), 1)], dim=1))  # margin − t ≤ 0
-        right.append(-(constant + d))
+        right.append(-constant)
+        most = 1.0 + 2.0 * float((constant.abs() + coef.abs().sum(dim=1)).max())  # beyond any margin
         for node, sign in signs.items():
             place = sign.flatten().nonzero().flatten()
             if len(place):
@@ -52,20 +56,14 @@ def leaf_minimum(
                 forms = units(torch.zeros_like(place), place, graph.nodes[node].shape, chosen)
                 at_input, constant = backward(graph, layers.lines, forms, node)
                 coef = at_input.full(graph.input_shape).coef.flatten(1)
+                constant, coef = constant + coef @ center, coef * radius
                 scales = coef.new_tensor([unit(size) for size in coef.abs().amax(dim=1).tolist()])
                 rows.append(torch.cat([-coef, coef.new_zeros(len(place), 1)], dim=1) / scales[:, None])  # s·z ≥ 0
                 right.append(constant / scales)
-    n = coef.shape[1]
-    ends = np.stack([box.lower.flatten().cpu().numpy(), box.upper.flatten().cpu().numpy()], axis=1)
-    answer = linprog(
-        np.eye(1, n + 1, n)[0],
-        A_ub=torch.cat(rows).cpu().numpy(),
-        b_ub=torch.cat(right).cpu().numpy(),
-        bounds=[*map(tuple, ends), (None, None)],
-        options={"time_limit": time_left()},
-    )
-    if answer.status == 2:
-        return float("inf"), None
-    if answer.status != 0:
-        return None, None
-    return float(answer.fun), torch.from_numpy(answer.x[:n]).to(C)
+    one = np.ones(1 + coef.shape[1])
+    one[-1] = most
+    cost = np.zeros_like(one)
+    cost[-1] = 1.0
+    A, b = torch.cat(rows).cpu().numpy(), torch.cat(right).cpu().numpy()
+    value, point = proved_minimum(cost, A, b, -one, one, time_left())
+    return value, None if point is None else center + radius * torch.from_numpy(point[:-1]).to(C)

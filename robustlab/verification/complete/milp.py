@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode, require_piecewise_linear
+from robustlab.verification.complete.linear_program import SMALL, infeasible, proved_minimum
 from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.silence import silence
 from robustlab.verification.complete.verify import verify
@@ -126,8 +127,6 @@ def tighten(system: System, clock: Clock) -> System:
     The program of neuron i has the triangle relaxation of the neurons before it:
     a ≥ 0, a ≥ b, (u − l)·a ≤ u·(b − l).
     """
-    from scipy.optimize import linprog
-
     lower, upper, high = system.lower.copy(), system.upper.copy(), system.high.copy()
     n = system.inputs
     rows: list[Array] = []
@@ -137,13 +136,11 @@ def tighten(system: System, clock: Clock) -> System:
             break
         slope, shift = system.P[i], system.p[i]
         for sign in (1.0, -1.0) if rows else ():
-            answer = linprog(
-                sign * slope, A_ub=np.array(rows), b_ub=np.array(right), bounds=np.stack([system.low, high], axis=1),
-                options={"time_limit": max(0.01, min(clock.left, 60.0))},
-            )  # fmt: skip
-            if answer.status != 0:
+            seconds = max(0.01, min(clock.left, 60.0))
+            least, _ = proved_minimum(sign * slope, np.array(rows), np.array(right), system.low, high, seconds)
+            if least is None or not np.isfinite(least):
                 continue
-            value = sign * answer.fun + shift
+            value = sign * least + shift
             if sign > 0:
                 lower[i] = max(lower[i], value - _SAFE)
             else:
@@ -206,15 +203,20 @@ def _minimize(
     options: dict[str, Any] = {"mip_rel_gap": gap}
     if np.isfinite(clock.left):
         options["time_limit"] = max(clock.left, 0.01)
+    # HiGHS takes the smallest coefficients as 0: what they could add widens their rows.
+    lost = abs(rows) - abs(rows).multiply(abs(rows) > SMALL)
+    largest = np.maximum(np.abs(box.lb), np.abs(box.ub))
+    largest[t] = 0.0  # its coefficients are 1
+    by = lost @ largest
     with silence():
         answer = highs(
             np.eye(1, n + 2 * r + 1, n + 2 * r)[0],
-            constraints=LinearConstraint(rows, low, high),
+            constraints=LinearConstraint(rows, low - by, high + by),
             integrality=np.concatenate([np.zeros(n + r), np.ones(r), [0.0]]),
             bounds=box,
             options=options,
         )
-    if answer.status == 2:
+    if infeasible(answer):
         return np.inf, np.inf, None
     bound = getattr(answer, "mip_dual_bound", None)
     if bound is None and answer.status == 0:  # no ReLU is open: a linear program, solved
@@ -222,7 +224,7 @@ def _minimize(
     proved = -np.inf if bound is None else float(bound)
     if answer.x is None:
         return proved, np.inf, None
-    return proved, float(answer.fun), torch.from_numpy(answer.x[:n]).clamp(case.low, case.high)
+    return proved, float(answer.fun), system.point(answer.x).clamp(case.low, case.high)
 
 
 def _sparse(height: int, width: int, parts: list[tuple[Array, Any, Any]]) -> csr_array:

@@ -23,7 +23,6 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -97,7 +96,7 @@ class Search:
     def __init__(self, system: System, case: Case, clock: Clock) -> None:
         n, r, k = system.inputs, len(system.p), len(case.d)
         C, d = case.C.numpy(), case.d.numpy()
-        self.clock, self.inputs, self.stopped = clock, n, False
+        self.clock, self.system, self.stopped = clock, system, False
         self.count = {"pivots": 0.0, "splits": 0.0, "repairs": 0.0}
         self.a = np.arange(n, n + r)
         self.b = np.arange(n + r + 1, n + 2 * r + 1)
@@ -126,7 +125,7 @@ class Search:
             if split is None:
                 continue  # no solution on this branch
             if split < 0:
-                return torch.from_numpy(simplex.value[: self.inputs].copy())
+                return self.system.point(simplex.value)
             self.count["splits"] += 1
             for active in (False, True):
                 branch = simplex.copy()
@@ -140,9 +139,8 @@ class Search:
             try:
                 if not self._tighten(simplex) or not simplex.solve():
                     return None
-            except RuntimeError:  # too many pivots: this branch is not decided
-                self.stopped = True
-                return None
+            except RuntimeError:  # too many pivots, or numbers that prove nothing: this branch is not decided
+                break
             a, b = simplex.value[self.a], simplex.value[self.b]
             wrong = np.abs(a - b.clip(min=0))
             if not wrong.size or wrong.max() <= _BROKEN:
@@ -154,11 +152,14 @@ class Search:
             if repairs[i] > _REPAIRS or not simplex.update(int(variable), float(value)):
                 return i
             self.count["repairs"] += 1
+        self.stopped = True
         return None
 
     def _tighten(self, simplex: Simplex) -> bool:
         """Bounds that the rows imply, and what follows for each ReLU; False if there is nothing left."""
         low, high = simplex.ranges()
+        if (low > high + 1e-7).any():
+            low, high = simplex.ranges(refresh=True)
         if (low > high + 1e-7).any():
             return False
         slack = 1e-9  # keep what rounding could cut off

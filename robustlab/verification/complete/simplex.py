@@ -71,7 +71,7 @@ class Simplex:
         """Move and pivot until all bounds hold (True) or a row proves that they cannot (False).
 
         Raises:
-            RuntimeError: after ``limit`` pivots.
+            RuntimeError: after ``limit`` pivots, or if rounding allows no answer.
         """
         if (self.lower > self.upper + TOLERANCE).any():
             return False
@@ -86,7 +86,9 @@ class Simplex:
             column = self._entering(row, bland)
             if column is None:
                 if not self._since:
-                    return False
+                    if self._proves(row):
+                        return False
+                    raise RuntimeError(f"no answer: rounding hides what row {row} says")
                 self._refresh()  # the proof must hold for the rows themselves
                 continue
             leaving = self.basic[row]
@@ -128,13 +130,24 @@ class Simplex:
         if self._since >= _REFRESH:
             self._refresh()
 
-    def ranges(self) -> tuple[Array, Array]:
-        """(low, high): what the rows of the tableau and the non-basic bounds imply for every variable, (n + m,)."""
+    def ranges(self, *, refresh: bool = False) -> tuple[Array, Array]:
+        """(low, high): what the rows of the tableau and the non-basic bounds imply for every variable, (n + m,).
+
+        Args:
+            refresh: compute the tableau anew before, as a proof wants it.
+
+        Raises:
+            RuntimeError: if the numbers are not finite where they should be.
+        """
+        if refresh:
+            self._refresh()
         positive, negative = self.tableau.clip(min=0), self.tableau.clip(max=0)
         lower, upper = self.lower[self.nonbasic], self.upper[self.nonbasic]
         low, high = self.lower.copy(), self.upper.copy()
         low[self.basic] = np.maximum(low[self.basic], _dot(positive, lower) + _dot(negative, upper))
         high[self.basic] = np.minimum(high[self.basic], _dot(positive, upper) + _dot(negative, lower))
+        if not ((low < np.inf) & (high > -np.inf)).all():  # nor NaN
+            raise RuntimeError("no answer: numbers are too large")
         return low, high
 
     def copy(self) -> Simplex:
@@ -156,6 +169,15 @@ class Simplex:
         if not able.any():
             return None
         return _first(able, self.nonbasic) if bland else int(np.where(able, np.abs(slope), -1).argmax())
+
+    def _proves(self, row: int) -> bool:
+        """Whether no values within the bounds, small coefficients too, bring the row's variable within its own."""
+        leaving, line = self.basic[row], self.tableau[row : row + 1]
+        positive, negative = line.clip(min=0), line.clip(max=0)
+        lower, upper = self.lower[self.nonbasic], self.upper[self.nonbasic]
+        most = float((_dot(positive, upper) + _dot(negative, lower))[0])
+        least = float((_dot(positive, lower) + _dot(negative, upper))[0])
+        return most < self.lower[leaving] or least > self.upper[leaving]
 
     def _move(self, column: int, step: float) -> None:
         self.value[self.nonbasic[column]] += step

@@ -89,7 +89,7 @@ def verify(
     solve = import_module(f"robustlab.verification.complete.{method}").solve
     options: dict[str, Any] = {"progress": progress, "memory": memory} if method == "branch_and_bound" else {}
     victim = Victim(model, bounds=box)
-    status = ["verified"] * len(x)
+    status = ["unknown"] * len(x)
     found, only_exact = torch.full_like(x, torch.nan), False
     graph = trace(model, x).to(torch.float64) if len(x) else None
     if graph is not None:
@@ -99,7 +99,6 @@ def verify(
             assert graph is not None and session.clean is not None
             label = int(session.y[i])
             if bool(session.lost[i]):
-                status[i] = "unknown"
                 continue
             if int(session.clean[i].argmax()) != label:
                 status[i], found[i] = "falsified", x[i]
@@ -109,7 +108,6 @@ def verify(
             with suppress(OutOfTime), time_limit(clock.end):
                 errors = _rounding(graph, low, high, x.dtype)
                 if not bool(errors.isfinite().all()):
-                    status[i] = "unknown"
                     continue
                 if too_rough := float(errors.max()) > _TOO_ROUGH * float(session.clean[i].abs().max()):
                     errors *= torch.finfo(torch.float64).eps / torch.finfo(x.dtype).eps  # of float64, in which we prove

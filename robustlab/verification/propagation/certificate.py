@@ -88,8 +88,13 @@ def certificate(
     rows = right.nonzero().flatten()
     if len(rows):
         C = margins(y[rows], logits.shape[1], x.dtype)
-        proven[rows] = (bound(graph, Ball(x[rows], radius[rows], norm, box), C) > 0).all(dim=1)
+        proven[rows] = positive(bound(graph, Ball(x[rows], radius[rows], norm, box), C))
     return stated(proven, right, torch.where(proven, radius, 0.0), x, norm, method)
+
+
+def positive(lower: Tensor) -> Tensor:
+    """(N,) bool from lower bounds (N, M): all positive, and finite: what overflowed proves nothing."""
+    return ((lower > 0) & lower.isfinite()).all(dim=1)
 
 
 def stated(proven: Tensor, right: Tensor, radius: Tensor, x: Tensor, norm: ProperNorm, method: str) -> Certificate:

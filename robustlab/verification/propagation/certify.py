@@ -16,7 +16,7 @@ from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
 from robustlab.verification.propagation.alpha_crown import alpha_crown_bound
-from robustlab.verification.propagation.certificate import Interval, certificate, prepare, stated
+from robustlab.verification.propagation.certificate import Interval, certificate, positive, prepare, stated
 from robustlab.verification.propagation.cnn_cert import cnn_cert_bound
 from robustlab.verification.propagation.crown import crown_bound, crown_ibp_bound
 from robustlab.verification.propagation.fast_lin import fast_lin_bound
@@ -164,7 +164,7 @@ def certified_radius(
 
     def proven(rows: Tensor, radius: Tensor) -> Tensor:
         C = margins(y[rows], logits.shape[1], x.dtype)
-        return (METHODS[method](graph, Ball(x[rows], radius, norm, box), C, **options) > 0).all(dim=1)
+        return positive(METHODS[method](graph, Ball(x[rows], radius, norm, box), C, **options))
 
     growing = right.nonzero().flatten()
     while len(growing):

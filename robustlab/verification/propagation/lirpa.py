@@ -24,7 +24,7 @@ from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
 from robustlab.graph.uncertain import perturbed
 from robustlab.verification.propagation.bound_options import BoundOptions, HiddenBounds
-from robustlab.verification.propagation.certificate import Interval, prepare, stated
+from robustlab.verification.propagation.certificate import Interval, positive, prepare, stated
 from robustlab.verification.propagation.lower_bound import lower_bound
 from robustlab.verification.propagation.region import Ball, Region
 from robustlab.verification.propagation.specification import margins
@@ -82,5 +82,5 @@ def lirpa(
     if len(rows):
         C = margins(y[rows], logits.shape[1], x.dtype)
         region = Ball(x[rows], radius[rows], norm, box)
-        proven[rows] = (lirpa_bound(graph, region, C, hidden=hidden, intersect=intersect) > 0).all(dim=1)
+        proven[rows] = positive(lirpa_bound(graph, region, C, hidden=hidden, intersect=intersect))
     return stated(proven, right, torch.where(proven, radius, 0.0), x, norm, "lirpa")
