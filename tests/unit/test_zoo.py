@@ -30,7 +30,8 @@ from robustlab.zoo import recipes, shipped, speech, training
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
     "mnist_vae", "sign_cnn", "mnist_adv", "mnist_sprout", "mnist_trades", "mnist_thermometer",
-    "mnist_noise25", "mnist_noise50", "mnist_cat", "mnist_distilled", "mnist_mixup", "mnist_self_trained", "mnist_uat",
+    "mnist_noise12", "mnist_noise25", "mnist_noise50", "mnist_noise100", "mnist_cat", "sign_noise12", "sign_noise25",
+    "mnist_distilled", "mnist_mixup", "mnist_self_trained", "mnist_uat",
     *BACKDOORED,
 }  # fmt: skip
 SPEECH = {"spoken_gru", "spoken_cnn"}  # they read strings, not images
@@ -52,6 +53,10 @@ LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded 
     "mnist_trades": (0.93, 0.8),
     "mnist_noise25": (0.97, 0.65),
     "mnist_noise50": (0.965, 0.75),
+    "mnist_noise12": (0.97, 0.45),
+    "mnist_noise100": (0.955, 0.74),
+    "sign_noise12": (0.85, 0.0),
+    "sign_noise25": (0.8, 0.0),
     "mnist_adv": (0.96, 0.76),
     "mnist_sprout": (0.96, 0.0),
     "mnist_cat": (0.96, 0.7),
