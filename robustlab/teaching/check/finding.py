@@ -1,0 +1,71 @@
+"""What a check says: what was seen, the likely cause, and hints one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Wrong(AssertionError):
+    """A check that does not hold.
+
+    Attributes:
+        cause: the likely cause in a few words, such as ``"no projection"``.
+        hints: from a nudge to nearly the line of code.
+    """
+
+    def __init__(self, seen: str, cause: str, *hints: str) -> None:
+        super().__init__(seen)
+        self.seen, self.cause, self.hints, self.shown, self.name = seen, cause, hints, 1, "check"
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.seen}", f"Likely cause: {self.cause}."]
+        lines += [f"Hint {i + 1} of {len(self.hints)}: {hint}" for i, hint in enumerate(self.hints[: self.shown])]
+        if self.shown < len(self.hints):
+            lines.append(f"One more hint: the same check with hints={self.shown + 1}.")
+        return "\n".join(lines)
+
+    def shown_as(self, name: str, hints: int) -> Wrong:
+        """The same, of the check ``name`` and with so many hints (at least one)."""
+        self.name, self.shown = name, max(1, hints)
+        return self
+
+
+def require_answer(out: Any, like: Tensor) -> Tensor:
+    """The answer, if it is a finite tensor with the shape and the dtype of ``like``; it is detached."""
+    if out is None:
+        raise Wrong("the function returned None", "no return", "Return the attacked inputs at the end.")
+    if not isinstance(out, Tensor):
+        kind = type(out).__name__
+        raise Wrong(f"the function returned a {kind}", "not a tensor", "Return one tensor: the points, not a tuple.")
+    if out.shape != like.shape:
+        raise Wrong(
+            f"the result has shape {tuple(out.shape)}, the input {tuple(like.shape)}",
+            "wrong shape",
+            "A sample's length is a sum over all dimensions but the first: x.flatten(1).",
+            "To put one number beside each sample, reshape it: eps.reshape(-1, *[1] * (x.dim() - 1)).",
+        )
+    if out.dtype != like.dtype:
+        raise Wrong(
+            f"the result has dtype {out.dtype}, the input {like.dtype}",
+            "dtype changed",
+            "Make new tensors with torch.zeros_like(x) or torch.rand_like(x).",
+        )
+    out = out.detach()
+    bad = ~out.isfinite().flatten(1).all(dim=1)
+    if bool(bad.any()):
+        raise Wrong(
+            f"the result is not finite in sample {int(bad.nonzero()[0, 0])}",
+            "a division by zero",
+            "A gradient may be exactly zero; then so is its length.",
+            "Divide by length.clamp_min(1e-12).",
+        )
+    return out
+
+
+def lengths(delta: Tensor, norm: str) -> Tensor:
+    """‖δ‖ of each sample, (N,)."""
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+    return torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
