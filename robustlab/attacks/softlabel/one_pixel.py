@@ -30,7 +30,7 @@ from robustlab.geometry.keyed import Noise
 from robustlab.geometry.projections import clip
 from robustlab.progress import bar
 
-_AT_ONCE = 2**24  # elements of images that are asked about together
+_AT_ONCE = 2**19  # elements of images that are asked about together: larger batches are slower on a CPU
 
 
 def one_pixel(
