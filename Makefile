@@ -14,7 +14,7 @@ NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-saniti
 
 .DEFAULT_GOAL := help
 .PHONY: help book pdf serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters \
-        lint clean system system-and-browser
+        assignments grade lint clean system system-and-browser
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##\( .*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -69,6 +69,12 @@ lab: $(STAMP)  ## open the chapters in JupyterLab
 
 chapters: $(STAMP)  ## run the chapters again, in place
 	@$(PY) -m book.execute
+
+assignments: $(STAMP)  ## make the students', the instructor's and the grader's copies, with KEY=...
+	@$(PY) -m assignments.build
+
+grade: $(STAMP)  ## grade a class, with ASSIGNMENT=02_pgd SUBMISSIONS=folder
+	@$(PY) -m assignments.grade $(ASSIGNMENT) $(SUBMISSIONS)
 
 lint: $(STAMP)  ## check style, imports and types
 	@$(PY) -m ruff check --quiet .

@@ -1,0 +1,171 @@
+"""Grade submissions: one for Gradescope, or a whole folder into one table, resumable."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from assignments.grading import submission
+from assignments.grading.judge import LIMITS, Server
+from assignments.grading.task import Assignment, Lost, Test
+
+READ = ".ipynb", ".zip"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one test.
+
+    Attributes:
+        name: of the test.
+        points: what was given; all or nothing.
+        of: what it is worth.
+        reason: why points are lost; empty where none are.
+    """
+
+    name: str
+    points: int
+    of: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Of one submission."""
+
+    student: str
+    results: list[Result]
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """The points of all tests."""
+        return sum(result.points for result in self.results)
+
+    @property
+    def lost(self) -> set[str]:
+        """The names of the tests whose points are lost."""
+        return {result.name for result in self.results if result.points < result.of}
+
+
+def grade_file(assignment: Assignment, key: str, student: str, path: Path, server: Server) -> Grade:
+    """Grade a notebook, or a zip that holds one; whatever is wrong with it is a reason, never an exception."""
+    try:
+        cells = submission.read(path)
+    except submission.Unreadable as error:
+        tests = assignment.tests(key, student)
+        return Grade(student, [Result(test.name, 0, test.points, str(error)) for test in tests], 0.0)
+    return grade_cells(assignment, key, student, cells, server)
+
+
+def grade_cells(
+    assignment: Assignment, key: str, student: str, cells: Sequence[tuple[int, str]], server: Server
+) -> Grade:
+    """Grade code cells: each test in a process of its own."""
+    started, mine = time.perf_counter(), assignment.variant(key, student)
+    results = [_result(test, cells, mine, server) for test in assignment.tests(key, student)]
+    return Grade(student, results, round(time.perf_counter() - started, 2))
+
+
+def _result(test: Test, cells: Sequence[tuple[int, str]], mine: dict[str, Any], server: Server) -> Result:
+    try:
+        limits = {**LIMITS, "seconds": test.seconds}
+        answer = server.ask(cells, test.asks, test.arguments, call=test.call, given=mine, limits=limits)  # type: ignore[arg-type]
+        test.judge(answer.value)
+    except Lost as lost:
+        return Result(test.name, 0, test.points, str(lost))
+    except Exception as error:  # what came back may be anything
+        return Result(test.name, 0, test.points, f"the answer cannot be judged ({type(error).__name__})")
+    return Result(test.name, test.points, test.points, "")
+
+
+def grade_class(
+    assignment: Assignment, key: str, folder: Path, out: Path, server: Server
+) -> Iterator[tuple[Grade, bool]]:
+    """Grade all submissions of a folder; yields each grade, and whether it was known from an earlier run.
+
+    Args:
+        assignment: which.
+        key: the course's.
+        folder: with one file or folder per student, named like the student.
+        out: a folder for the grades: one file per student, from which an interrupted run goes on, and ``grades.csv``.
+        server: that has ``folder`` and ``out`` hidden.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    grades = []
+    for student, path in submissions(folder):
+        digest = _digest(assignment, key, student, path)
+        file = out / f"{hashlib.sha256(student.encode()).hexdigest()[:16]}.json"
+        grade = _known(file, digest)
+        before = grade is not None
+        if grade is None:
+            grade = grade_file(assignment, key, student, path, server)
+            file.write_text(json.dumps({"digest": digest, "grade": asdict(grade)}), encoding="utf-8")
+        grades.append(grade)
+        yield grade, before
+    write_table(out / "grades.csv", grades)
+
+
+def submissions(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Student → the file to grade; a folder stands for the one notebook or zip in it, at any depth."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in READ:
+            yield path.stem, path
+        elif path.is_dir() and not path.is_symlink():
+            files = sorted(
+                file for end in READ for file in path.rglob(f"*{end}") if ".ipynb_checkpoints" not in file.parts
+            )
+            yield path.name, files[0] if len(files) == 1 else path
+
+
+def write_table(path: Path, grades: Sequence[Grade]) -> None:
+    """One row per student: total, each test, seconds, and the reasons."""
+    names = [result.name for result in grades[0].results] if grades else []
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["student", "points", "of", *names, "seconds", "reasons"])
+        for grade in grades:
+            reasons = "; ".join(f"{result.name}: {result.reason}" for result in grade.results if result.reason)
+            points = [result.points for result in grade.results]
+            of = sum(result.of for result in grade.results)
+            rows.writerow([_cell(grade.student), grade.total, of, *points, grade.seconds, _cell(reasons)])
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _digest(assignment: Assignment, key: str, student: str, path: Path) -> str:
+    """What a grade depends on: the submission, the tests, the key and the student."""
+    total = hashlib.sha256(f"{key}\0{student}\0".encode())
+    total.update((assignment.folder / "tasks.py").read_bytes())
+    if path.is_file() and path.stat().st_size <= submission.MAX_FILE:
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def _known(path: Path, digest: str) -> Grade | None:
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored["digest"] != digest:
+        return None
+    grade = stored["grade"]
+    return Grade(grade["student"], [Result(**result) for result in grade["results"]], grade["seconds"])
+
+
+def gradescope(grade: Grade, found: dict[str, str]) -> dict[str, Any]:
+    """The grade as Gradescope's ``results.json``; students see every test's reason."""
+    tests = [
+        {"name": r.name, "score": r.points, "max_score": r.of, "output": r.reason or "right", "visibility": "visible"}
+        for r in grade.results
+    ]
+    isolation = ", ".join(f"{what}: {how}" for what, how in found.items())
+    return {"score": grade.total, "execution_time": grade.seconds, "tests": tests, "output": f"Isolation: {isolation}."}

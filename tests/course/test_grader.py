@@ -1,0 +1,326 @@
+"""The grader is safe and fair: what a submission may try, and what it gets for it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from assignments.grading import submission
+from assignments.grading.grade import Grade, Result, grade_cells, grade_class, submissions, write_table
+from assignments.grading.isolation import Limits, all_but
+from assignments.grading.judge import Server
+from assignments.grading.task import Assignment, Lost, Test, require, tensor_like
+
+LIMITS = Limits(seconds=3.0, memory_mb=512, file_mb=8)
+ORPHAN = """
+import os, time
+def f():
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        time.sleep(60)
+    return child
+"""
+SECRET = "what only the judge may know"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("secret") / "course.key"
+    path.write_text(SECRET)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(secret: Path) -> Iterator[Server]:
+    with Server(hidden=[secret], blocked=["robustlab.attacks"]) as running:
+        yield running
+
+
+def ask(server: Server, code: str, *arguments: Any, limits: Limits = LIMITS) -> Any:
+    return server.ask([(0, code)], "f", arguments, limits=limits).value
+
+
+def reason(server: Server, code: str, limits: Limits = LIMITS) -> str:
+    with pytest.raises(Lost) as lost:
+        ask(server, code, limits=limits)
+    assert ask(server, "def f(): return 1") == 1, "the next test is as if nothing had been"
+    return str(lost.value)
+
+
+def test_it_says_what_protects(server: Server) -> None:
+    assert set(server.found) == {"network", "processes", "files", "user"}
+    assert all(server.found.values())
+
+
+def test_a_question_is_answered(server: Server) -> None:
+    x = torch.rand(2, 3, dtype=torch.float64)
+    back = ask(server, "def f(x, n): return {'twice': 2 * x, 'name': n}", x, "ε")
+    assert torch.equal(back["twice"], 2 * x) and back["name"] == "ε"
+
+
+def test_nothing_is_left_from_test_to_test(server: Server) -> None:
+    ask(server, "import torch, os\ntorch.relu = None\nopen('left', 'w').write('x')\ndef f(): return 1")
+    assert ask(server, "import torch, os\ndef f(): return [torch.relu is None, os.listdir('.')]") == [False, []]
+
+
+def test_exceptions_and_ends_are_reasons(server: Server) -> None:
+    assert reason(server, "def f(): return 1 / 0") == "ZeroDivisionError: division by zero"
+    assert "defines no f (cell 0 fails: SyntaxError" in reason(server, "def f(: return 1")
+    assert "defines no f (cell 0 fails: SystemExit: 0)" in reason(server, "import sys; sys.exit(0)")
+    assert reason(server, "def f(): raise KeyboardInterrupt").startswith("KeyboardInterrupt")
+    assert "without an answer (exit status 0)" in reason(server, "import os\ndef f(): os._exit(0)")
+    assert "without an answer (signal 11)" in reason(server, "import ctypes\ndef f(): ctypes.string_at(0)")
+    assert reason(server, "def f(): return object()").startswith("TypeError: values['value']: want tensors")
+    unprintable = "class E(Exception):\n    def __str__(self): raise E\ndef f(): raise E()"
+    assert reason(server, unprintable) == "E: (its text cannot be read)"
+
+
+def test_limits_hold(server: Server) -> None:
+    quick = Limits(seconds=0.5, memory_mb=512, file_mb=8)
+    assert reason(server, "def f():\n    while True: pass", quick) == "time-out: it took more than 0.5 s"
+    assert "memory" in reason(server, "import torch\ndef f(): return torch.ones(10**9)").lower()
+    assert "File too large" in reason(server, "def f(): open('big', 'wb').write(bytes(2**24))")
+    assert "the answer has more than 32 MB" in reason(server, "import os\ndef f(): os.write(3, b'x' * 2**26)")
+    assert ask(server, "def f():\n    print('x' * 10**7)\n    return 1") == 1  # output goes nowhere
+
+
+def test_forged_answers_are_no_answers(server: Server) -> None:
+    assert "cannot be read" in reason(server, "import os\ndef f():\n    os.write(3, b'points: 20')\n    os._exit(0)")
+    pickled = "import os, pickle\ndef f():\n    os.write(3, pickle.dumps(1))\n    os._exit(0)"
+    assert "cannot be read" in reason(server, pickled)
+    bad = (
+        "import os\ndef f():\n    import robustlab.teaching.handout as h\n    os.write(3, h.pack({}))\n    os._exit(0)"
+    )
+    assert "it has no value" in reason(server, bad)
+
+
+def test_patched_modules_and_asserts_change_nothing(server: Server) -> None:
+    """What is right is decided in another process, which the patches do not reach."""
+    patched = (
+        "import torch, builtins\nfrom robustlab.teaching import check, handout\n"
+        "torch.allclose = lambda *a, **k: True\nbuiltins.AssertionError = Exception\ncheck.pgd = lambda *a, **k: None\n"
+        "torch.Tensor.__eq__ = lambda a, b: True\ndef f(): return torch.zeros(3)"
+    )
+    with pytest.raises(Lost):
+        require(torch.equal(ask(server, patched), torch.ones(3)), "not ones")
+
+
+def test_the_key_the_tests_and_the_library_cannot_be_read(server: Server, secret: Path) -> None:
+    if server.found["files"] == "open":
+        pytest.skip("this system has neither Landlock nor another user")
+    root = Path(__file__).resolve().parents[2]
+    for path in (secret, root / "assignments" / "02_pgd" / "tasks.py", root / "README.md", Path("/proc/1/cmdline")):
+        assert "PermissionError" in reason(server, f"def f(): return open({str(path)!r}).read()")
+    assert "halted" in reason(server, "def f():\n    from robustlab.attacks import pgd")
+    around = "import sys\ndef f():\n    del sys.modules['robustlab.attacks']\n    from robustlab.attacks import pgd"
+    assert "PermissionError" in reason(server, around)
+    assert "PermissionError" in reason(server, f"def f(): open({str(secret.parent / 'x')!r}, 'w')")
+    assert ask(server, "import os\ndef f(): return [k for k in os.environ if 'KEY' in k]") == []
+
+
+def test_no_network(server: Server) -> None:
+    if server.found["network"] == "open":
+        pytest.skip("this system has neither a network namespace nor Landlock's rules for it")
+    code = "import socket\ndef f(): socket.create_connection(('192.0.2.1', 80), timeout=1)"
+    assert any(name in reason(server, code) for name in ("PermissionError", "OSError"))
+
+
+def test_other_processes_are_out_of_reach(server: Server) -> None:
+    if server.found["processes"] == "open":
+        pytest.skip("this system has no namespaces")
+    code = "import os, signal\ndef f():\n    os.kill(os.getppid(), signal.SIGKILL)\n    os.kill(-1, signal.SIGKILL)"
+    assert reason(server, code)
+    stays = (
+        "import os, time\ndef f():\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(60)\n    return 1"
+    )
+    assert ask(server, stays) == 1
+
+
+def test_without_namespaces_a_test_leaves_nothing_running(tmp_path: Path) -> None:
+    """Orphans come back to the server, which ends them."""
+    with Server(namespaces=False) as running:
+        assert running.found["network"] != "namespace"
+        orphan = ask(running, ORPHAN)
+        assert not Path(f"/proc/{orphan}").exists()
+
+
+@pytest.mark.full("server")
+def test_a_server_that_died_is_started_again() -> None:
+    with Server() as running:
+        assert running._process is not None
+        running._process.kill()
+        with pytest.raises(Lost, match="was lost"):
+            ask(running, "def f(): return 3")
+        assert ask(running, "def f(): return 4") == 4
+
+
+def notebook(*sources: str, **metadata: Any) -> bytes:
+    cells = [{"cell_type": "code", "source": source, "metadata": metadata, "outputs": []} for source in sources]
+    return json.dumps({"cells": cells, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}).encode()
+
+
+def zipped(**files: bytes) -> bytes:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__dot__", "."), content)
+    return raw.getvalue()
+
+
+def test_cells_are_read() -> None:
+    assert submission.cells(notebook("a = 1", "%matplotlib inline\nb = 2\n!rm x", "%%bash\nls")) == [
+        (0, "a = 1"),
+        (1, "pass\nb = 2\npass"),
+    ]
+    assert submission.cells(notebook("plot()", tags=["experiment"])) == []
+    assert submission.cells(notebook("check()", nbgrader={"grade": True, "solution": False})) == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"{", "does not parse"),
+        (b"[" * 10**6, "does not parse"),
+        (b"\xff\xfe", "does not parse"),
+        (b"{}", "no notebook"),
+        (b'{"cells": 3}', "no notebook"),
+        (b'{"worksheets": [], "nbformat": 3}', "no notebook"),
+        (b"PK\x03\x04", "cannot be read"),
+        (zipped(a=b"x"), "holds 0 notebooks"),
+        (zipped(**{"a.ipynb": b"{}", "b.ipynb": b"{}"}), "holds 2 notebooks"),
+        (zipped(**{"../a.ipynb": notebook("1")}), "outside of its folder"),
+        (zipped(**{"/etc/a.ipynb": notebook("1")}), "outside of its folder"),
+        (zipped(**{f"{number}.txt": b"" for number in range(201)}), "201 entries"),
+        (zipped(**{"a.ipynb": b"0" * (submission.MAX_FILE + 1)}), "more than 20 MB"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_is_no_notebook_gets_a_reason(raw: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(raw)
+    with pytest.raises(submission.Unreadable, match=said):
+        submission.read(tmp_path / "a")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """Two gigabytes of zeros in two megabytes, whose header says that they are few."""
+    raw = bytearray(zipped(**{"a.ipynb": b"\0" * (64 * 2**20)}))
+    at = raw.rindex(b"PK\x01\x02")
+    raw[at + 24 : at + 28] = (100).to_bytes(4, "little")  # the size that the directory gives
+    (tmp_path / "bomb.zip").write_bytes(raw)
+    with pytest.raises(submission.Unreadable):
+        submission.read(tmp_path / "bomb.zip")
+
+
+def test_a_notebook_in_a_zip_is_read_beside_what_systems_add(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped(**{"mine/a.ipynb": notebook("x = 1"), "__MACOSX/mine/._a.ipynb": b"junk"}))
+    assert submission.read(tmp_path / "a.zip") == [(0, "x = 1")]
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "a.ipynb", "wb") as file:
+        file.truncate(2 * 2**30)
+    with pytest.raises(submission.Unreadable, match="2048 MB"):
+        submission.read(tmp_path / "a.ipynb")
+
+
+class Tasks:
+    """An assignment of two tests: f doubles, and g must not take long."""
+
+    BLOCKED = ()
+
+    @staticmethod
+    def draw(seed: int, worked: bool) -> dict[str, Any]:
+        return {"x": torch.tensor([float(seed % 97)])}
+
+    @staticmethod
+    def tests(seed: int, mine: dict[str, Any]) -> list[Test]:
+        x = mine["x"]
+        return [
+            Test(
+                "twice",
+                2,
+                "c",
+                "f",
+                lambda out: require(torch.equal(tensor_like(out, x), 2 * x.double()), "not 2x"),
+                [x],
+            ),
+            Test("quick", 1, "c", "g", lambda out: require(out == 1, "not 1"), seconds=1.0),
+            Test("odd", 1, "c", "h", lambda out: require(out["a"] > 0, "not positive")),
+        ]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Assignment:
+    (tmp_path / "tasks.py").write_text("")
+    return Assignment("00_small", tmp_path, Tasks)  # type: ignore[arg-type]
+
+
+def test_a_time_out_costs_its_own_test_alone(small: Assignment, server: Server) -> None:
+    cells = [(0, "def f(x): return 2 * x\ndef g():\n    while True: pass\ndef h(): return {'a': 1}")]
+    grade = grade_cells(small, "k", "ada", cells, server)
+    assert (grade.total, grade.lost) == (3, {"quick"})
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # a tensor's, at the index "a"
+def test_an_odd_answer_is_no_exception(small: Assignment, server: Server) -> None:
+    for odd in ("None", "[]", "{'a': 'x'}", "float('nan')", "torch.zeros(3)", "'x'"):
+        cells = [(0, f"import torch\ndef f(x): return {odd}\ndef g(): return 1\ndef h(): return {odd}")]
+        grade = grade_cells(small, "k", "ada", cells, server)
+        assert grade.lost == {"twice", "odd"} and all(result.reason for result in grade.results[::2])
+
+
+def test_a_class_is_graded_in_one_table_and_resumed(small: Assignment, tmp_path: Path, server: Server) -> None:
+    folder, out = tmp_path / "handed in", tmp_path / "grades"
+    (folder / "bob" / "00_small").mkdir(parents=True)
+    right = notebook("def f(x): return 2 * x\ndef g(): return 1\ndef h(): return {'a': 1}")
+    (folder / "ada@x.org.ipynb").write_bytes(right)
+    (folder / "bob" / "00_small" / "a.ipynb").write_bytes(notebook("def g(): return 1"))
+    (folder / "=cmd().ipynb").write_bytes(b"{")
+    (folder / "eve").mkdir()
+    first = list(grade_class(small, "k", folder, out, server))
+    assert [(grade.student, grade.total, known) for grade, known in first] == [
+        ("=cmd()", 0, False),
+        ("ada@x.org", 4, False),
+        ("bob", 1, False),
+        ("eve", 0, False),
+    ]
+    (folder / "bob" / "00_small" / "a.ipynb").write_bytes(right)
+    second = list(grade_class(small, "k", folder, out, server))
+    assert [(grade.total, known) for grade, known in second] == [(0, True), (4, True), (4, False), (0, True)]
+    rows = list(csv.DictReader(io.StringIO((out / "grades.csv").read_text(encoding="utf-8"))))
+    assert [row["points"] for row in rows] == ["0", "4", "4", "0"] and rows[0]["student"] == "'=cmd()"
+    assert "does not parse" in rows[0]["reasons"] and "no notebook" in rows[3]["reasons"] and rows[1]["reasons"] == ""
+
+
+def test_a_reason_is_no_formula(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.csv", [Grade("-x", [Result("a", 0, 1, "y")], 0.1)])
+    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith("'-x,0,1,0")
+
+
+def test_submissions_are_found_at_any_depth(tmp_path: Path) -> None:
+    (tmp_path / "ada" / "02_pgd" / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("ada/02_pgd/a.ipynb", "ada/02_pgd/.ipynb_checkpoints/a.ipynb", "bob.zip", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    found = [(student, path.name) for student, path in submissions(tmp_path)]
+    assert found == [("ada", "a.ipynb"), ("bob", "bob.zip")]
+
+
+def test_what_is_hidden_is_in_no_readable_folder(tmp_path: Path) -> None:
+    for name in ("a/b/c.txt", "a/b/d.txt", "a/e/f.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    hidden = [tmp_path / "a" / "b" / "c.txt"]
+    assert list(all_but(tmp_path, hidden)) == [tmp_path / "a" / "b" / "d.txt", tmp_path / "a" / "e"]
+    assert list(all_but(tmp_path / "a" / "e", hidden)) == [tmp_path / "a" / "e"]
+    assert list(all_but(tmp_path, [tmp_path])) == []
