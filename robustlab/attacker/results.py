@@ -131,7 +131,7 @@ def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(filled, dim=1)
 
 
-def keep_so_far(error: BaseException, result: AttackResult) -> None:
+def keep_so_far(error: BaseException, result: AttackResult | UniversalResult) -> None:
     """Attach to an error what the attack that it ends has found; what an attack inside of this one attached stays."""
     if so_far(error) is None:
         vars(error)["so_far"] = result
@@ -139,7 +139,7 @@ def keep_so_far(error: BaseException, result: AttackResult) -> None:
             error.add_note(f"Nothing found is lost: robustlab.attacker.results.so_far(error) has {result.summary()}")
 
 
-def so_far(error: BaseException) -> AttackResult | None:
+def so_far(error: BaseException) -> AttackResult | UniversalResult | None:
     """What an attack had found when an error of its model, or Ctrl-C, ended it.
 
     Its ``success`` is what the model said when it was asked: no point was checked again. Queries are those that were
@@ -172,6 +172,16 @@ class UniversalResult(Result):
     queries: Tensor
     gradients: Tensor
     trace: dict[str, Tensor] | None = None
+
+    def summary(self) -> str:
+        """One line: how many samples the one perturbation moves, its lengths, and at what cost."""
+        won, n = int(self.success.sum()), len(self.success)
+        lengths = ", ".join(f"{name} {float(value):.3g}" for name, value in self.distances.items())
+        text = f"one perturbation of {lengths}: {won} of {n} succeeded" + (f" ({100 * won / n:.1f} %)" if n else "")
+        if not n:
+            return text
+        mean_q, mean_g = float(self.queries.double().mean()), float(self.gradients.double().mean())
+        return text + f"; mean queries {mean_q:.1f}, mean gradients {mean_g:.1f}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -19,8 +19,10 @@ from robustlab.attacker.domain import Box, Domain
 from robustlab.attacker.live import Best, Live, filtered
 from robustlab.attacker.losses import AttackerLoss, LossFunction, compared, goal_margin, logit_size, spare
 from robustlab.attacker.parts import Batch, Reply, copied, detached, every, first, put, size, take, tensors
-from robustlab.attacker.results import AttackResult
+from robustlab.attacker.results import AttackResult, UniversalResult
 from robustlab.geometry.keyed import Noise
+from robustlab.geometry.norms import measure
+from robustlab.geometry.projections import clip
 
 Access = Literal["white", "soft", "hard"]
 LEVEL = {"hard": 0, "soft": 1, "white": 2}
@@ -101,6 +103,7 @@ class Session:
         self._asking: Live | None = None  # about whom something was asked that is not yet in the counts
         self._strayed: Any = None  # tells whether any question was outside the domain
         self.bests = list[Best]()  # what the attack keeps; the first is what it will return
+        self._shared: tuple[Tensor, Tensor] | None = None  # of a universal attack: the best δ, and whom it moved
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
         self._fast = images and convolves and device.type == "cpu"
@@ -499,12 +502,40 @@ class Session:
             raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
         return self._wrapped(final, success, trace)
 
-    def so_far(self) -> AttackResult:
+    def keep_shared(self, delta: Tensor, met: Tensor) -> None:
+        """(Universal attacks) Put aside the best δ so far, the shape of a sample, and where it met the goal, (n,)."""
+        success = torch.zeros_like(self.lost)
+        success[self.active] = met
+        self._shared = delta, success
+
+    def universal_result(self, delta: Tensor, *, trace: dict[str, Tensor] | None = None) -> UniversalResult:
+        """Check one δ, the shape of a sample, on all samples once more and wrap up.
+
+        It is added and clipped as the caller would: in the dtype of the caller's x.
+        """
+        delta = delta.to(self._dtype or self.x.dtype)
+        success = torch.zeros_like(self.lost)
+        live = self.of((~self.lost).nonzero().flatten())
+        if len(live):
+            points = clip(live.x.to(delta.dtype) + delta, self.low, self.high).to(live.x.dtype)
+            success[live.rows] = self._count(live, self._model(self._inside(points)))
+        if self.domain.strayed(self._strayed):
+            raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
+        return self._wrapped_shared(delta, success, trace)
+
+    def _wrapped_shared(self, delta: Tensor, success: Tensor, trace: dict[str, Tensor] | None) -> UniversalResult:
+        lengths = {name: value[0] for name, value in measure(delta[None]).items()}
+        return UniversalResult(delta, success, lengths, self.queries, self.gradients, trace)
+
+    def so_far(self) -> AttackResult | UniversalResult:
         """What the attack has found up to now, for when it is interrupted.
 
         ``success`` tells what the model said when it was asked: nothing is asked again. A sample that was not fooled
         has the best point that the attack had put aside.
         """
+        if self._shared is not None:
+            delta, met = self._shared
+            return self._wrapped_shared(delta.to(self._dtype or self.x.dtype), met, None)
         success, final = ~self.lost, copied(self.x)
         success[self.active] = False
         if self.bests and len(self.active):

@@ -63,6 +63,7 @@ def test_frozen_and_movable(device: torch.device) -> None:
         there.success = there.success  # type: ignore[misc]
     universal = UniversalResult(torch.ones(2), torch.ones(3) > 0, {}, torch.ones(3), torch.ones(3)).to(device)
     assert universal.delta.device.type == device.type
+    assert "3 of 3 succeeded (100.0 %); mean queries 1.0" in universal.summary()
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=12))

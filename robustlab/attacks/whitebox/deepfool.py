@@ -95,10 +95,10 @@ def deepfool(
             best.keep(live, points, ball.length(points - live.x), won)
 
             if 2 * k >= steps:
-                slopes = _free(slopes, points.unsqueeze(1), session)
+                slopes = unblocked(slopes, points.unsqueeze(1), session)
             extra = 0.0 if k < 3 else 1e-4 * session.width
             aim = session.beyond(answer.logits, live)
-            move, stuck = _to_nearest(ball, answer.logits.gather(1, classes), aim, slopes, extra)
+            move, stuck = to_nearest(ball, answer.logits.gather(1, classes), aim, slopes, extra)
             live.delta = clip(live.x + (live.delta + move), session.low, session.high).sub_(live.x)
             live.keep(~(won | stuck))
         return session.result(best.points, asked=True, revert=True)
@@ -112,13 +112,13 @@ def _classes(live: Live, logits: Tensor) -> Tensor:
     return torch.cat([logits.scatter(1, target, -torch.inf).argmax(dim=1, keepdim=True), target], dim=1)
 
 
-def _free(slopes: Tensor, points: Tensor, session: Session) -> Tensor:
+def unblocked(slopes: Tensor, points: Tensor, session: Session) -> Tensor:
     """The slopes without the elements that the box keeps from moving."""
     blocked = ((points <= session.low) & (slopes < 0)) | ((points >= session.high) & (slopes > 0))
     return slopes.masked_fill(blocked, 0.0)
 
 
-def _to_nearest(ball: Norm, scores: Tensor, aim: Tensor, slopes: Tensor, extra: float) -> tuple[Tensor, Tensor]:
+def to_nearest(ball: Norm, scores: Tensor, aim: Tensor, slopes: Tensor, extra: float) -> tuple[Tensor, Tensor]:
     """The step onto the nearest of the linearized boundaries, ``extra`` longer, and which samples have none.
 
     ``scores`` (n, C) are logits, the first of which shall fall behind another by ``aim`` (n,); ``slopes``

@@ -28,6 +28,7 @@ TRANSFER_ON: tuple[Row, ...] = (
         title="Universal adversarial perturbation",
         cite="moosavi2017",
         kind="universal",
+        folder="attacks/universal",
         chapter="12",
         norms=("l2", "linf"),
         per_sample=False,
