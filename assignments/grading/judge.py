@@ -24,7 +24,7 @@ from robustlab.teaching import handout
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path(robustlab.__file__).resolve().parent
-LIMITS = Limits(seconds=20.0, memory_mb=2048, file_mb=64)
+LIMITS = Limits(seconds=10.0, memory_mb=2048, file_mb=64)
 MAX_ANSWER = 32 * 2**20
 START_S = 120.0
 

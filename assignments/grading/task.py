@@ -48,7 +48,7 @@ class Test:
     judge: Callable[[Any], None]
     arguments: Sequence[Any] = field(default=(), repr=False)
     call: bool = True
-    seconds: float = 20.0
+    seconds: float = 10.0
     __test__: ClassVar[bool] = False  # pytest takes it for one of its own
 
 

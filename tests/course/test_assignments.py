@@ -25,18 +25,20 @@ from tests.course import mutants
 from tests.every import every
 
 KEY, OTHER = "the key of the tests", "the key of another course"
-MUTANTS = {"02_pgd": mutants.PGD}
-HONEST = {"02_pgd": mutants.HONEST}
-ALWAYS = ("last iterate", "scaled, not projected")  # of each assignment, two that every run takes
+MUTANTS = {"01_first_attack": mutants.FIRST, "02_pgd": mutants.PGD}
+HONEST = {"01_first_attack": mutants.FIRST_HONEST, "02_pgd": mutants.PGD_HONEST}
+ALWAYS = "last iterate", "scaled, not projected", "every way", "the least useful feature"
+"""Of each assignment, two mutants that every run takes."""
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Server]]:
-    """One running server per assignment."""
-    running = {name: Server(blocked=load(name).tasks.BLOCKED) for name in names()}
-    yield running
+    """A running server for each assignment; those that block the same share one."""
+    running: dict[tuple[str, ...], Server] = {}
+    blocked = {name: load(name).tasks.BLOCKED for name in names()}
+    yield {name: running.setdefault(away, Server(blocked=away)) for name, away in blocked.items()}
     for server in running.values():
         server.__exit__()
 
@@ -61,7 +63,7 @@ def replaced(name: str, mutant: mutants.Mutant) -> Any:
 
 def cases(table: dict[str, dict[str, mutants.Mutant]], always: tuple[str, ...] = ()) -> list[Any]:
     return [
-        pytest.param(name, mutant, id=f"{name}-{case}", marks=() if case in always else pytest.mark.full(name))
+        pytest.param(name, mutant, id=f"{name}-{case}", marks=() if case in always else pytest.mark.full("tasks"))
         for name, found in table.items()
         for case, mutant in found.items()
     ]
@@ -90,11 +92,18 @@ def test_a_right_answer_of_another_make_loses_nothing(
     assert not grade.lost, grade.results
 
 
-def test_replaying_the_public_notebook_loses_what_is_ones_own(servers: dict[str, Server]) -> None:
-    """The worked set is nobody's, so its projection, its attack and its numbers are worth nothing to a student."""
-    grade = graded(servers["02_pgd"], "02_pgd", source(load("02_pgd")), "ada@example.org", OTHER)
-    assert grade.lost == {"dual", "nearest", "many", "optimum", "box", "accuracy-set", "radii"}, grade.results
-    assert grade.total < 10
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("01_first_attack", "real whole grows best curve"),
+        ("02_pgd", "dual nearest many optimum box accuracy-set radii"),
+    ],
+)
+def test_replaying_the_public_notebook_loses_what_is_ones_own(name: str, lost: str, servers: dict[str, Server]) -> None:
+    """What the instructor's copy works out is nobody's, so it is worth little to a student."""
+    grade = graded(servers[name], name, source(load(name)), "ada@example.org", OTHER)
+    assert grade.lost >= set(lost.split()), grade.results
+    assert grade.total < sum(result.of for result in grade.results) / 2
 
 
 def test_replaying_the_executed_numbers_under_another_key_loses_them(servers: dict[str, Server]) -> None:
@@ -146,6 +155,42 @@ def best_point(kind: str, weights: torch.Tensor, slope: torch.Tensor) -> torch.T
     where = (size.abs() / weights).flatten(1).argmax(dim=1)
     chosen = torch.nn.functional.one_hot(where, size[0].numel()).reshape(size.shape)
     return (chosen * slope / size.abs() / weights).nan_to_num()  # a class has no slope towards itself
+
+
+def test_what_a_threat_model_allows() -> None:
+    """Values counted by hand: the box, the reach, the way, and whole numbers."""
+    tasks = load("01_first_attack").tasks
+    threat = {
+        "low": torch.zeros(4),
+        "high": torch.full((4,), 10.0),
+        "reach": torch.full((4,), 2.5),
+        "way": ["both", "up", "down", "both"],
+        "whole": [False, False, False, True],
+    }
+    x = torch.tensor([[9.0, 5.0, 5.0, 5.0]])
+    for value, right in (
+        ([9.0, 5.0, 5.0, 5.0], [1, 1, 1, 1]),
+        ([10.0, 7.5, 2.5, 7.0], [1, 1, 1, 1]),
+        ([6.5, 4.9, 5.1, 5.5], [1, 0, 0, 0]),
+        ([10.1, 7.6, 2.4, 8.0], [0, 0, 0, 0]),
+    ):
+        assert tasks.allowed(torch.tensor([value]), x, threat).int().tolist() == [right]
+
+
+def test_the_robust_accuracy_is_that_of_a_search_over_a_fine_grid() -> None:
+    assignment = load("01_first_attack")
+    for number in range(4):
+        mine = assignment.draw(KEY, f"{number:02}")
+        threat, x, y = mine["threat"], mine["x"], mine["y"]
+        grid = torch.linspace(-1, 1, 801)[:, None, None] * threat["reach"] + x
+        tried = torch.cat([grid, grid.round()])
+        weight = mine["model"][1].weight.detach()
+        gain = (weight[y] - weight[1 - y]) * (tried - x)
+        gain = gain.masked_fill(~assignment.tasks.allowed(tried, x, threat), torch.inf).amin(dim=0).sum(dim=1)
+        z = mine["model"](x).detach()
+        lead = z.gather(1, y[:, None]).squeeze(1) - z.gather(1, 1 - y[:, None]).squeeze(1)
+        share = float((lead + gain > 0).double().mean())
+        assert abs(assignment.tasks.robust(mine, 1.0) - share) <= 0.011
 
 
 @every("name", names())
