@@ -15,6 +15,7 @@ table 2 (adaptive).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Backward, Operator, Rule, Shape
+from robustlab.graph.operator import Backward, Operator, Priced, Rule, Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,26 @@ class Elementwise(Operator):
         coef = torch.addcmul(positive.coef * below, negative.coef, forms.pick(lines.upper_slope))
         return (forms.to(coef),), constant
 
+    def secants(self, forms: Forms, lines: Lines) -> tuple[Tensor, ...]:
+        """The slope of the line below where a ≥ 0, of the line above where a < 0."""
+        return (torch.where(forms.coef >= 0, forms.pick(lines.lower_slope), forms.pick(lines.upper_slope)),)
+
+    def priced(
+        self, forms: Forms, shapes: Sequence[Shape], secants: Sequence[Tensor], extra: Sequence[Tensor],
+        inputs: Sequence[Bounds],
+    ) -> Priced:  # fmt: skip
+        """min {a·f(z) − μ·z : l ≤ z ≤ u}, element by element: at an end, or where the difference may turn."""
+        a, mu = forms.coef, secants[0] * forms.coef + extra[0]
+        l, u = (forms.pick(end).expand_as(a) for end in (inputs[0].lower, inputs[0].upper))
+        z = torch.stack([l, u, *(point.clamp(l, u) for point in self.turns(a.detach(), mu.detach(), l, u))])
+        gain, cost = a * self.forward(z), mu * z
+        terms = (gain.abs() + cost.abs()).amax(dim=0)
+        return Priced((forms.to(mu),), (gain - cost).amin(dim=0).flatten(1).sum(1), terms.flatten(1).sum(1))
+
+    @abstractmethod
+    def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:
+        """Where a·f(z) − μ·z may be smallest between l and u."""
+
 
 @dataclass(frozen=True)
 class Hinge(Elementwise):
@@ -83,6 +104,10 @@ class Hinge(Elementwise):
             return Bounds(low, high)
         crosses = (inputs[0].lower < 0) & (inputs[0].upper > 0)
         return Bounds(torch.where(crosses, 0.0, torch.minimum(low, high)), torch.maximum(low, high))
+
+    def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:
+        """At the bend."""
+        return [torch.zeros_like(l)]
 
     def unstable(self, *inputs: Bounds) -> tuple[Tensor, ...]:
         """Where the bend lies inside."""
@@ -118,6 +143,10 @@ class Clamp(Elementwise):
     def interval(self, *inputs: Bounds) -> Bounds:
         """The values at the ends."""
         return Bounds(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:
+        """At both bends."""
+        return [torch.full_like(l, self.low), torch.full_like(l, self.high)]
 
     def unstable(self, *inputs: Bounds) -> tuple[Tensor, ...]:
         """Where a bend lies inside."""

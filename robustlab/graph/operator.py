@@ -1,8 +1,9 @@
-"""What the engine asks of an operator: three rules, one for each way of passing through it.
+"""What the engine asks of an operator: four rules, one for each way of passing through it.
 
     interval    bounds of the output from bounds of the inputs             (interval bound propagation)
     relax       linear functions below and above a nonlinear operator      (its relaxation, once per sample)
     backward    forms on the output → forms on the inputs and a constant   (CROWN's step, once a form)
+    priced      the same for a nonlinear operator, at any multipliers      (the Lagrangian dual's step)
 
 For an affine operator z = W·x + b the backward rule is exact, ⟨a, z⟩ = ⟨Wᵀa, x⟩ + ⟨a, b⟩. For a nonlinear one it is a
 lower bound: a coefficient that is not negative multiplies the line below, a negative one the line above.
@@ -15,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,14 @@ class Rule:
 
     relu: ReluLine = "adaptive"
     pool: PoolLine = "largest"
+
+
+class Priced(NamedTuple):
+    """What ``Operator.priced`` gives: forms on each input, the minimum (R,), and the absolute sum of its terms (R,)."""
+
+    forms: tuple[Forms, ...]
+    least: Tensor
+    terms: Tensor
 
 
 class Operator(ABC):
@@ -81,6 +90,29 @@ class Operator(ABC):
     @abstractmethod
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: Any) -> Backward:
         """Forms on the inputs, of ``shapes``, that are never above the given forms on the output."""
+
+    def secants(self, forms: Forms, lines: Any) -> tuple[Tensor, ...]:
+        """For each input of a nonlinear operator, the slopes that ``backward`` would multiply the coefficients with."""
+        raise ValueError(f"model: no multipliers are known for {self}")
+
+    def priced(
+        self, forms: Forms, shapes: Sequence[Shape], secants: Sequence[Tensor], extra: Sequence[Tensor],
+        inputs: Sequence[Bounds],
+    ) -> Priced:  # fmt: skip
+        """Forms μ on the inputs of a nonlinear operator f, for any μ, and what they leave:
+
+            ⟨a, f(z)⟩  ≥  ⟨μ, z⟩ + min {⟨a, f(z)⟩ − ⟨μ, z⟩ : z in its box},   μ = secant·a + extra
+
+        The minimum has a closed form. At the secants of ``backward``, it is never below what ``backward`` leaves.
+
+        Args:
+            forms: a, on the output.
+            shapes: of the inputs.
+            secants: as ``secants`` gave them, perhaps for other coefficients.
+            extra: of their shape, one for each form.
+            inputs: bounds of the inputs.
+        """
+        raise ValueError(f"model: no multipliers are known for {self}")
 
     def unstable(self, *inputs: Bounds) -> tuple[Tensor, ...]:
         """Which elements of each input need tight bounds, as masks: those where the relaxation is not exact."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Backward, Operator, Rule, Shape
+from robustlab.graph.operator import Backward, Operator, Priced, Rule, Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,40 @@ class MaxPool(Operator):
         constant = (positive * forms.pick(lines.lower_bias) + negative * forms.pick(lines.upper_bias)).flatten(1).sum(1)
         spread = positive.flatten(2).unsqueeze(2) * forms.pick(lines.lower_slope)
         spread = spread + negative.flatten(2).unsqueeze(2) * forms.pick(lines.upper_slope)
-        (_, height, width), (ph, pw) = shapes[0], self.padding
-        whole = F.fold(
-            spread.flatten(1, 2), (height + 2 * ph, width + 2 * pw), self.kernel, self.dilation, 0, self.stride
-        )
-        return (forms.to(whole[..., ph : ph + height, pw : pw + width]),), constant
+        return (forms.to(self._folded(spread, shapes[0])),), constant
+
+    def _folded(self, spread: Tensor, shape: Shape) -> Tensor:
+        """Coefficients on the elements of windows (R, C, k, L) as coefficients on the image, overlaps summed."""
+        (_, height, width), (ph, pw) = shape, self.padding
+        size = height + 2 * ph, width + 2 * pw
+        whole = F.fold(spread.flatten(1, 2), size, self.kernel, self.dilation, 0, self.stride)
+        return whole[..., ph : ph + height, pw : pw + width]
+
+    def secants(self, forms: Forms, lines: Planes) -> tuple[Tensor, ...]:
+        """The slopes of the plane below where a ≥ 0, of the plane above where a < 0; 0 on the padding."""
+        a = forms.full(lines.lower_bias.shape[1:]).coef.flatten(2).unsqueeze(2)
+        return (torch.where(a >= 0, forms.pick(lines.lower_slope), forms.pick(lines.upper_slope)),)
+
+    def priced(
+        self, forms: Forms, shapes: Sequence[Shape], secants: Sequence[Tensor], extra: Sequence[Tensor],
+        inputs: Sequence[Bounds],
+    ) -> Priced:  # fmt: skip
+        """min {a·max z_i − Σ μ_i·z_i} over the box of each window.
+
+        For a < 0, the least over j of what z_j as the maximum gives, each z_i on its own. For a ≥ 0 the maximum t is
+        fixed first, then z_i ≤ t; as a function of t the least is linear between max l and the u_i beyond it.
+        """
+        box, inside = inputs[0], self._windows(torch.ones_like(inputs[0].lower[:1]), 0.0)
+        forms = forms.full(self.forward(box.lower).shape[1:])
+        a, outside = forms.coef.flatten(2).unsqueeze(2), float(box.lower.detach().min()) - 1.0
+        mu = (secants[0] * a + extra[0]) * inside
+        l, u = (forms.pick(self._windows(end, outside)) for end in (box.lower, box.upper))
+        alone = torch.maximum(mu * l, mu * u)
+        with_max = torch.minimum((a - mu) * l, (a - mu) * u) + alone
+        least, best = with_max.amin(dim=2, keepdim=True) - alone.sum(2, keepdim=True), l.amax(dim=2, keepdim=True)
+        ends = [best, *torch.maximum(u, best).split(1, dim=2)]
+        bent = [a * t - torch.maximum(mu * l, mu * torch.minimum(u, t)).sum(2, keepdim=True) for t in ends]
+        least = torch.where(a >= 0, torch.stack(bent).amin(dim=0), least)
+        most = torch.maximum(l.abs(), u.abs())
+        terms = (mu.abs() * most).sum(2) + (a.abs() * most.amax(dim=2, keepdim=True)).sum(2)
+        return Priced((forms.to(self._folded(mu, shapes[0])),), least.flatten(1).sum(1), terms.flatten(1).sum(1))

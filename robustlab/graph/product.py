@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Backward, Operator, Rule, Shape
+from robustlab.graph.operator import Backward, Operator, Priced, Rule, Shape
 
 
 @dataclass(frozen=True)
@@ -52,3 +52,21 @@ class Product(Operator):
         x_at = torch.where(forms.coef >= 0, x_l, x_u)
         constant = -(forms.coef * x_at * y_l).flatten(1).sum(dim=1)
         return (forms.to(forms.coef * y_l), forms.to(forms.coef * x_at)), constant
+
+    def secants(self, forms: Forms, lines: tuple[Bounds, ...]) -> tuple[Tensor, ...]:
+        """y_l on x; the end of x on y."""
+        x_l, x_u = forms.pick(lines[0].lower), forms.pick(lines[0].upper)
+        return forms.pick(lines[1].lower).expand_as(forms.coef), torch.where(forms.coef >= 0, x_l, x_u)
+
+    def priced(
+        self, forms: Forms, shapes: Sequence[Shape], secants: Sequence[Tensor], extra: Sequence[Tensor],
+        inputs: Sequence[Bounds],
+    ) -> Priced:  # fmt: skip
+        """min {a·x·y − μ·x − ν·y}, at one of the four corners."""
+        a, (mu, nu) = forms.coef, (s * forms.coef + more for s, more in zip(secants, extra, strict=True))
+        x = torch.stack([forms.pick(end) for end in (inputs[0].lower, inputs[0].upper)])[:, None]
+        y = torch.stack([forms.pick(end) for end in (inputs[1].lower, inputs[1].upper)])
+        value = a * x * y - mu * x - nu * y
+        terms = (a * x * y).abs() + (mu * x).abs() + (nu * y).abs()
+        least, most = value.flatten(0, 1).amin(dim=0), terms.flatten(0, 1).amax(dim=0)
+        return Priced((forms.to(mu), forms.to(nu)), least.flatten(1).sum(1), most.flatten(1).sum(1))

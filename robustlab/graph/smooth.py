@@ -17,16 +17,17 @@ than one inflection the search is worked out here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Elementwise, Lines
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Rule
+from robustlab.graph.operator import Priced, Rule, Shape
 from robustlab.graph.time_limit import tick
 
 _INF = math.inf
@@ -92,6 +93,27 @@ class Smooth(Elementwise):
         upper_slope, upper_bias = line_below(lambda x: -curve.value(x), lambda x: -curve.slope(x), curve.concave, l, u)
         return Lines(lower_slope, -upper_slope, -upper_bias, lower_bias)
 
+    def priced(
+        self, forms: Forms, shapes: Sequence[Shape], secants: Sequence[Tensor], extra: Sequence[Tensor],
+        inputs: Sequence[Bounds],
+    ) -> Priced:  # fmt: skip
+        """As of all functions of one number, less what the points of contact may be off."""
+        found = super().priced(forms, shapes, secants, extra, inputs)
+        return found._replace(least=found.least - forms.to(forms.coef.abs()).dot(forms.pick(_rounding(inputs[0]))))
+
+    def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:
+        """Where f′(z) = μ/a, on every piece where f is convex (for a > 0) or concave (for a < 0)."""
+        curve, m = CURVES[self.name], mu / torch.where(a == 0, torch.ones_like(a), a)
+        pieces = [(curve.slope, m, piece) for piece in curve.convex]
+        pieces += [(lambda z: -curve.slope(z), -m, piece) for piece in curve.concave]
+        with torch.no_grad():
+            return [_solve(df, s, l.clamp(*piece), u.clamp(*piece), _POINT_STEPS) for df, s, piece in pieces]
+
+
+def _rounding(box: Bounds) -> Tensor:
+    """How far the least value of f(x) − m·x may lie below that at a computed point of contact, |m| at most 1.2."""
+    return 4 * torch.finfo(box.lower.dtype).eps * (1 + box.lower.abs() + box.upper.abs())
+
 
 def line_below(
     f: Callable[[Tensor], Tensor],
@@ -140,8 +162,7 @@ def line_below(
     gap = torch.where(apart, ends[1] - ends[0], torch.ones_like(l))
     slope = torch.where(apart, (f(ends[1]) - f(ends[0])) / gap, df((l + u) / 2))
     points = moving(contacts(slope.detach(), _POINT_STEPS))
-    rounding = 4 * torch.finfo(l.dtype).eps * (1 + low.abs() + high.abs())
-    return slope, (f(points) - slope * points).amin(dim=0) - rounding
+    return slope, (f(points) - slope * points).amin(dim=0) - _rounding(Bounds(low, high))
 
 
 def _solve(df: Callable[[Tensor], Tensor], m: Tensor, a: Tensor, b: Tensor, steps: int) -> Tensor:

@@ -440,6 +440,7 @@ def test_memory_is_bounded(method: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert max(sizes) > budget
     for module in ("layers", "lower_bound", "alpha_crown", "fast_lip"):
         monkeypatch.setattr(f"robustlab.verification.propagation.{module}.BUDGET", budget)
+    monkeypatch.setattr("robustlab.verification.duals.lagrangian_dual.BUDGET", budget)
     sizes.clear()
     torch.testing.assert_close(METHODS[method](graph, region, C), whole, rtol=1e-10, atol=1e-10)
     assert 0 < max(sizes) <= budget

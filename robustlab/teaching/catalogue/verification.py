@@ -126,8 +126,10 @@ VERIFICATION: tuple[Row, ...] = (
         title="Lagrangian dual",
         cite="dvijotham2018",
         kind="verifier",
+        folder="verification/duals",
         chapter="24",
-        norms=("linf",),
+        norms=("l1", "l2", "linf"),
+        quick={"steps": 10},
     ),
     Row(
         key="sdp_certificate",

@@ -16,7 +16,7 @@ verifiers" (2021); the multipliers: Wang et al., "Beta-CROWN" (2021).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +26,7 @@ from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.node import Graph
+from robustlab.verification.propagation.adam import Adam
 from robustlab.verification.propagation.backward import backward, concretize, interval_bound, rounding_terms
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate
@@ -99,7 +100,7 @@ def optimized_bound(
         for i, sign in signs.items()
     }  # fmt: skip
     variables = [*alpha.values(), *beta.values()]
-    ascent = _Adam(variables)
+    ascent = Adam(variables)
     best, at_input = forms.coef.new_full((rows,), -torch.inf), forms
     for step in range(steps + 1):
         with torch.enable_grad():
@@ -128,24 +129,6 @@ def optimized_bound(
 
     coef = at_input.full(graph.input_shape).coef.detach()
     return Optimized(best.reshape(-1, parts), apart(alpha), apart(beta), coef.reshape(-1, parts, *graph.input_shape))
-
-
-class _Adam:
-    """Adam with its usual constants (Kingma and Ba 2015); torch's own imports its compiler at the first call, 1.5 s."""
-
-    def __init__(self, variables: Sequence[Tensor]) -> None:
-        self.variables, self.count = variables, 0
-        self.first, self.second = ([torch.zeros_like(v) for v in variables] for _ in range(2))
-
-    @torch.no_grad()
-    def step(self, grads: Sequence[Tensor | None], lr: float) -> None:
-        self.count += 1
-        for variable, grad, first, second in zip(self.variables, grads, self.first, self.second, strict=True):
-            if grad is not None:
-                first.lerp_(grad, 0.1)
-                second.mul_(0.999).addcmul_(grad, grad, value=0.001)
-                scale = (second.sqrt() / (1 - 0.999**self.count) ** 0.5).add_(1e-8)
-                variable.addcdiv_(first, scale, value=-lr / (1 - 0.9**self.count))
 
 
 def alpha_crown_bound(

@@ -15,7 +15,7 @@ theorem 3.2; Xu et al., "Automatic perturbation analysis for scalable certified 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from robustlab.graph.affine import Linear
 from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
-from robustlab.graph.node import Graph
+from robustlab.graph.node import Graph, Node
+from robustlab.graph.operator import Backward
 from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.region import Region, box_minimum
 
@@ -45,6 +46,7 @@ def backward(
     start: int,
     extra: Mapping[int, Tensor] | None = None,
     terms: Mapping[int, Tensor] | None = None,
+    nonlinear: Callable[[Node, Forms], Backward] | None = None,
 ) -> tuple[Forms, Tensor]:
     """Carry forms on the node ``start`` to the input.
 
@@ -56,6 +58,7 @@ def backward(
         extra: for some nodes, coefficients (R, *shape) that are added to those that arrive there (the multipliers of
             constraints, in branch and bound).
         terms: what ``rounding_terms`` gave for the nodes; the constant is lowered by what rounding may lose there.
+        nonlinear: what a nonlinear node does with the forms on it, in place of its operator's rule and its relaxation.
 
     Returns:
         Forms on the input, and the constant (R,).
@@ -73,8 +76,11 @@ def backward(
         if terms and node.index in terms:
             constant = constant - slack(_weighted(here, terms[node.index]))
         assert node.op is not None
-        shapes = [graph.nodes[i].shape for i in node.inputs]
-        arriving, left = node.op.backward(here, shapes, lines.get(node.index))
+        if nonlinear is not None and not node.op.affine:
+            arriving, left = nonlinear(node, here)
+        else:
+            shapes = [graph.nodes[i].shape for i in node.inputs]
+            arriving, left = node.op.backward(here, shapes, lines.get(node.index))
         constant = constant + left
         for i, part in zip(node.inputs, arriving, strict=True):
             pending[i] = pending[i].plus(part, graph.nodes[i].shape) if i in pending else part

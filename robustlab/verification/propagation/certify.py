@@ -15,6 +15,7 @@ from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
+from robustlab.verification.duals.lagrangian_dual import lagrangian_dual_bound
 from robustlab.verification.propagation.alpha_crown import alpha_crown_bound
 from robustlab.verification.propagation.certificate import Interval, certificate, positive, prepare, stated
 from robustlab.verification.propagation.cnn_cert import cnn_cert_bound
@@ -30,7 +31,16 @@ from robustlab.verification.propagation.wong_kolter import wong_kolter_bound
 __all__ = ["bounds", "certified_radius", "certify"]
 
 BoundName = Literal[
-    "ibp", "fast_lin", "fast_lip", "crown", "crown_ibp", "alpha_crown", "wong_kolter", "cnn_cert", "lirpa"
+    "ibp",
+    "fast_lin",
+    "fast_lip",
+    "crown",
+    "crown_ibp",
+    "alpha_crown",
+    "wong_kolter",
+    "cnn_cert",
+    "lirpa",
+    "lagrangian_dual",
 ]
 METHODS: dict[BoundName, Callable[..., Tensor]] = {
     "ibp": ibp_bound,
@@ -42,6 +52,7 @@ METHODS: dict[BoundName, Callable[..., Tensor]] = {
     "wong_kolter": wong_kolter_bound,
     "cnn_cert": cnn_cert_bound,
     "lirpa": lirpa_bound,
+    "lagrangian_dual": lagrangian_dual_bound,
 }
 """Catalogue key → function (graph, region, C, **options) → lower bounds of C·output, (N, M)."""
 
@@ -61,7 +72,7 @@ def bounds(
 
     Returns:
         :class:`~robustlab.graph.interval.Bounds` of shape (N, M), differentiable in the model's parameters
-        and in the region where autograd is on (but for α-CROWN's).
+        and in the region where autograd is on (but for those of α-CROWN and of the Lagrangian dual).
 
     Raises:
         ValueError, TypeError: naming the argument, or the node that cannot be bounded.
