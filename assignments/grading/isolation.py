@@ -111,12 +111,12 @@ def end_all_others(first: int) -> None:
     if os.getpid() == 1:
         with suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
-        _reap()
+        _reap(0)
         return
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(first, signal.SIGKILL)
     for _ in range(100):  # an orphan's children come to us when it ends
-        _reap()
+        _reap(os.WNOHANG)
         orphans = list(_children())
         if not orphans:
             return
@@ -125,9 +125,10 @@ def end_all_others(first: int) -> None:
                 os.kill(orphan, signal.SIGKILL)
 
 
-def _reap() -> None:
+def _reap(options: int) -> None:
+    """Take leave of children that have ended; with no options, of all, which must be about to end."""
     with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
+        while os.waitpid(-1, options)[0]:
             pass
 
 
