@@ -27,8 +27,8 @@ PARTS = (
     "part-exercises",
     "part-references",
 )
-# Of the first twelve chapters, two are recast whole; the other ten have no tiny case by hand.
-WITHOUT_TINY = frozenset({"02", "03", "04", "06", "08", "15", "16", "21", "22", "23"})
+# Of the first twelve chapters, three are recast whole; the other nine have no tiny case by hand.
+WITHOUT_TINY = frozenset({"02", "03", "04", "06", "08", "16", "21", "22", "23"})
 WORDS, CODE_CELLS, SCRATCH_LINES, QUESTIONS = (1500, 3000), (12, 45), 20, (3, 5)
 GRADES = ("●", "●●", "●●●")
 VERDICTS = {"right": "✓ Correct.", "wrong": "✗ Not quite."}
