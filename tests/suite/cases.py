@@ -7,6 +7,7 @@ on attacks that are broken on purpose, and wants each to be caught.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ EPS = {"l0": 3.0, "l1": 0.8, "l2": 0.3, "linf": 0.1}
 PLAIN: dict[str, Any] = {
     "density": lambda points: torch.exp(-points.flatten(1).square().mean(dim=1)),
     "manifold": SimpleNamespace(encode=lambda x, y: x.clone(), decode=lambda z, y: z.clone()),  # all of space
+    "surrogates": [nn.Flatten()],  # in the suite a twin of the model
     "detector": lambda points: points.new_full(points.shape[:1], -0.5),  # never fires
 }
 SHAPES = {"flat": FLAT, "image": IMAGE, "color": (3, 4, 4)}
@@ -78,6 +80,8 @@ class Case:
     def run(self, model: nn.Module | Victim, x: Tensor, y: Tensor | None, **changes: Any) -> AttackResult:
         """The attack on (x, y), with a target where the case has one and ``changes`` names none."""
         args = self.arguments(**changes)
+        if self.takes("surrogates") and "surrogates" not in changes:  # as good as can be: the model's own twin
+            args["surrogates"] = [twin(model)]
         if self.targeted and "target" not in args:
             args["target"] = self.target(y if y is not None else torch.zeros_like(x.flatten(1)[:, 0].long()))
         return self.attack(model, x, y, **args)
@@ -105,6 +109,14 @@ class Case:
         """Whether the goal is met, from the definition."""
         label = logits.argmax(dim=1)
         return label == (self.target(y) if target is None else target) if self.targeted else label != y
+
+
+def twin(model: nn.Module | Victim) -> Victim:
+    """A white-box victim of a copy of the model."""
+    seen = Victim.of(model)
+    kept = {name: getattr(seen, name) for name in ("bounds", "output", "mode", "logits")}
+    with torch.inference_mode(False):  # whose tensors would give no gradient
+        return Victim(copy.deepcopy(seen.model), **kept)
 
 
 def cases(selected: Iterable[Row]) -> list[Case]:

@@ -86,7 +86,7 @@ def check_failure(case: Case, device: torch.device) -> None:
         assert not bool(result.success.any()) and not bool(result.distances["linf"].isnan().any())
         if case.row.min_norm:
             assert torch.equal(result.x_adv, x[one])
-        elif case.takes("loss"):
+        elif case.takes("loss") and case.row.access != "hard":  # labels tell no loss of the model's
             with torch.no_grad():
                 points = [p for p in seen.points[1:-1] if len(p) == 1]  # probes, asked together, may leave the budget
                 tried = torch.stack([attacked(case, blocked(p), goal[one]) for p in points])

@@ -11,8 +11,11 @@ TRANSFER_ON: tuple[Row, ...] = (
         title="Transfer from an ensemble",
         cite="liu2017",
         kind="attack",
+        folder="attacks/transfer",
         chapter="11",
+        norms=("l2", "linf"),
         targeted=True,
+        access="hard",
     ),
     Row(
         key="substitute",

@@ -1,0 +1,82 @@
+"""Gradients through what an attack does to its points before the model sees them, and several models as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robustlab import checks
+from robustlab.attacker.live import Live
+from robustlab.attacker.losses import LossFunction
+from robustlab.attacker.session import Answer, Session
+from robustlab.attacker.victim import Victim
+from robustlab.geometry.projections import clip
+
+
+def gradient_through(
+    session: Session, live: Live, points: Tensor, view: Callable[[Tensor], Tensor], loss: LossFunction
+) -> Answer:
+    """What the model says of view(points), and the gradient of the loss with respect to ``points``.
+
+        ∇_x g(view(x)) = J_view(x)ᵀ ∇g(view(x))
+
+    The view is any differentiable function of a batch, whose outcome is clipped to the box. One query and one gradient
+    for each of the samples ``live``.
+    """
+    with torch.enable_grad():
+        leaf = points.detach().requires_grad_(True)
+        seen = view(leaf)
+        inside = (seen >= session.low) & (seen <= session.high)
+        # What is at an end has its gradient, of which torch's minimum and maximum of tensors would pass one half.
+        seen = torch.where(inside, seen, clip(seen.detach(), session.low, session.high))
+    answer = session.gradient(seen.detach(), live, loss)
+    if not seen.requires_grad:  # a view that does not look at its points
+        return answer._replace(grad=torch.zeros_like(points))
+    (grad,) = torch.autograd.grad(seen, leaf, answer.grad)
+    return answer._replace(grad=grad)
+
+
+class Mixture(nn.Module):
+    """Several models as one, whose logits are the logarithm of the weighted sum of their probabilities.
+
+        z(x) = log Σ_k α_k softmax(z_k(x))
+
+    so that the cross-entropy of z is −log Σ_k α_k f_k(x)_y.
+
+    Args:
+        models: victims or modules with logits (N, K), at least one.
+        weights: α ≥ 0, one per model, of sum 1; None for equal ones.
+
+    Raises:
+        TypeError, ValueError: naming the argument ``name`` or ``weights``.
+    """
+
+    def __init__(
+        self, models: Sequence[Victim | nn.Module], weights: Sequence[float] | None = None, name: str = "surrogates"
+    ) -> None:
+        super().__init__()
+        if isinstance(models, nn.Module | Victim) or not isinstance(models, Sequence) or not models:
+            got = "an empty one" if isinstance(models, Sequence) and not models else type(models).__name__
+            raise TypeError(f"{name}: want a list of at least one model, got {got}")
+        for model in models:
+            module = model.model if isinstance(model, Victim) and model.access == "white" else model
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"{name}: want modules, or victims of modules under white access, got {model!r}")
+        self._victims = [Victim.of(model) for model in models]
+        self.parts = nn.ModuleList([v.model for v in self._victims if isinstance(v.model, nn.Module)])
+        self.weights = [1 / len(models)] * len(models) if weights is None else list(weights)
+        for weight in self.weights:
+            checks.at_least("weights", weight, 0.0)
+        if len(self.weights) != len(models) or abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"weights: want {len(models)} numbers of sum 1, got {self.weights}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K), whose softmax is the mixture."""
+        answers = [victim._answers(x) for victim in self._victims]
+        if len({tuple(answer.shape) for answer in answers}) > 1:
+            shapes = ", ".join(str(tuple(answer.shape)) for answer in answers)
+            raise ValueError(f"surrogates: want models of the same classes, got scores of shapes {shapes}")
+        logs = torch.stack([answer.log_softmax(dim=-1) for answer in answers], dim=-1)
+        return (logs + logs.new_tensor(self.weights).log()).logsumexp(dim=-1)
