@@ -41,6 +41,7 @@ TRANSFER_ON: tuple[Row, ...] = (
         title="Ensemble adversarial training",
         cite="tramer2018",
         kind="trainer",
+        folder="defenses/training",
         chapter="12",
     ),
     Row(
