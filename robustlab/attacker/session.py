@@ -502,23 +502,28 @@ class Session:
             raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
         return self._wrapped(final, success, trace)
 
-    def keep_shared(self, delta: Tensor, met: Tensor) -> None:
+    def keep_shared(self, delta: Tensor, met: Tensor, live: Live) -> None:
         """(Universal attacks) Put aside the best δ so far, the shape of a sample, and where it met the goal, (n,)."""
-        success = torch.zeros_like(self.lost)
-        success[self.active] = met
-        self._shared = delta, success
+        self._shared = delta, torch.zeros_like(self.lost).index_put_((live.rows,), met)
 
-    def universal_result(self, delta: Tensor, *, trace: dict[str, Tensor] | None = None) -> UniversalResult:
+    def moved(self, live: Live, delta: Tensor) -> Tensor:
+        """x + δ, clipped, as the caller will compute it: in the dtype of the caller's x."""
+        dtype = self._dtype or self.x.dtype
+        return clip(live.x.to(dtype) + delta.to(dtype), self.low, self.high).to(live.x.dtype)
+
+    def universal_result(
+        self, delta: Tensor, *, success: Tensor | None = None, trace: dict[str, Tensor] | None = None
+    ) -> UniversalResult:
         """Check one δ, the shape of a sample, on all samples once more and wrap up.
 
-        It is added and clipped as the caller would: in the dtype of the caller's x.
+        ``success`` (N,): from an attack that has asked by itself, since its goal is not about x + δ alone.
         """
         delta = delta.to(self._dtype or self.x.dtype)
-        success = torch.zeros_like(self.lost)
         live = self.of((~self.lost).nonzero().flatten())
-        if len(live):
-            points = clip(live.x.to(delta.dtype) + delta, self.low, self.high).to(live.x.dtype)
-            success[live.rows] = self._count(live, self._model(self._inside(points)))
+        if success is None:
+            success = torch.zeros_like(self.lost)
+            if len(live):
+                success[live.rows] = self._count(live, self._model(self._inside(self.moved(live, delta))))
         if self.domain.strayed(self._strayed):
             raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
         return self._wrapped_shared(delta, success, trace)

@@ -8,11 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction
 from robustlab.attacker.session import Answer, Session
 from robustlab.attacker.victim import Victim
 from robustlab.geometry.projections import clip
+
+
+def boxed(points: Tensor, low: Bound, high: Bound) -> Tensor:
+    """Points clipped to a box: what is outside has no gradient, what is at an end its own.
+
+    Of the latter torch's minimum and maximum of tensors would pass one half.
+    """
+    return torch.where((points >= low) & (points <= high), points, clip(points.detach(), low, high))
 
 
 def gradient_through(
@@ -27,10 +36,7 @@ def gradient_through(
     """
     with torch.enable_grad():
         leaf = points.detach().requires_grad_(True)
-        seen = view(leaf)
-        inside = (seen >= session.low) & (seen <= session.high)
-        # What is at an end has its gradient, of which torch's minimum and maximum of tensors would pass one half.
-        seen = torch.where(inside, seen, clip(seen.detach(), session.low, session.high))
+        seen = boxed(view(leaf), session.low, session.high)
     answer = session.gradient(seen.detach(), live, loss)
     if not seen.requires_grad:  # a view that does not look at its points
         return answer._replace(grad=torch.zeros_like(points))

@@ -108,7 +108,7 @@ def uap(
             rates.append(float(met.double().mean()))
             if rates[-1] > max(rates[:-1]):
                 best = delta
-                session.keep_shared(delta[0], met)
+                session.keep_shared(delta[0], met, images)
             if rates[-1] >= rate:
                 break
         return session.universal_result(best[0], trace={"rate": torch.tensor(rates[1:])} if trace else None)

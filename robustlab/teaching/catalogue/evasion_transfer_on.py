@@ -49,7 +49,9 @@ TRANSFER_ON: tuple[Row, ...] = (
         title="Min-max universal attack",
         cite="wang2021a",
         kind="universal",
+        folder="attacks/universal",
         chapter="12",
+        norms=("l2", "linf"),
         per_sample=False,
     ),
     # Chapter 13: physical.
