@@ -42,9 +42,11 @@ from robustlab.defenses.training.adversarial_training import OverfittingCheck as
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
 from robustlab.defenses.training.adversarial_training import robust_validation as robust_validation
 from robustlab.defenses.training.cat import cat as cat
+from robustlab.defenses.training.crown_ibp import crown_ibp as crown_ibp
 from robustlab.defenses.training.ensemble_adversarial_training import (
     ensemble_adversarial_training as ensemble_adversarial_training,
 )
+from robustlab.defenses.training.ibp_training import ibp_training as ibp_training
 from robustlab.defenses.training.robust_self_training import pseudo_label as pseudo_label
 from robustlab.defenses.training.robust_self_training import robust_self_training as robust_self_training
 from robustlab.defenses.training.smooth_adv import smooth_adv as smooth_adv

@@ -49,8 +49,10 @@ class Objective(Protocol[Trained_contra]):
     An objective that also has a method ``set_progress(fraction)`` is told before each step which part of the training
     is over (0 at the first step, below 1 at the last), for schedules such as a growing epsilon. One whose labels are
     classes of the model says ``takes_labels = True``: :func:`fit` then checks them before any work, by its method
-    ``check_labels(y, classes)`` where it has one (unlabeled rows, say). One that remembers something from batch to
-    batch gives it by ``state_dict()`` as tensors, and takes it by ``load_state_dict``, for trainings that are resumed.
+    ``check_labels(y, classes)`` where it has one (unlabeled rows, say). One that does not take every model has a method
+    ``check_model(model, x)``, which is given one sample before any work and raises. One that remembers something from
+    batch to batch gives it by ``state_dict()`` as tensors, and takes it by ``load_state_dict``, for trainings that are
+    resumed.
     """
 
     def __call__(self, model: Trained_contra, x: Tensor, y: Tensor, /, *, ids: Tensor, seed: int) -> Tensor:
@@ -266,6 +268,8 @@ def _check(
         checks.one_of("schedule", schedule, SCHEDULES)
     if getattr(objective, "takes_labels", objective is cross_entropy):
         _check_labels(model, x, y, getattr(objective, "check_labels", partial(checks.in_classes, "data")))
+    if hasattr(objective, "check_model"):
+        objective.check_model(model, x[:1].to(parameters[0].device))
     place = torch.device(device) if device is not None else parameters[0].device
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: want a device of this machine, got {place}, and there is no CUDA here")

@@ -160,6 +160,7 @@ VERIFICATION: tuple[Row, ...] = (
         title="Training on interval bounds",
         cite="gowal2019",
         kind="trainer",
+        folder="defenses/training",
         chapter="26",
     ),
     Row(
@@ -167,7 +168,9 @@ VERIFICATION: tuple[Row, ...] = (
         title="CROWN-IBP training",
         cite="zhang2020",
         kind="trainer",
+        folder="defenses/training",
         chapter="26",
+        quick={"beta": 0.3},
     ),
     Row(key="singleprop", title="SingleProp", cite="boopathy2021", kind="trainer", chapter="26"),
 )

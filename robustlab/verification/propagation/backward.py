@@ -121,16 +121,17 @@ def slack(scale: Tensor) -> Tensor:
     return scale * (0.0 if scale.dtype == torch.float64 else WIDEN * torch.finfo(scale.dtype).eps)
 
 
-def interval_bound(graph: Graph, layers: list[Bounds], forms: Forms) -> Tensor:
+def interval_bound(graph: Graph, layers: list[Bounds], forms: Forms, *, rounding: bool = True) -> Tensor:
     """Lower bounds of forms on the output from interval bounds of the last hidden layer, (R,).
 
     The last affine layer is merged into the forms ("elided"): one backward step, then the least value on the box of the
-    node before. This is never looser than the intervals of the logits.
+    node before. This is never looser than the intervals of the logits. With ``rounding=False``, as of
+    ``interval_layers``, nothing is taken off in float32.
 
     Source: Gowal et al., "Scalable verified training for provably robust image classification" (2019), section 3.
     """
     node, constant = graph.nodes[-1], forms.coef.new_zeros(forms.coef.shape[0])
-    done, rough = False, forms.coef.dtype != torch.float64
+    done, rough = False, rounding and forms.coef.dtype != torch.float64
     while node.op is not None and node.op.affine and len(node.inputs) == 1 and not done:
         terms = node.op.terms(layers[node.inputs[0]].largest) if rough else None
         if terms is not None:
@@ -140,4 +141,6 @@ def interval_bound(graph: Graph, layers: list[Bounds], forms: Forms) -> Tensor:
         node = graph.nodes[node.inputs[0]]
     box = layers[node.index]
     value = box_minimum(box, forms) + constant
+    if not rounding:
+        return value
     return value - slack(forms.to(forms.coef.abs()).dot(forms.pick(box.largest)) + constant.abs())
