@@ -141,9 +141,7 @@ FIRST = {
     "no way": mutant((MOVES, "moves = 0.0"), lost="real whole grows best curve feature"),
     "not a pair": mutant(("return lowest, highest\n", "return torch.stack([lowest, highest])\n"), lost="real whole"),
     "downhill": mutant((CORNER, CORNER.replace("grad", "-grad")), lost="grows best curve feature"),
-    "half of the way": mutant(
-        (CORNER, CORNER.replace("return ", "return 0.5 * x + 0.5 * ")), lost="best curve feature"
-    ),
+    "half of the way": mutant((CORNER, CORNER.replace("return ", "return 0.5 * x + 0.5 * ")), lost="best curve"),
     "numbers typed in": mutant(("for scale in (0.25, 0.5, 1)]", "for scale in (1, 1, 1)]"), lost="curve"),
     "the least useful feature": mutant(("fixed.index(max(fixed))", "fixed.index(min(fixed))"), lost="feature"),
 }
