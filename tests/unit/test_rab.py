@@ -60,6 +60,21 @@ def test_votes_are_those_of_each_model_on_x_and_its_own_noise() -> None:
     assert torch.equal(found.votes(x, chunk=3), want)
 
 
+def test_without_test_noise_the_votes_are_those_of_the_same_models_on_x_itself() -> None:
+    options = {"network": network(), "sigma": 1.0, "models": 40, "epochs": 40, "lr": 0.5}
+    found = noisy_models(rows(12), **options, test_noise=False)
+    x, peer, want = rows(9, seed=5)[0], network(), torch.zeros(9, 2, dtype=torch.int64)
+    for m in range(40):
+        peer.load_state_dict({name: value[m] for name, value in found.weights.items()})
+        want += F.one_hot(peer(x).argmax(dim=1), 2)
+    assert torch.equal(found.votes(x), want)
+    assert not torch.equal(noisy_models(rows(12), **options).votes(x), want), "noise makes a difference"
+    assert torch.equal(
+        rab(rows(12), x, **options, alpha=0.05, test_noise=False).radius,
+        vote_certificate(want, sigma=1.0, alpha=0.05).radius,
+    )
+
+
 def test_minibatches_visit_all_rows_in_an_order_of_their_own() -> None:
     data = rows(12)
     whole, parts, again = (

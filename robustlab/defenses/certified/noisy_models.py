@@ -28,8 +28,8 @@ class NoisyModels(Result):
         network: the architecture; its own weights are where all trainings began.
         weights: each parameter, stacked: (M, ...).
         sigma: σ of the noise, in training and at a test.
-        test_noise: (M, ...), what each model adds to every input. It is drawn with the digest of the model's weights as
-            its seed, so that it is a function of their values and of nothing else.
+        test_noise: (M, ...), what each model adds to every input, or zeros. It is drawn with the digest of the model's
+            weights as its seed, so that it is a function of their values and of nothing else.
     """
 
     network: nn.Module
@@ -57,7 +57,7 @@ class NoisyModels(Result):
 
 def train_noisy(
     network: nn.Module, x: Tensor, y: Tensor, *, models: int, sigma: float, epochs: int, batch_size: int, lr: float,
-    momentum: float, seed: int, chunk: int, progress: bool,
+    momentum: float, seed: int, test_noise: bool, chunk: int, progress: bool,
 ) -> NoisyModels:  # fmt: skip
     """Model m is trained by gradient descent on x + σ·z_m, z_m drawn once and kept over all epochs.
 
@@ -73,7 +73,8 @@ def train_noisy(
             noisy = noise.mul_(sigma).add_(x)
             parts.append(_descend(network, start, noisy, y, epochs, batch_size, lr, momentum, seed))
     weights = {name: torch.cat([part[name] for part in parts]) for name in start}
-    return NoisyModels(network, weights, sigma, noise_at_test(weights, x.shape[1:], sigma))
+    added = noise_at_test(weights, x.shape[1:], sigma) if test_noise else x.new_zeros(models, *x.shape[1:])
+    return NoisyModels(network, weights, sigma, added)
 
 
 def noise_at_test(weights: Weights, shape: torch.Size, sigma: float) -> Tensor:

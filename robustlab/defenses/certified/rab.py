@@ -1,6 +1,7 @@
 """RAB: votes of many models, each trained on its own noisy copy of the data, that a backdoor cannot turn.
 
-Weber, Xu, Karlaš, Zhang and Li, "RAB: Provable robustness against backdoor attacks" (2020), theorem 1 and section 5.
+Weber, Xu, Karlaš, Zhang and Li, "RAB: Provable robustness against backdoor attacks" (arXiv v1, 2020), theorem 1 and
+section 5.
 Let h(x, D) be what a model says of x after training on D, and p_c = Pr_z[h(x, D + σz) = c] with a normal number in z
 for each number of D. If class A has p_A ≥ p_A̲ and every other p_c ≤ p̄_B, the vote on x is the same after any change
 of the training inputs with
@@ -11,14 +12,15 @@ over *all* poisoned rows together. So a certificate compares two worlds of the s
 training inputs can do, not what wrong labels do, and the trigger on x itself is part of x in both.
 
 A draw of z is one for each training row and model, and stays over the epochs. Fresh noise in each epoch would be
-another z for each visit; then h is no function of D + σz, and the theorem says nothing. A model that has only seen
-noisy rows is bad without noise, so that noise is added to x too. It must depend on D through the trained weights alone,
-for h to be a function of D + σz.
+another z for each visit; then h is no function of D + σz, and the theorem says nothing. A network that has only
+seen noisy rows can be bad without noise, so that noise is added to x too. It must depend on D through the trained
+weights alone, for h to be a function of D + σz. Linear models do better without it (``test_noise=False``).
 
 Different here: that noise is drawn by the digest of the weights' *values*, where the published code hashes the file
 that PyTorch wrote, so that another version of PyTorch changes the certificate; votes are counted, as the theorem has
-it, where the code averages sigmoids; any number of classes; and α is what all bounds cost together (the code's two
-bounds at α each cost 2α).
+it, where the code averages sigmoids; any number of classes; and α is what all bounds cost together. Of two classes the
+bounds on both shares are one event, and yet there are two: the votes that choose A bound it, so that the bound must
+hold for either class (the code's, at α each, cost 2α).
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ def rab(
     lr: float = 0.1,
     momentum: float = 0.9,
     seed: int = 0,
+    test_noise: bool = True,
     chunk: int = 100,
     progress: bool = False,
 ) -> Certificate:
@@ -70,6 +73,7 @@ def rab(
         alpha: the probability, in (0, 1), that a sample's certificate is wrong.
         epochs, batch_size, lr, momentum: of gradient descent; None is the whole data in each step.
         seed: of the noise and of the order of rows.
+        test_noise: whether σ times a normal number, drawn by each model's weights, is added to x.
         chunk: how many models are trained at once: noisy data of chunk·n inputs are in memory. Another chunk may round
             otherwise, and then the noise of a test is another, of the same law.
         progress: show a bar in a terminal.
@@ -82,7 +86,7 @@ def rab(
         ValueError, TypeError: for an argument out of its range, or fewer models than a bound above ½ needs.
 
     Source:
-        Weber et al. (2020), theorem 1, algorithm 1 and section 5.
+        Weber et al. (arXiv v1, 2020), theorem 1, algorithm 1 and section 5.
     """
     checks.floats(x)
     checks.finite("x", x)
@@ -90,7 +94,7 @@ def rab(
     _enough(models, alpha, 2)
     found = noisy_models(
         data, network=network, sigma=sigma, models=models, epochs=epochs, batch_size=batch_size, lr=lr,
-        momentum=momentum, seed=seed, chunk=chunk, progress=progress,
+        momentum=momentum, seed=seed, test_noise=test_noise, chunk=chunk, progress=progress,
     )  # fmt: skip
     return vote_certificate(found.votes(x, chunk=chunk), label, sigma=sigma, alpha=alpha, dtype=x.dtype)
 
@@ -106,6 +110,7 @@ def noisy_models(
     lr: float = 0.1,
     momentum: float = 0.9,
     seed: int = 0,
+    test_noise: bool = True,
     chunk: int = 100,
     progress: bool = False,
 ) -> NoisyModels:
@@ -129,7 +134,7 @@ def noisy_models(
     checks.at_home(network, x, "data")
     return train_noisy(
         network, x, y, models=models, sigma=sigma, epochs=epochs, batch_size=size, lr=lr, momentum=momentum, seed=seed,
-        chunk=chunk, progress=progress,
+        test_noise=test_noise, chunk=chunk, progress=progress,
     )  # fmt: skip
 
 
@@ -138,8 +143,8 @@ def vote_certificate(
 ) -> Certificate:
     """The certificate that votes (N, K) of independently drawn models give, by Hoeffding's bound.
 
-    The class of most votes is chosen by the same votes, so all K shares are bounded from both sides at once; of two
-    classes one share is the other's rest, and two bounds are all.
+    The class of most votes is chosen by the same votes, so all K shares are bounded from both sides at once. Of two
+    classes one share is the other's rest, and two bounds are all: one for either choice of the class.
 
     Args:
         votes: counts (N, K) of the same number M in each row.

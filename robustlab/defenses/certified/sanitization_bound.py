@@ -35,6 +35,7 @@ from robustlab import checks
 from robustlab.attacker.results import Result
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.defenses.certified.feasible import Feasible
+from robustlab.defenses.certified.hinge import DualAveraging, train_linear, with_one
 from robustlab.progress import bar
 
 __all__ = ["SanitizationBound", "sanitization_bound", "sanitizer"]
@@ -54,8 +55,9 @@ class SanitizationBound(Result):
         weight, bias: (d,) and (); the θ of the bound.
         attack: candidate poisons, points (m, d) and their labels (m,), m = ⌊γn⌋.
         survives: (m,) bool, whether the defense lets them through, its centroids moved where ``oracle="data"``.
-        attack_loss: mean hinge loss per clean row after training on the clean data and the poisons that survive: at
-            most ``bound``.
+        attack_loss: mean hinge loss per clean row after training on the clean data and the poisons that survive, as
+            far as training came: at most ``bound``.
+        attack_least: what no training on them ends below, so that the attack causes a loss between the two.
         attack_weight, attack_bias: the θ of that training.
         feasible: the sets that hold every poison.
         history: (steps,), U at each iterate.
@@ -69,6 +71,7 @@ class SanitizationBound(Result):
     attack: tuple[Tensor, Tensor]
     survives: Tensor
     attack_loss: float
+    attack_least: float
     attack_weight: Tensor
     attack_bias: Tensor
     feasible: Feasible
@@ -157,10 +160,10 @@ def sanitization_bound(
     kept = sanitizer(data, slab=slab, quantile=quantile, nonnegative=nonnegative)
     x, y = _table(data, nonnegative)
     feasible = kept if oracle == "fixed" else _widened(kept, y, rate)
-    rows, sign = _with_one(x), 2.0 * y.to(x.dtype) - 1
+    rows, sign = with_one(x), 2.0 * y.to(x.dtype) - 1
     signs = torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device)
 
-    descent = _DualAveraging(torch.zeros_like(rows[0]), max_norm, lr)
+    descent = DualAveraging(torch.zeros_like(rows[0]), max_norm, lr)
     points, classes, history = [], [], []
     for _ in bar(range(steps), show=progress, label="sanitization_bound"):
         theta = descent.theta
@@ -174,35 +177,23 @@ def sanitization_bound(
 
         down = (sign * (margin < 1)) @ rows / len(rows)
         pull = rate * signs[worst] * (loss[worst] > 0)  # in this order: a number times a bool is float32
-        down = down + pull * _with_one(found[worst][None])[0]
+        down = down + pull * with_one(found[worst][None])[0]
         descent.step(history[-1], down)
 
     best, lowest = descent.best, descent.lowest
     clean = (1 - sign * (rows @ best)).clamp_min(0).mean()
     attack = _spread(torch.stack(points), torch.stack(classes), int(rate * len(x) + 1e-9))
     survives = _sanitized(kept, x, y, attack, oracle)
-    training = (torch.cat([rows, _with_one(attack[0][survives])]), torch.cat([sign, signs[attack[1][survives]]]))
-    trained, loss = _train(*training, len(x), best, max_norm, steps, lr)
+    passed, labels = attack[0][survives], attack[1][survives]
+    # Training has no maximum over F, so that it can afford more steps.
+    trained = train_linear(
+        torch.cat([x, passed]), torch.cat([y, labels]), n=len(x), start=best, max_norm=max_norm, steps=4 * steps, lr=lr
+    )
     return SanitizationBound(
         float(lowest), float(clean), float((lowest - clean) / rate) if rate else 0.0, best[:-1], best[-1], attack,
-        survives, float(loss), trained[:-1], trained[-1], feasible, torch.stack(history),
+        survives, trained.loss, trained.least, trained.weight, trained.bias, feasible, torch.stack(history),
     )  # fmt: skip
 
-
-class _DualAveraging:
-    """θ ← z/λ, and the θ of the least value so far; z sums the steps down, λ = max(√Σ‖step‖²/lr, ‖z‖/max_norm)."""
-
-    def __init__(self, theta: Tensor, max_norm: float, lr: float) -> None:
-        self.theta, self.max_norm, self.lr = theta, max_norm, lr
-        self.best, self.lowest = theta, torch.full_like(theta[0], torch.inf)
-        self._total, self._squares = torch.zeros_like(theta), torch.zeros_like(theta[0])
-
-    def step(self, value: Tensor, down: Tensor) -> None:
-        """``value`` and a negative subgradient at the present θ."""
-        self.best, self.lowest = torch.where(value < self.lowest, self.theta, self.best), value.minimum(self.lowest)
-        self._total, self._squares = self._total + down, self._squares + down @ down
-        scale = torch.maximum(self._total.norm() / self.max_norm, self._squares.sqrt() / self.lr)
-        self.theta = self._total / scale.clamp_min(1e-300)
 
 
 def _table(data: Pairs, nonnegative: bool) -> tuple[Tensor, Tensor]:
@@ -218,11 +209,6 @@ def _table(data: Pairs, nonnegative: bool) -> tuple[Tensor, Tensor]:
     if nonnegative and bool((x < 0).any()):
         raise ValueError(f"nonnegative: want rows of at least 0, got a least value of {float(x.min()):g}")
     return x.double(), y
-
-
-def _with_one(x: Tensor) -> Tensor:
-    """A last column of ones, for the bias."""
-    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
 def _widened(kept: Feasible, y: Tensor, rate: float) -> Feasible:
@@ -257,14 +243,3 @@ def _sanitized(kept: Feasible, x: Tensor, y: Tensor, attack: tuple[Tensor, Tenso
     apart = center[1] - center[0]
     moved = Feasible(center, apart / apart.norm(), kept.radius, kept.width, kept.nonnegative)
     return moved.keeps(*attack)
-
-
-def _train(
-    rows: Tensor, sign: Tensor, n: int, theta: Tensor, max_norm: float, steps: int, lr: float
-) -> tuple[Tensor, Tensor]:
-    """θ of the least summed hinge loss over n that dual averaging finds, no worse than where it starts."""
-    descent = _DualAveraging(theta, max_norm, lr)
-    for _ in range(steps):
-        margin = sign * (rows @ descent.theta)
-        descent.step((1 - margin).clamp_min(0).sum() / n, (sign * (margin < 1)) @ rows / n)
-    return descent.best, descent.lowest
