@@ -86,7 +86,7 @@ def rab(
         ValueError, TypeError: for an argument out of its range, or fewer models than a bound above ½ needs.
 
     Source:
-        Weber et al. (arXiv v1, 2020), theorem 1, algorithm 1 and section 5.
+        Weber et al. (2020), theorem 1, algorithm 1 and section 5, as numbered in arXiv v1.
     """
     checks.floats(x)
     checks.finite("x", x)

@@ -195,7 +195,6 @@ def sanitization_bound(
     )  # fmt: skip
 
 
-
 def _table(data: Pairs, nonnegative: bool) -> tuple[Tensor, Tensor]:
     """Rows in float64 and labels, checked."""
     x, y = read_labeled(data)
