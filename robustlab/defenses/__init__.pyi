@@ -42,6 +42,9 @@ from robustlab.defenses.training.adversarial_training import OverfittingCheck as
 from robustlab.defenses.training.adversarial_training import adversarial_training as adversarial_training
 from robustlab.defenses.training.adversarial_training import robust_validation as robust_validation
 from robustlab.defenses.training.cat import cat as cat
+from robustlab.defenses.training.convex_adversarial_training import (
+    convex_adversarial_training as convex_adversarial_training,
+)
 from robustlab.defenses.training.crown_ibp import crown_ibp as crown_ibp
 from robustlab.defenses.training.ensemble_adversarial_training import (
     ensemble_adversarial_training as ensemble_adversarial_training,

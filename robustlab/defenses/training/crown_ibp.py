@@ -44,7 +44,7 @@ class CrownIbp(WorstCase):
         """The weight of the linear bounds now."""
         return 1 - self.growth.grown * (1 - self.last_beta)
 
-    def lower(self, graph: Graph, region: Region, C: Tensor) -> Tensor:
+    def lower(self, graph: Graph, region: Region, C: Tensor, seed: int) -> Tensor:
         """β·CROWN-IBP + (1 − β)·IBP; what weighs nothing is not computed."""
         layers, forms, beta = interval_layers(graph, region, rounding=False), as_forms(C, len(region)), self.beta
         value = forms.coef.new_zeros(len(forms.sample))

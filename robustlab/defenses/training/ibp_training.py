@@ -29,7 +29,7 @@ __all__ = ["ibp_training"]
 class IbpTraining(WorstCase):
     """The objective that :func:`ibp_training` returns."""
 
-    def lower(self, graph: Graph, region: Region, C: Tensor) -> Tensor:
+    def lower(self, graph: Graph, region: Region, C: Tensor, seed: int) -> Tensor:
         """By intervals: what the verifier ``ibp`` says, but for its rounding margins."""
         layers = interval_layers(graph, region, rounding=False)
         return interval_bound(graph, layers, as_forms(C, len(region)), rounding=False).reshape(len(region), -1)

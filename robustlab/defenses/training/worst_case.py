@@ -99,8 +99,8 @@ class WorstCase(ABC):
         self.growth = growth
 
     @abstractmethod
-    def lower(self, graph: Graph, region: Region, C: Tensor) -> Tensor:
-        """Lower bounds (N, M) of C·output, differentiable in the graph's weights."""
+    def lower(self, graph: Graph, region: Region, C: Tensor, seed: int) -> Tensor:
+        """Lower bounds (N, M) of C·output, differentiable in the graph's weights; ``seed`` where they are estimated."""
 
     def set_progress(self, fraction: float) -> None:
         """Set the schedules for the part of the training that is over; ``fit`` calls this."""
@@ -112,12 +112,12 @@ class WorstCase(ABC):
             self.worst(model, x, torch.zeros(len(x), dtype=torch.int64, device=x.device), self.growth.largest)
 
     @full_precision()
-    def worst(self, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    def worst(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int = 0) -> Tensor:
         """The worst logits (N, K) relative to the label's: 0 there, and −m_j at the other classes."""
         checks.images(x, self.growth.bounds, takes="bounds={}")
         graph = trace(model, x.shape[1:])
         classes = graph.output_shape[-1]
-        lower = self.lower(graph, Ball(x, eps, "linf", self.growth.bounds), margins(y, classes, x.dtype))
+        lower = self.lower(graph, Ball(x, eps, "linf", self.growth.bounds), margins(y, classes, x.dtype), seed)
         others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
         others = others + (others >= y[:, None])
         return lower.new_zeros(len(y), classes).scatter(1, others, -lower)
@@ -127,5 +127,5 @@ class WorstCase(ABC):
         kappa = self.growth.kappa
         loss = kappa * F.cross_entropy(model(x).to(x.dtype), y) if kappa > 0 else 0.0
         if kappa < 1:
-            loss = loss + (1 - kappa) * F.cross_entropy(self.worst(model, x, y, self.growth.eps), y)
+            loss = loss + (1 - kappa) * F.cross_entropy(self.worst(model, x, y, self.growth.eps, seed), y)
         return torch.as_tensor(loss)

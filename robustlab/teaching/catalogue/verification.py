@@ -153,7 +153,9 @@ VERIFICATION: tuple[Row, ...] = (
         title="Training on the convex outer polytope",
         cite="wong2018",
         kind="trainer",
+        folder="defenses/training",
         chapter="26",
+        quick={"projections": None},
     ),
     Row(
         key="ibp_training",
