@@ -25,6 +25,7 @@ from robustlab.attacker.victim import Victim
 from robustlab.attacks import bypass_detectors, pgd, square
 from robustlab.attacks.whitebox.pgd import pgd_maximize
 from robustlab.defenses import feature_squeezing, kernel_density, mahalanobis
+from robustlab.defenses.detection.by_score import passes
 from robustlab.defenses.detection.feature_squeezing import Squeezed
 from robustlab.geometry.keyed import Noise
 from robustlab.intervals import Rate
@@ -33,13 +34,6 @@ BUDGETS = {"mnist_cnn": (0.15, 0.3), "mnist_resnet": (0.15,), "fashion_cnn": (0.
 NETS = tuple(kind + seed for kind in BUDGETS for seed in ("", "-1", "-2"))
 DETECTORS = ("squeezing", "mahalanobis", "density")
 ATTACKED, CLEAN, OTHERS = 50, 400, 300
-
-
-class Straight(Squeezed):
-    """Feature squeezing whose squeezers pass gradients on as they come (BPDA with the identity)."""
-
-    def squeeze(self, x: Tensor) -> list[Tensor]:
-        return [x + (squeezed - x).detach() for squeezed in super().squeeze(x)]
 
 
 class Versions(nn.Module):
@@ -87,7 +81,7 @@ def aware(model: nn.Module, score: nn.Module, x: Tensor, y: Tensor, told: dict[s
     """Adversarial examples of attacks that know of the detector."""
     if not isinstance(score, Squeezed):
         return {"joint": bypass_detectors(model, x, y, detector=score, steps=60, **told).x_adv}
-    smooth = Straight(score.model, score.bits, score.window)
+    smooth = Squeezed(score.model, score.bits, score.window, straight=True)
     versions = Versions(smooth)
     with torch.no_grad():
         likely = rivals(versions(x), y)[:, :2]
@@ -123,11 +117,12 @@ def measure(net: str, detector: str, eps: float) -> dict[str, Rate | float]:
 
     def passed(z: Tensor) -> Tensor:
         with torch.no_grad():
-            return (model(z).argmax(dim=1) != y) & (score(z) <= found.threshold)
+            return (model(z).argmax(dim=1) != y) & ~passes(score(z), found.threshold)
 
     with torch.no_grad():
         alarms = {
-            f"alarms, {name}": Rate.of(score(z) > found.threshold) for name, z in shifted(images.x_test[others]).items()
+            f"alarms, {name}": Rate.of(passes(score(z), found.threshold))
+            for name, z in shifted(images.x_test[others]).items()
         }
     lost = {
         name: passed(x_adv)

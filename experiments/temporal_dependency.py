@@ -25,7 +25,7 @@ from robustlab.data.spoken import STRANGER
 from robustlab.defenses import temporal_dependency
 from robustlab.geometry.keyed import Noise
 from robustlab.intervals import Rate
-from robustlab.models import transcripts
+from robustlab.models.speech import heard
 
 NETS = ("spoken_gru", "spoken_gru-1", "spoken_gru-2", "spoken_cnn")
 ATTACKED, CLEAN, STEPS = 8, 100, 60
@@ -62,11 +62,11 @@ def together(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([F.pad(x, (0, longest - x.shape[1])) for x, _ in parts]), torch.cat([n for _, n in parts])
 
 
-def audible(model: nn.Module, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def with_words(model: nn.Module, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The sounds in which the model hears something; the detector refuses others."""
     with torch.no_grad():
-        heard = (transcripts(model(x)) >= 0).any(dim=1)
-    return x[heard], lengths[heard]
+        audible = (heard(model, x) >= 0).any(dim=1)
+    return x[audible], lengths[audible]
 
 
 def attacked(
@@ -105,12 +105,12 @@ def measure(net: str, draw: int, eps: float) -> dict[str, Rate | float]:
                 both = torch.cat([honest, score[fooled]])
                 area = Detection(both, both > verdict.threshold, verdict.threshold)
                 found[f"{name}: area, {label}"] = area.score(torch.arange(len(both)) >= ATTACKED)["auroc"]
-    wild, wild_lengths = audible(model, *together([(x[:25], n[:25]) for x, n in shifted(500 + draw).values()]))
+    wild, wild_lengths = with_words(model, *together([(x[:25], n[:25]) for x, n in shifted(500 + draw).values()]))
     plain, fooled = made["plain"]
     verdict = temporal_dependency(model, plain, wild, lengths=strings.lengths, clean_lengths=wild_lengths)
     found["plain: passed, mixed"] = Rate.of(fooled & ~verdict.flagged)
     for name, other in shifted(400 + draw).items():
-        x, lengths = audible(model, *other)
+        x, lengths = with_words(model, *other)
         verdict = temporal_dependency(model, x, clean.x, lengths=lengths, clean_lengths=clean.lengths)
         found[f"alarms, {name}"] = Rate.of(verdict.flagged)
     return found
