@@ -3,14 +3,15 @@
 A row is one detector on one network at one ε. Each of the three networks of a kind has images of its own: 400 clean
 ones, which set the threshold beforehand for 5 % of false alarms, 50 that are attacked, and 300 others for the false
 alarms. PGD makes adversarial examples that do not know of the detector. Then come attacks that do, at the same ε: PGD
-on the joint function, through every squeezer as if it were the identity; for squeezing also PGD on what all squeezed
-versions say together, and Square on the joint function's scores. An image is lost if one of them is misread and passes
-the detector.
+on the joint function with the score in three units, through every squeezer as if it were the identity; for squeezing
+also PGD on what all squeezed versions say together, and Square on the joint function's scores. An image is lost if one
+of all is misread and passes the detector.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ BUDGETS = {"mnist_cnn": (0.15, 0.3), "mnist_resnet": (0.15,), "fashion_cnn": (0.
 NETS = tuple(kind + seed for kind in BUDGETS for seed in ("", "-1", "-2"))
 DETECTORS = ("squeezing", "mahalanobis", "density")
 ATTACKED, CLEAN, OTHERS = 50, 400, 300
+UNITS = (1, 10, 100)  # in which the joint function counts the score, in interquartile ranges of clean scores
 
 
 class Versions(nn.Module):
@@ -77,11 +79,17 @@ def shifted(x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def aware(model: nn.Module, score: nn.Module, x: Tensor, y: Tensor, told: dict[str, float]) -> dict[str, Tensor]:
+def aware(model: nn.Module, found: Detection, x: Tensor, y: Tensor, spread: float, eps: float) -> dict[str, Tensor]:
     """Adversarial examples of attacks that know of the detector."""
-    if not isinstance(score, Squeezed):
-        return {"joint": bypass_detectors(model, x, y, detector=score, steps=60, **told).x_adv}
-    smooth = Squeezed(score.model, score.bits, score.window, straight=True)
+    score = found.details.score
+    told: dict[str, Any] = {"threshold": found.threshold, "eps": eps}
+    smooth = Squeezed(score.model, score.bits, score.window, straight=True) if isinstance(score, Squeezed) else score
+    made = {
+        f"joint, {unit}": bypass_detectors(model, x, y, detector=smooth, scale=unit * spread, steps=60, **told).x_adv
+        for unit in UNITS
+    }
+    if not isinstance(smooth, Squeezed):
+        return made
     versions = Versions(smooth)
     with torch.no_grad():
         likely = rivals(versions(x), y)[:, :2]
@@ -94,11 +102,11 @@ def aware(model: nn.Module, score: nn.Module, x: Tensor, y: Tensor, told: dict[s
         return F.cross_entropy(logits, target, reduction="none")
 
     box = Victim(model, access="soft")
-    return {
-        "joint": bypass_detectors(model, x, y, detector=smooth, steps=60, **told).x_adv,
-        "scores": bypass_detectors(box, x, y, detector=stale, attack=square, queries=500, targets=1, **told).x_adv,
+    asks: dict[str, Any] = {"attack": square, "queries": 500, "targets": 1}
+    return made | {
+        "scores": bypass_detectors(box, x, y, detector=stale, scale=spread, **asks, **told).x_adv,
         **{
-            f"versions {place}": pgd_maximize(versions, x, goal, eps=told["eps"], steps=60, loss=toward)
+            f"versions {place}": pgd_maximize(versions, x, goal, eps=eps, steps=60, loss=toward)
             for place, goal in enumerate(likely.mT)
         },
     }
@@ -124,16 +132,13 @@ def measure(net: str, detector: str, eps: float) -> dict[str, Rate | float]:
             f"alarms, {name}": Rate.of(passes(score(z), found.threshold))
             for name, z in shifted(images.x_test[others]).items()
         }
-    lost = {
-        name: passed(x_adv)
-        for name, x_adv in aware(
-            model, score, x, y, {"threshold": found.threshold, "scale": spread, "eps": eps}
-        ).items()
-    }
+    knowing = aware(model, found, x, y, spread, eps)
+    lost = {name: passed(x_adv) for name, x_adv in {"before": plain.x_adv, **knowing}.items()}
     area = found.score(torch.arange(len(found.scores)) >= ATTACKED)["auroc"]
     return {
-        "area": area, "fooled": Rate.of(plain.success), "before": Rate.of(passed(plain.x_adv)),
-        "joint": Rate.of(lost["joint"]), "after": Rate.of(torch.stack(list(lost.values())).any(dim=0)), **alarms,
+        "area": area, "fooled": Rate.of(plain.success),
+        **{name: Rate.of(share) for name, share in lost.items() if name.startswith(("before", "joint"))},
+        "after": Rate.of(torch.stack(list(lost.values())).any(dim=0)), **alarms,
     }  # fmt: skip
 
 
