@@ -105,6 +105,22 @@ def stripped(net: str, draw: int) -> Result:
     return {"clean": Rate.of(flagged[:200]), "caught": Rate.of(flagged[200:])}
 
 
+def judged(net: str) -> Result:
+    """What is left of the patch that was unlearned, and of the attacker's trigger, after doses of unlearning."""
+    (model, trigger), have, found = nets.load(net), images(net), cleansed(net, 0)
+    x, y = have.x_test[500:1000], have.y_test[500:1000]
+    x = x[y != 0]
+    mask, pattern = found.details.masks[0], found.details.patterns[0]
+    judges = {"patch": (1 - mask) * x + mask * pattern, "trigger": stamped(trigger, x)}
+    result: Result = {}
+    for dose, arguments in {"none": None, "one epoch": {"epochs": 1}, **UNLEARN}.items():
+        after = model
+        if arguments is not None:
+            after = unlearn(model, (have.x_test[:500], have.y_test[:500]), found, **arguments).model
+        result |= {f"{judge}, {dose}": Rate.of(predict(after, z) == 0) for judge, z in judges.items()}
+    return result
+
+
 def repaired(net: str, remedy: str) -> Result:
     """Clean accuracy, attack success without class 0, and accuracy with the trigger, on 500 images after a repair."""
     (model, trigger), have = nets.load(net), images(net)
@@ -226,7 +242,7 @@ def measure(what: str, **case: Any) -> Result:
 
 MEASURES = {
     "cleanse": cleanse, "limited": limited, "free": free, "strip": stripped, "repair": repaired, "filter": filtered,
-    "curve": connected,
+    "curve": connected, "judge": judged,
 }  # fmt: skip
 
 
@@ -241,6 +257,7 @@ EXPERIMENT = Experiment(
         *({"what": "cleanse", "net": net, "draw": draw} for draw in range(3) for net in TAMPERED),
         *({"what": "filter", "target": target} for target in CORNERS),
         *({"what": "curve", "net": net, "target": 7} for net in (SHIPPED, *TAMPERED[:3])),
+        *({"what": "judge", "net": net} for net in (SHIPPED, *TAMPERED) if not net.startswith("mnist_warped")),
         *(
             {"what": what, "net": net, "draw": draw}
             for what in ("limited", "free")
