@@ -162,7 +162,7 @@ def poisoned(target: int) -> PoisonedDataset:
 def trained(x: Tensor, y: Tensor, seed: int) -> nn.Module:
     """A network of the architecture of `mnist_badnets`."""
     model = models.build("small_cnn", hidden=80, mean=0.1307, std=0.3081, seed=seed)
-    fit(model, (x, y), epochs=6, lr=3e-3, seed=seed)
+    fit(model, (x, y), epochs=12, lr=3e-3, seed=seed)
     return model.eval()
 
 
