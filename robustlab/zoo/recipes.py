@@ -98,15 +98,17 @@ def _small(
     name: str, title: str, eps: float, objective: str, objective_kwargs: Mapping[str, Any], **kwargs: Any
 ) -> Recipe:
     """A robust recipe of a net below 20,000 weights, so that three seeds of it are affordable."""
+    color = name.startswith("sign")
+    shape: dict[str, Any] = {"in_shape": (3, 32, 32), "hidden": 24} if color else {"hidden": 32}
     return _recipe(
         name,
         title,
         "small_cnn",
         eps,
-        {"channels": (8, 16), "hidden": 32},
+        {"channels": (8, 16), **shape},
         objective=DEFENSES + objective,
         objective_kwargs=objective_kwargs,
-        fit_kwargs={"epochs": 15, "lr": 5e-3},
+        fit_kwargs={"epochs": 20 if color else 15, "lr": 5e-3},
         shift=1,
         autoattack=True,
         **kwargs,
@@ -304,6 +306,22 @@ _ALL = (
         0.2,
         "cat",
         {"eps": 0.2, "steps": 5, "eta": 0.02, "smoothing": 1.5},
+    ),
+    _small(
+        "mnist_self_trained",
+        "smaller CNN on MNIST, robust self-training (500 labels, 3,500 images without; ℓ∞ 0.2)",
+        0.2,
+        "robust_self_training",
+        _PGD,
+        labeled=500,
+    ),
+    _small(
+        "mnist_uat",
+        "smaller CNN on MNIST, UAT++ (500 labels, 3,500 images without; ℓ∞ 0.2)",
+        0.2,
+        "unsupervised_adversarial_training",
+        {**_PGD, "targets": "both"},
+        labeled=500,
     ),
 )
 
