@@ -60,7 +60,7 @@ def ball(method: str, eps: float, seed: int) -> Mapping[str, Any]:
     return {
         "clean": Rate.of(predict(model, test.x_test) == test.y_test),
         "PGD-20": Rate.of(~weak),
-        "AutoAttack": Rate.of(~autoattack(model, x, y, norm="linf", eps=eps).success),
+        "AutoAttack": Rate.of(autoattack(model, x, y, norm="linf", eps=eps).robust),
     }
 
 
@@ -72,7 +72,7 @@ def unlabeled(method: str, n: float, seed: int) -> Mapping[str, Any]:
     x, y = all_of_it.x_test[:ATTACKED], all_of_it.y_test[:ATTACKED]
     return {
         "clean": Rate.of(predict(model, all_of_it.x_test) == all_of_it.y_test),
-        "robust": Rate.of(~autoattack(model, x, y, norm="linf", eps=EPS, attacks=["apgd-ce", "apgd-t"]).success),
+        "robust": Rate.of(autoattack(model, x, y, norm="linf", eps=EPS, attacks=["apgd-ce", "apgd-t"]).robust),
     }
 
 
