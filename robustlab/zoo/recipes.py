@@ -297,6 +297,14 @@ _ALL = (
     ),
     _noisy("mnist_noise25", "smaller CNN on MNIST", 0.25),
     _noisy("mnist_noise50", "smaller CNN on MNIST", 0.5),
+    _noisy("mnist_noise100", "smaller CNN on MNIST", 1.0),
+    _noisy(
+        "sign_noise25",
+        "small CNN on photographs of hands that show digits, in color,",
+        0.25,
+        builder_kwargs={"in_shape": (3, 32, 32), "hidden": 56},
+        fit_kwargs={"epochs": 40, "lr": 3e-3},
+    ),
     _small("mnist_trades", "smaller CNN on MNIST, trained by TRADES (β 6, ℓ∞ 0.2)", 0.2, "trades", _PGD),
     _small(
         "mnist_cat",
