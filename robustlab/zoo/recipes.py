@@ -113,13 +113,18 @@ def _small(
     )
 
 
-def _noisy(name: str, title: str, sigma: float, **kwargs: Any) -> Recipe:
+def _noisy(name: str, title: str, sigma: float, eps: float = 0.1, **kwargs: Any) -> Recipe:
     """A recipe for randomized smoothing: Gaussian noise of this standard deviation in training."""
     width = {"builder_kwargs": {"channels": (8, 16), "hidden": 32}, "fit_kwargs": {"epochs": 15, "lr": 5e-3}}
     title = f"{title} for smoothing, trained with Gaussian noise of σ = {sigma:g}"
-    return _recipe(name, title, "small_cnn", 0.1, **{**width, **kwargs}, sigma=sigma, shift=1)
+    return _recipe(name, title, "small_cnn", eps, **{**width, **kwargs}, sigma=sigma, shift=1)
 
 
+HANDS = "small CNN on photographs of hands that show digits, in color,"
+COLOR: dict[str, Any] = {
+    "builder_kwargs": {"in_shape": (3, 32, 32), "hidden": 56},
+    "fit_kwargs": {"epochs": 40, "lr": 3e-3},
+}
 _PGD: dict[str, Any] = {"eps": 0.2, "steps": 5, "warmup": 0.4}
 
 _ALL = (
@@ -295,16 +300,12 @@ _ALL = (
         fit_kwargs={"epochs": 15, "lr": 5e-3},
         shift=1,
     ),
+    _noisy("mnist_noise12", "smaller CNN on MNIST", 0.12),
     _noisy("mnist_noise25", "smaller CNN on MNIST", 0.25),
     _noisy("mnist_noise50", "smaller CNN on MNIST", 0.5),
     _noisy("mnist_noise100", "smaller CNN on MNIST", 1.0),
-    _noisy(
-        "sign_noise25",
-        "small CNN on photographs of hands that show digits, in color,",
-        0.25,
-        builder_kwargs={"in_shape": (3, 32, 32), "hidden": 56},
-        fit_kwargs={"epochs": 40, "lr": 3e-3},
-    ),
+    _noisy("sign_noise12", HANDS, 0.12, 4 / 255, **COLOR),
+    _noisy("sign_noise25", HANDS, 0.25, 4 / 255, **COLOR),
     _small("mnist_trades", "smaller CNN on MNIST, trained by TRADES (β 6, ℓ∞ 0.2)", 0.2, "trades", _PGD),
     _small(
         "mnist_cat",

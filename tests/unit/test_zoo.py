@@ -28,7 +28,8 @@ from robustlab.zoo import recipes, shipped, training
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
     "mnist_vae", "sign_cnn", "mnist_adv", "mnist_sprout", "mnist_trades", "mnist_thermometer",
-    "mnist_noise25", "mnist_noise50", "mnist_cat", *BACKDOORED
+    "mnist_noise12", "mnist_noise25", "mnist_noise50", "mnist_noise100", "mnist_cat", "sign_noise12", "sign_noise25",
+    *BACKDOORED,
 }  # fmt: skip
 LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded attack
     "mnist_cnn": (0.96, 0.0),
@@ -48,6 +49,10 @@ LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded 
     "mnist_trades": (0.93, 0.8),
     "mnist_noise25": (0.97, 0.65),
     "mnist_noise50": (0.965, 0.75),
+    "mnist_noise12": (0.97, 0.45),
+    "mnist_noise100": (0.955, 0.74),
+    "sign_noise12": (0.85, 0.0),
+    "sign_noise25": (0.8, 0.0),
     "mnist_adv": (0.96, 0.76),
     "mnist_sprout": (0.96, 0.0),
     "mnist_cat": (0.96, 0.7),
