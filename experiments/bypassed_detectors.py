@@ -29,8 +29,8 @@ from robustlab.defenses.detection.feature_squeezing import Squeezed
 from robustlab.geometry.keyed import Noise
 from robustlab.intervals import Rate
 
-BUDGETS = {"mnist": (0.15, 0.3), "fashion": (0.05, 0.1)}
-NETS = tuple(f"{kind}_cnn{seed}" for kind in BUDGETS for seed in ("", "-1", "-2"))
+BUDGETS = {"mnist_cnn": (0.15, 0.3), "mnist_resnet": (0.15,), "fashion_cnn": (0.05,)}
+NETS = tuple(kind + seed for kind in BUDGETS for seed in ("", "-1", "-2"))
 DETECTORS = ("squeezing", "mahalanobis", "density")
 ATTACKED, CLEAN, OTHERS = 50, 400, 300
 
@@ -149,7 +149,7 @@ EXPERIMENT = Experiment(
         {"net": net, "detector": detector, "eps": eps}
         for net in NETS
         for detector in DETECTORS
-        for eps in BUDGETS[net.split("_")[0]]
+        for eps in BUDGETS[net.partition("-")[0]]
     ],
     measure=measure,
     n={"attacked images": ATTACKED, "clean images for the threshold": CLEAN, "other clean images": OTHERS},
