@@ -105,7 +105,7 @@ def orderings(b: ComparedAttacks) -> Iterator[Check]:
     white = ("white box", b.white)
     yield ordered("one step is not stronger than many", ("one step", b.one_step), ("many steps", b.by_ce), masked)
     yield ordered(
-        "more steps never help the defender", ("few steps", b.few_steps), ("many steps", b.by_ce),
+        "few steps are not stronger than many", ("few steps", b.few_steps), ("many steps", b.by_ce),
         "keep the best iterate, and check the step size",
     )  # fmt: skip
     yield ordered(
