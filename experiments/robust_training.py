@@ -1,12 +1,12 @@
 """Chapter 18: how robust each way of training makes a small network, and on what that depends.
 
 Five parts, each over three trainings. *ball*: accuracy under one step, under PGD-20 and under AutoAttack, in the ball
-of the training and in a larger one; the networks are those of the zoo and the same recipes at two other seeds, of one
-architecture and with the same passes over the data, beside one that was trained naturally. *unlabeled*: 500 labels, and
-so many images without, up to the 3,500 of the zoo's networks. *steps*: adversarial training with one step or five,
-with the check for catastrophic overfitting. *epochs*: robust accuracy in the course of a long training on few images,
-on what is trained on and on what is not; with averaged and with perturbed weights too. *architecture*: accuracy and
-smallest distortion of nine architectures, trained naturally.
+of the training, in a smaller and in a larger one; the networks are those of the zoo and the same recipes at two other
+seeds, of one architecture and with the same passes over the data, beside one that was trained naturally. *unlabeled*:
+500 labels, and so many images without, up to the 3,500 of the zoo's networks. *steps*: adversarial training with one
+step or five, with the check for catastrophic overfitting. *epochs*: robust accuracy in the course of a long training on
+few images, on what is trained on and on what is not; with averaged and with perturbed weights too. *architecture*:
+accuracy and smallest distortion of nine architectures, trained naturally.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NETS = {
     "robust_self_training": "mnist_self_trained", "unsupervised_adversarial_training": "mnist_uat",
 }  # fmt: skip
 SEEDS, ATTACKED, EPS = (0, 1, 2), 100, 0.2
-BALLS, ONE_STEP = (0.2, 0.3), (0.2, 0.3)
+BALLS, ONE_STEP = (0.1, 0.2, 0.3), (0.2, 0.3)
 UNLABELED, LABELED = (0, 1000, 3500), 500
 FEW, EPOCHS, EVERY = 500, 80, 4
 AGAINST_OVERFITTING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the objective, of the loop
