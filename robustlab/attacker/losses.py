@@ -45,9 +45,15 @@ class AttackerLoss:
         return self.function(logits, y, target, kappa)
 
 
-def log_mean_probabilities(logits: Tensor, dim: int) -> Tensor:
-    """log of the mean of softmax(logits) over one dimension of several answers; classes are the last dimension."""
-    return logits.log_softmax(dim=-1).logsumexp(dim=dim) - math.log(logits.shape[dim])
+def log_mean_probabilities(logits: Tensor, dim: int, weights: Tensor | None = None) -> Tensor:
+    """log of the mean of softmax(logits) over one dimension of several answers; classes are the last dimension.
+
+    ``weights`` (m,), of sum 1, are those of the m answers in ``dim``, which is 0; None for equal ones.
+    """
+    logs = logits.log_softmax(dim=-1)
+    if weights is None:
+        return logs.logsumexp(dim=dim) - math.log(logits.shape[dim])
+    return (logs + weights.log().reshape(-1, *[1] * (logs.dim() - 1))).logsumexp(dim=dim)
 
 
 def best_other(logits: Tensor, label: Tensor) -> Tensor:

@@ -434,6 +434,11 @@ class Session:
             return None
         return self.queries[live.rows] + cost + 1 <= self.budget
 
+    def all_can_pay(self, live: Live, cost: int | Tensor = 1) -> bool:
+        """Whether each of them can, which an attack with one δ for all asks."""
+        paying = self.can_pay(live, cost)
+        return paying is None or bool(paying.all())
+
     def settle(self, live: Live) -> None:
         """Book what was asked about live samples since the last time.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Live
-from robustlab.attacker.losses import LossFunction
+from robustlab.attacker.losses import LossFunction, log_mean_probabilities
 from robustlab.attacker.session import Answer, Session
 from robustlab.attacker.victim import Victim
 from robustlab.geometry.projections import clip
@@ -84,5 +84,5 @@ class Mixture(nn.Module):
         if len({tuple(answer.shape) for answer in answers}) > 1:
             shapes = ", ".join(str(tuple(answer.shape)) for answer in answers)
             raise ValueError(f"surrogates: want models of the same classes, got scores of shapes {shapes}")
-        logs = torch.stack([answer.log_softmax(dim=-1) for answer in answers], dim=-1)
-        return (logs + logs.new_tensor(self.weights).log()).logsumexp(dim=-1)
+        each = torch.stack(answers)
+        return log_mean_probabilities(each, dim=0, weights=each.new_tensor(self.weights))

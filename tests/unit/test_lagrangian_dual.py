@@ -203,7 +203,7 @@ def test_memory_is_bounded_and_rows_are_apart(monkeypatch: pytest.MonkeyPatch) -
     model, x = NETS["max_pool"](0), torch.rand(5, 1, 4, 4, dtype=torch.float64)
     graph, region, C = trace(model, x), Ball(x, 0.1), torch.eye(3, dtype=torch.float64)
     whole = lagrangian_dual_bound(graph, region, C, steps=8)
-    monkeypatch.setattr("robustlab.verification.duals.lagrangian_dual.BUDGET", 2 * 3 * graph.widest)
+    monkeypatch.setattr("robustlab.verification.propagation.ascent.BUDGET", 2 * 3 * graph.widest)
     torch.testing.assert_close(lagrangian_dual_bound(graph, region, C, steps=8), whole, rtol=1e-9, atol=1e-9)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ from robustlab.verification import Ball, Box, bounds, certified_radius, certify,
 from robustlab.verification.complete import milp as programs
 from robustlab.verification.complete.encode import encode
 from robustlab.verification.complete.query import Case
-from robustlab.verification.propagation.alpha_crown import optimized_bound
+from robustlab.verification.duals.lagrangian_dual import lagrangian_dual
+from robustlab.verification.propagation.alpha_crown import alpha_crown, optimized_bound
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certify import METHODS
 from robustlab.verification.propagation.layers import Layers, layer_bounds
@@ -438,9 +440,8 @@ def test_memory_is_bounded(method: str, monkeypatch: pytest.MonkeyPatch) -> None
     whole = METHODS[method](graph, region, C)
     budget = 2**12
     assert max(sizes) > budget
-    for module in ("layers", "lower_bound", "alpha_crown", "fast_lip"):
+    for module in ("layers", "lower_bound", "ascent", "fast_lip"):
         monkeypatch.setattr(f"robustlab.verification.propagation.{module}.BUDGET", budget)
-    monkeypatch.setattr("robustlab.verification.duals.lagrangian_dual.BUDGET", budget)
     sizes.clear()
     torch.testing.assert_close(METHODS[method](graph, region, C), whole, rtol=1e-10, atol=1e-10)
     assert 0 < max(sizes) <= budget
@@ -734,3 +735,12 @@ def test_bounds_checks_its_arguments() -> None:
         with pytest.raises(ValueError, match="asks about the values or the shape"):
             trace(type("Branch", (nn.Module,), {"forward": forward})(), x)
     assert isinstance(certify(model, x, eps=0.01), Certificate)
+
+
+@pytest.mark.parametrize("verifier", [alpha_crown, lagrangian_dual])
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"lr": 0.0}])
+def test_an_ascent_refuses_what_is_none(verifier: Callable[..., Certificate], wrong: dict[str, Any]) -> None:
+    """Without a step there is the bound at the start; less than none would leave −∞."""
+    model, x = nn.Linear(2, 2), torch.full((1, 2), 0.5)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        verifier(model, x, torch.tensor([0]), eps=0.1, **wrong)

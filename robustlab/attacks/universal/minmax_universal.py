@@ -212,8 +212,8 @@ def _look(
 
 def _affords(domains: list[list[_Domain]]) -> bool:
     """Whether every sample has a query left for each transformation, and one for each at the end."""
-    paying = [of_model[0].session.can_pay(of_model[0].live, 2 * of_model[0].each - 1) for of_model in domains]
-    return all(each is None or bool(each.all()) for each in paying)
+    firsts = [of_model[0] for of_model in domains]
+    return all(first.session.all_can_pay(first.live, 2 * first.each - 1) for first in firsts)
 
 
 def _wrapped(

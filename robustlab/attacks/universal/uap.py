@@ -96,7 +96,7 @@ def uap(
         images, delta, rates = session.live(), session.x.new_zeros(1, *x.shape[1:]), [0.0]
         best, order = delta, Noise(seed, torch.zeros(1, dtype=torch.int64, device=x.device))
         for k in bar(range(passes), show=progress, label="uap"):
-            if not len(images) or not _affords(session, images):
+            if not len(images) or not session.all_can_pay(images, 2):  # for the rate at the end of a pass, too
                 break
             for row in images.rows[order.permutation(k, len(images))[0]].split(1):
                 image = session.of(row)
@@ -114,12 +114,6 @@ def uap(
         return session.universal_result(best[0], trace={"rate": torch.tensor(rates[1:])} if trace else None)
 
 
-def _affords(session: Session, live: Live) -> bool:
-    """Whether each of them has a query left, and one for the rate at the end of a pass beside that of the result."""
-    paying = session.can_pay(live, 2)
-    return paying is None or bool(paying.all())
-
-
 def _across(session: Session, image: Live, start: Tensor, steps: int, overshoot: float, candidates: int) -> Tensor:
     """DeepFool from ``start`` to where the image (1, ...) is taken for another; ``start`` where it does not arrive."""
 
@@ -128,7 +122,7 @@ def _across(session: Session, image: Live, start: Tensor, steps: int, overshoot:
 
     ball, move = get_norm("l2"), torch.zeros_like(start)
     for k in range(steps + 1):
-        if not _affords(session, image):
+        if not session.all_can_pay(image, 2):
             break
         points = clip(start + (1 + overshoot) * move, session.low, session.high)
         answer, classes, slopes = session.jacobian(points, image, leading)

@@ -23,17 +23,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.forms import Forms
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.operator import Backward
-from robustlab.verification.propagation.adam import Adam
-from robustlab.verification.propagation.backward import backward, concretize, interval_bound, rounding_terms, slack
-from robustlab.verification.propagation.bound_options import BoundOptions
+from robustlab.verification.propagation.ascent import Adam, bound_by_ascent
+from robustlab.verification.propagation.backward import backward, concretize, rounding_terms, slack
 from robustlab.verification.propagation.certificate import Interval, certificate
-from robustlab.verification.propagation.layers import BUDGET, Layers, layer_bounds
+from robustlab.verification.propagation.layers import Layers
 from robustlab.verification.propagation.region import Region
 from robustlab.verification.propagation.specification import as_forms
 
@@ -111,21 +109,11 @@ def lagrangian_dual_bound(
     graph: Graph, region: Region, C: Tensor, *, intersect: bool = True, steps: int = 100, lr: float = 0.1
 ) -> Tensor:
     """Lower bounds (N, M) of C·output by the best multipliers found; detached."""
-    checks.at_least("steps", steps, 0, integer=True)
-    checks.positive("lr", lr)
-    options, n = BoundOptions(relu="adaptive", intersect=intersect), len(region)
-    found, C = [], C.detach().expand(n, *C.shape[-2:])
-    for rows in torch.arange(n, device=C.device).split(max(1, BUDGET // (C.shape[-2] * graph.widest))):
-        some, rows_C = region.select(rows), C[rows]
-        with torch.no_grad():
-            layers = layer_bounds(graph, some, options)
-        lower = dual_bound(graph, some, rows_C, layers, steps=steps, lr=lr)
-        if intersect:
-            with torch.no_grad():
-                other = interval_bound(graph, layers.bounds, as_forms(rows_C, len(rows)))
-            lower = torch.maximum(lower, other.reshape(lower.shape))
-        found.append(lower)
-    return torch.cat(found) if found else C.new_zeros(0, C.shape[-2])
+
+    def bound(some: Region, rows: Tensor, layers: Layers) -> Tensor:
+        return dual_bound(graph, some, rows, layers, steps=steps, lr=lr)
+
+    return bound_by_ascent(bound, graph, region, C, intersect=intersect, steps=steps, lr=lr)
 
 
 def lagrangian_dual(
@@ -159,8 +147,6 @@ def lagrangian_dual(
 
     Source: Dvijotham et al. (2018), equations 4 to 6; for the multipliers on activations see the module's text.
     """
-    checks.at_least("steps", steps, 0, integer=True)
-    checks.positive("lr", lr)
 
     def bound(graph: Graph, region: Region, C: Tensor) -> Tensor:
         return lagrangian_dual_bound(graph, region, C, intersect=intersect, steps=steps, lr=lr)

@@ -26,11 +26,10 @@ from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.node import Graph
-from robustlab.verification.propagation.adam import Adam
-from robustlab.verification.propagation.backward import backward, concretize, interval_bound, rounding_terms
-from robustlab.verification.propagation.bound_options import BoundOptions
+from robustlab.verification.propagation.ascent import Adam, bound_by_ascent
+from robustlab.verification.propagation.backward import backward, concretize, rounding_terms
 from robustlab.verification.propagation.certificate import Interval, certificate
-from robustlab.verification.propagation.layers import BUDGET, Layers, layer_bounds
+from robustlab.verification.propagation.layers import Layers
 from robustlab.verification.propagation.region import Region
 from robustlab.verification.propagation.specification import as_forms
 
@@ -135,20 +134,11 @@ def alpha_crown_bound(
     graph: Graph, region: Region, C: Tensor, *, intersect: bool = True, steps: int = 20, lr: float = 0.1
 ) -> Tensor:
     """Lower bounds (N, M) of C·output with optimized slopes; detached."""
-    options, n = BoundOptions(relu="adaptive", intersect=intersect), len(region)
-    found = []
-    C = C.expand(n, *C.shape[-2:])
-    for rows in torch.arange(n, device=C.device).split(max(1, BUDGET // (C.shape[-2] * graph.widest))):
-        some, rows_C = region.select(rows), C[rows]
-        with torch.no_grad():
-            layers = layer_bounds(graph, some, options)
-        lower = optimized_bound(graph, some, rows_C, layers, steps=steps, lr=lr).lower
-        if intersect:
-            with torch.no_grad():
-                other = interval_bound(graph, layers.bounds, as_forms(rows_C, len(rows)))
-            lower = torch.maximum(lower, other.reshape(lower.shape))
-        found.append(lower)
-    return torch.cat(found) if found else C.new_zeros(0, C.shape[-2])
+
+    def bound(some: Region, rows: Tensor, layers: Layers) -> Tensor:
+        return optimized_bound(graph, some, rows, layers, steps=steps, lr=lr).lower
+
+    return bound_by_ascent(bound, graph, region, C, intersect=intersect, steps=steps, lr=lr)
 
 
 def alpha_crown(
@@ -169,15 +159,15 @@ def alpha_crown(
 
     Args:
         model, x, y, norm, eps, box: as in :func:`robustlab.verification.certify`.
-        steps: ascent steps.
-        lr: their size, in units of the slopes' range.
+        steps: ascent steps, at least 0.
+        lr: their size, above 0, in units of the slopes' range.
         intersect: intersect every bound with interval arithmetic.
 
     Returns:
         A :class:`~robustlab.attacker.results.Certificate`.
 
     Raises:
-        ValueError, TypeError: as :func:`robustlab.verification.certify`.
+        ValueError, TypeError: as :func:`robustlab.verification.certify`; for an argument out of its range.
 
     Source: Xu et al. (2021), section 3.1; only the slopes of the final bound are optimized here.
     """

@@ -1,0 +1,65 @@
+"""Bounds that are maximized, over slopes or over multipliers: their optimizer, and so many rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from robustlab import checks
+from robustlab.graph.node import Graph
+from robustlab.verification.propagation.backward import interval_bound
+from robustlab.verification.propagation.bound_options import BoundOptions
+from robustlab.verification.propagation.layers import BUDGET, Layers, layer_bounds
+from robustlab.verification.propagation.region import Region
+from robustlab.verification.propagation.specification import as_forms
+
+
+class Adam:
+    """Adam with its usual constants (Kingma and Ba 2015); torch's own imports its compiler at the first call, 1.5 s."""
+
+    def __init__(self, variables: Sequence[Tensor]) -> None:
+        self.variables, self.count = variables, 0
+        self.first, self.second = ([torch.zeros_like(v) for v in variables] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self, grads: Sequence[Tensor | None], lr: float) -> None:
+        """Each variable against its gradient, in place; None leaves it where it is."""
+        self.count += 1
+        for variable, grad, first, second in zip(self.variables, grads, self.first, self.second, strict=True):
+            if grad is not None:
+                first.lerp_(grad, 0.1)
+                second.mul_(0.999).addcmul_(grad, grad, value=0.001)
+                scale = (second.sqrt() / (1 - 0.999**self.count) ** 0.5).add_(1e-8)
+                variable.addcdiv_(first, scale, value=-lr / (1 - 0.9**self.count))
+
+
+def bound_by_ascent(
+    bound: Callable[[Region, Tensor, Layers], Tensor], graph: Graph, region: Region, C: Tensor, *, intersect: bool,
+    steps: int, lr: float,
+) -> Tensor:  # fmt: skip
+    """Lower bounds (N, M) of C·output, as many samples at a time as memory bears; detached.
+
+    Args:
+        bound: (some of the region, their rows of C, bounds of the layers there) → lower bounds, by ``steps`` of size
+            ``lr``.
+        graph, region, C: as in ``certify``'s methods; C (N, M, K), or (M, K) for all.
+        intersect: intersect every bound with interval arithmetic.
+        steps, lr: checked here; at least 0, and above 0.
+    """
+    checks.at_least("steps", steps, 0, integer=True)
+    checks.positive("lr", lr)
+    options, n = BoundOptions(relu="adaptive", intersect=intersect), len(region)
+    found, C = [], C.detach().expand(n, *C.shape[-2:])
+    for rows in torch.arange(n, device=C.device).split(max(1, BUDGET // (C.shape[-2] * graph.widest))):
+        some, rows_C = region.select(rows), C[rows]
+        with torch.no_grad():
+            layers = layer_bounds(graph, some, options)
+        lower = bound(some, rows_C, layers)
+        if intersect:
+            with torch.no_grad():
+                other = interval_bound(graph, layers.bounds, as_forms(rows_C, len(rows)))
+            lower = torch.maximum(lower, other.reshape(lower.shape))
+        found.append(lower)
+    return torch.cat(found) if found else C.new_zeros(0, C.shape[-2])
