@@ -13,7 +13,6 @@ from typing import Any
 
 import nbformat
 import pytest
-import torch
 
 from assignments import build, cells
 from assignments.grading import submission
@@ -25,10 +24,6 @@ from tests.course import mutants
 from tests.every import every
 
 KEY, OTHER = "the key of the tests", "the key of another course"
-MUTANTS = {"01_first_attack": mutants.FIRST, "02_pgd": mutants.PGD}
-HONEST = {"01_first_attack": mutants.FIRST_HONEST, "02_pgd": mutants.PGD_HONEST}
-ALWAYS = "last iterate", "scaled, not projected", "every way", "the least useful feature"
-"""Of each assignment, two mutants that every run takes."""
 
 pytestmark = pytest.mark.slow
 
@@ -61,11 +56,17 @@ def replaced(name: str, mutant: mutants.Mutant) -> Any:
     return notebook
 
 
-def cases(table: dict[str, dict[str, mutants.Mutant]], always: tuple[str, ...] = ()) -> list[Any]:
+def cases(table: str) -> list[Any]:
+    """The mutants of all assignments, or their honest answers; those in ``ALWAYS`` are in every run."""
     return [
-        pytest.param(name, mutant, id=f"{name}-{case}", marks=() if case in always else pytest.mark.full("tasks"))
-        for name, found in table.items()
-        for case, mutant in found.items()
+        pytest.param(
+            name,
+            mutant,
+            id=f"{name}-{case}",
+            marks=() if case in mutants.of(name).ALWAYS else pytest.mark.full("tasks", mutants.file_of(name)),
+        )
+        for name in names()
+        for case, mutant in getattr(mutants.of(name), table).items()
     ]
 
 
@@ -78,13 +79,13 @@ def test_the_solution_gets_all_points_and_the_stub_none(name: str, servers: dict
     assert stub.total == 0, stub.results
 
 
-@pytest.mark.parametrize(("name", "mutant"), cases(MUTANTS, ALWAYS))
+@pytest.mark.parametrize(("name", "mutant"), cases("MUTANTS"))
 def test_a_mutant_loses_exactly_what_it_should(name: str, mutant: mutants.Mutant, servers: dict[str, Server]) -> None:
     grade = graded(servers[name], name, replaced(name, mutant))
     assert grade.lost == mutant.lost, grade.results
 
 
-@pytest.mark.parametrize(("name", "mutant"), cases(HONEST))
+@pytest.mark.parametrize(("name", "mutant"), cases("HONEST"))
 def test_a_right_answer_of_another_make_loses_nothing(
     name: str, mutant: mutants.Mutant, servers: dict[str, Server]
 ) -> None:
@@ -92,17 +93,11 @@ def test_a_right_answer_of_another_make_loses_nothing(
     assert not grade.lost, grade.results
 
 
-@pytest.mark.parametrize(
-    ("name", "lost"),
-    [
-        ("01_first_attack", "real whole grows best curve"),
-        ("02_pgd", "dual nearest many optimum box accuracy-set radii"),
-    ],
-)
-def test_replaying_the_public_notebook_loses_what_is_ones_own(name: str, lost: str, servers: dict[str, Server]) -> None:
+@pytest.mark.parametrize("name", names())
+def test_replaying_the_public_notebook_loses_what_is_ones_own(name: str, servers: dict[str, Server]) -> None:
     """What the instructor's copy works out is nobody's, so it is worth little to a student."""
     grade = graded(servers[name], name, source(load(name)), "ada@example.org", OTHER)
-    assert grade.lost >= set(lost.split()), grade.results
+    assert grade.lost >= set(mutants.of(name).REPLAYED.split()), grade.results
     assert grade.total < sum(result.of for result in grade.results) / 2
 
 
@@ -122,75 +117,6 @@ def test_students_get_other_kinds_networks_and_numbers_than_the_instructor(name:
     drawn = [handout.pack(assignment.draw(key, f"{number:02}")) for key in (KEY, OTHER) for number in range(VARIANTS)]
     assert len(set(drawn)) == 2 * VARIANTS
     assert handout.pack(assignment.variant(KEY, "a@b")) == handout.pack(assignment.variant(KEY, " A@B "))
-
-
-def test_nobody_gets_the_set_that_is_worked_out() -> None:
-    assignment = load("02_pgd")
-    kinds = [assignment.draw(KEY, f"{number:02}")["kind"] for number in range(VARIANTS)]
-    assert set(kinds) == {"costs", "pixels"}
-    assert assignment.variant(KEY, handout.INSTRUCTOR)["kind"] == "ellipsoid"
-
-
-def test_the_smallest_radii_are_where_the_decision_changes() -> None:
-    """Against the network itself, at the best point of each set, which a vertex or the dual's maximizer is."""
-    assignment = load("02_pgd")
-    for number in range(4):
-        mine = assignment.draw(KEY, f"{number:02}")
-        tasks, model, x, y = assignment.tasks, mine["model"].double(), mine["x"].double(), mine["y"]
-        radii = tasks.smallest_radii(model, x, y, tasks.a_set(mine["kind"], mine["weights"]))
-        for share, fooled in ((0.999, False), (1.001, True)):
-            met = torch.zeros(len(x), dtype=torch.bool)
-            for k in range(5):
-                slope = (model[1].weight[k] - model[1].weight[y]).detach().reshape(x.shape)
-                best = best_point(mine["kind"], mine["weights"].double(), slope)
-                point = x + share * radii.reshape(-1, 1, 1, 1) * best
-                met |= model(point).argmax(dim=1) != y
-            right = (met == fooled) | (radii == 0)
-            assert bool(right.all())
-
-
-def best_point(kind: str, weights: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """argmax ⟨slope, v⟩ over the set of radius 1: all of it on the one value, or pixel, with the best price."""
-    size = slope if kind == "costs" else torch.linalg.vector_norm(slope, dim=1, keepdim=True)
-    where = (size.abs() / weights).flatten(1).argmax(dim=1)
-    chosen = torch.nn.functional.one_hot(where, size[0].numel()).reshape(size.shape)
-    return (chosen * slope / size.abs() / weights).nan_to_num()  # a class has no slope towards itself
-
-
-def test_what_a_threat_model_allows() -> None:
-    """Values counted by hand: the box, the reach, the way, and whole numbers."""
-    tasks = load("01_first_attack").tasks
-    threat = {
-        "low": torch.zeros(4),
-        "high": torch.full((4,), 10.0),
-        "reach": torch.full((4,), 2.5),
-        "way": ["both", "up", "down", "both"],
-        "whole": [False, False, False, True],
-    }
-    x = torch.tensor([[9.0, 5.0, 5.0, 5.0]])
-    for value, right in (
-        ([9.0, 5.0, 5.0, 5.0], [1, 1, 1, 1]),
-        ([10.0, 7.5, 2.5, 7.0], [1, 1, 1, 1]),
-        ([6.5, 4.9, 5.1, 5.5], [1, 0, 0, 0]),
-        ([10.1, 7.6, 2.4, 8.0], [0, 0, 0, 0]),
-    ):
-        assert tasks.allowed(torch.tensor([value]), x, threat).int().tolist() == [right]
-
-
-def test_the_robust_accuracy_is_that_of_a_search_over_a_fine_grid() -> None:
-    assignment = load("01_first_attack")
-    for number in range(4):
-        mine = assignment.draw(KEY, f"{number:02}")
-        threat, x, y = mine["threat"], mine["x"], mine["y"]
-        grid = torch.linspace(-1, 1, 801)[:, None, None] * threat["reach"] + x
-        tried = torch.cat([grid, grid.round()])
-        weight = mine["model"][1].weight.detach()
-        gain = (weight[y] - weight[1 - y]) * (tried - x)
-        gain = gain.masked_fill(~assignment.tasks.allowed(tried, x, threat), torch.inf).amin(dim=0).sum(dim=1)
-        z = mine["model"](x).detach()
-        lead = z.gather(1, y[:, None]).squeeze(1) - z.gather(1, 1 - y[:, None]).squeeze(1)
-        share = float((lead + gain > 0).double().mean())
-        assert abs(assignment.tasks.robust(mine, 1.0) - share) <= 0.011
 
 
 @every("name", names())

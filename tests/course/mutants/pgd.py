@@ -1,27 +1,8 @@
-"""Wrong answers to the assignments, with the tests that they must lose and no other; and right ones of another make.
-
-A mutant is the instructor's solution with some text replaced by other text.
-"""
+"""Of ``02_pgd``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-Replaced = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """What is replaced, and the names of the tests whose points are lost."""
-
-    replaced: tuple[Replaced, ...]
-    lost: frozenset[str]
-
-
-def mutant(*replaced: Replaced, lost: str = "") -> Mutant:
-    """A mutant from pairs of old and new text, and the lost tests in one string."""
-    return Mutant(replaced, frozenset(lost.split()))
-
+from tests.course.mutants import mutant
 
 IN_LINF = '    "The best point of PGD for each sample: a tensor like x."\n'
 START = "    best, best_loss = x.clone(), torch.full_like(x.flatten(1)[:, 0], -torch.inf)\n"
@@ -38,7 +19,7 @@ AS_L2 = "delta * (eps / norm(delta, 2)).clamp(max=1).reshape(-1, *[1] * (x.dim()
 EACH_PGD = "[pgd_linf(model, x[i:i + 1], y[i:i + 1], eps, steps, step_size) for i in range(len(x))]"
 EACH_PROJECT = "[project(delta[i:i + 1], eps[i:i + 1]) for i in range(len(eps))]"
 
-PGD = {
+MUTANTS = {
     "wrong sign": mutant((LINF, LINF.replace("x + delta", "x - delta")), lost="corner double inside best gradient"),
     "no projection": mutant((LINF, LINF.replace("delta.clamp(-eps, eps)", "delta")), lost="corner double inside"),
     "no clamp": mutant((LINF, LINF.replace(".clamp(0, 1)", "")), lost="corner double inside"),
@@ -99,7 +80,7 @@ PGD = {
     ),
 }
 
-PGD_HONEST = {
+HONEST = {
     "random start": mutant((START, START + "    point = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)\n")),
     "backward()": mutant(
         (GRADIENT, "        point.grad = None\n        loss.sum().backward()\n        grad = point.grad\n")
@@ -121,40 +102,5 @@ PGD_HONEST = {
     ),
 }
 
-STEP = "    return (x + eps * grad.sign()).clamp(0, 1)"
-IN_FGSM = '    "Away from the labels y: a tensor like x."\n'
-BACK = "    return (x - eps * grad.sign()).clamp(0, 1)"
-LOWEST = 'lowest = torch.maximum(x - threat["reach"].to(x) * moves, threat["low"].to(x))'
-MOVES = 'moves = torch.tensor([way == "both" for way in threat["way"]]).to(x)'
-CORNER = "return torch.where(grad > 0, highest, torch.where(grad < 0, lowest, x))"
-
-FIRST = {
-    "wrong sign": mutant((STEP, STEP.replace("x + eps", "x - eps")), lost="fgsm double"),
-    "away from the target": mutant((BACK, BACK.replace("x - eps", "x + eps")), lost="target"),
-    "no clamp": mutant((STEP, "    return x + eps * grad.sign()"), lost="fgsm double"),
-    "the gradient itself": mutant((STEP, STEP.replace("grad.sign()", "grad / grad.abs().max()")), lost="fgsm double"),
-    "train mode": mutant((IN_FGSM, IN_FGSM + "    model.train()\n"), lost="fgsm"),
-    "off by 255": mutant((IN_FGSM, IN_FGSM + "    eps /= 255\n"), lost="fgsm double"),
-    "single precision": mutant((IN_FGSM, IN_FGSM + "    x, model = x.float(), model.float()\n"), lost="double"),
-    "no box": mutant((LOWEST, 'lowest = x - threat["reach"].to(x) * moves'), lost="real whole grows best"),
-    "every way": mutant((MOVES, "moves = 1.0"), lost="real whole grows best curve feature"),
-    "no way": mutant((MOVES, "moves = 0.0"), lost="real whole grows best curve feature"),
-    "not a pair": mutant(("return lowest, highest\n", "return torch.stack([lowest, highest])\n"), lost="real whole"),
-    "downhill": mutant((CORNER, CORNER.replace("grad", "-grad")), lost="grows best curve feature"),
-    "half of the way": mutant((CORNER, CORNER.replace("return ", "return 0.5 * x + 0.5 * ")), lost="best curve"),
-    "numbers typed in": mutant(("for scale in (0.25, 0.5, 1)]", "for scale in (1, 1, 1)]"), lost="curve"),
-    "the least useful feature": mutant(("fixed.index(max(fixed))", "fixed.index(min(fixed))"), lost="feature"),
-}
-
-FIRST_HONEST = {
-    "backward()": mutant(
-        (
-            '    (grad,) = torch.autograd.grad(cross_entropy(model(point), y, reduction="sum"), point)\n' + STEP,
-            "    cross_entropy(model(point), y).backward()\n    grad = point.grad\n" + STEP,
-        ),
-    ),
-    "the mean": mutant(('cross_entropy(model(point), target, reduction="sum")', "cross_entropy(model(point), target)")),
-    "a tensor of numbers": mutant(
-        ("fixed = [", "robust_accuracies = torch.tensor(robust_accuracies)\nfixed = ["),
-    ),
-}
+ALWAYS = "last iterate", "scaled, not projected"
+REPLAYED = "dual nearest many optimum box accuracy-set radii"
