@@ -14,7 +14,7 @@ NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-saniti
 
 .DEFAULT_GOAL := help
 .PHONY: help book pdf serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters \
-        assignments grade lint clean system system-and-browser
+        assignments grade quizzes slides lint clean system system-and-browser
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##\( .*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -72,6 +72,12 @@ chapters: $(STAMP)  ## run the chapters again, in place
 
 assignments: $(STAMP)  ## make the students', the instructor's and the grader's copies, with KEY=...
 	@$(PY) -m assignments.build
+
+quizzes: $(STAMP)  ## the quiz questions for a learning platform: Moodle XML and QTI
+	@$(PY) -m book.quizzes
+
+slides: $(STAMP)  ## slides of a chapter, with CHAPTER=07, or of all
+	@$(PY) -m book.slides $(CHAPTER)
 
 grade: $(STAMP)  ## grade a class, with ASSIGNMENT=02_pgd SUBMISSIONS=folder
 	@$(PY) -m assignments.grade $(ASSIGNMENT) $(SUBMISSIONS)

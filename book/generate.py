@@ -16,6 +16,7 @@ from pathlib import Path
 from book.generate_api import api_pages
 from book.generate_changelog import changelog
 from book.generate_claims import claims_page
+from book.generate_course import course_map
 from book.generate_method_index import method_index
 from book.generate_operators import operators_table
 from book.generate_parts import parts_map
@@ -28,7 +29,7 @@ GENERATED = ROOT / "book" / "generated"
 
 
 def pages() -> dict[str, str]:
-    """File name to MyST Markdown, for book/generated: whole pages, and three pieces that other pages include."""
+    """File name to MyST Markdown, for book/generated: whole pages, and four pieces that other pages include."""
     chapters = read_chapters()
     titles = {row.key: row.title for row in ROWS}
     return {
@@ -36,6 +37,7 @@ def pages() -> dict[str, str]:
         "paper_beside_ours.md": claims_page(chapters, titles),
         "execution_times.md": times_page(chapters),
         "parts.md": parts_map(chapters),
+        "course_map.md": course_map(chapters),
         "operators.md": operators_table(),
         **api_pages(chapters),
     }

@@ -47,6 +47,7 @@ def toc_entries(node: Any) -> Iterator[str]:
 GENERATED = {f"book/generated/{name.removesuffix('.md')}" for name in generated_pages()}
 INCLUDED = {
     "book/generated/parts": "book/index.md",
+    "book/generated/course_map": "book/course.md",
     "book/generated/api_contents": "book/api/index.md",
     "book/generated/operators": "book/api/graph.md",
     **{
