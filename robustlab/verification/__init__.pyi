@@ -25,3 +25,14 @@ from robustlab.verification.propagation.lirpa import lirpa as lirpa
 from robustlab.verification.propagation.region import Ball as Ball
 from robustlab.verification.propagation.region import Box as Box
 from robustlab.verification.propagation.wong_kolter import wong_kolter as wong_kolter
+from robustlab.verification.semantic.colors import BrightnessContrast as BrightnessContrast
+from robustlab.verification.semantic.colors import Hue as Hue
+from robustlab.verification.semantic.colors import Lightness as Lightness
+from robustlab.verification.semantic.colors import Piecewise as Piecewise
+from robustlab.verification.semantic.colors import Saturation as Saturation
+from robustlab.verification.semantic.motion import Occlusion as Occlusion
+from robustlab.verification.semantic.motion import Rotation as Rotation
+from robustlab.verification.semantic.motion import Shift as Shift
+from robustlab.verification.semantic.motion import Translation as Translation
+from robustlab.verification.semantic.semantify import SemanticCertificate as SemanticCertificate
+from robustlab.verification.semantic.semantify import semantify as semantify

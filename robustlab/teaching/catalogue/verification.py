@@ -144,6 +144,7 @@ VERIFICATION: tuple[Row, ...] = (
         title="Semantify: certificates for semantic changes",
         cite="mohapatra2020b",
         kind="verifier",
+        folder="verification/semantic",
         chapter="25",
         dims=("image",),
     ),
