@@ -175,5 +175,12 @@ VERIFICATION: tuple[Row, ...] = (
         chapter="26",
         quick={"beta": 0.3},
     ),
-    Row(key="singleprop", title="SingleProp", cite="boopathy2021", kind="trainer", chapter="26"),
+    Row(
+        key="singleprop",
+        title="SingleProp",
+        cite="boopathy2021",
+        kind="trainer",
+        folder="defenses/training",
+        chapter="26",
+    ),
 )
