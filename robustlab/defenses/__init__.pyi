@@ -1,5 +1,11 @@
 # Written by `python -m book.generate` from the catalogue and the modules' `__all__`.
 
+from robustlab.defenses.aggregation.krum import krum as krum
+from robustlab.defenses.aggregation.krum import krum_scores as krum_scores
+from robustlab.defenses.aggregation.krum import multi_krum as multi_krum
+from robustlab.defenses.aggregation.median import coordinate_median as coordinate_median
+from robustlab.defenses.aggregation.norm_clipping import norm_clipping as norm_clipping
+from robustlab.defenses.aggregation.trimmed_mean import trimmed_mean as trimmed_mean
 from robustlab.defenses.certified.rab import noisy_models as noisy_models
 from robustlab.defenses.certified.rab import rab as rab
 from robustlab.defenses.certified.rab import vote_certificate as vote_certificate
