@@ -124,13 +124,16 @@ def spatial(
         return session.result(found, asked=True, trace=traces)
 
 
-def transform(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, fill: Bound = 0.0) -> Tensor:
+def transform(
+    x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, fill: Bound = 0.0, scale: Tensor | None = None
+) -> Tensor:
     """T_{φ,t}: turn images about their center, counterclockwise, then move them; differentiable in φ and t.
 
     Args:
         x: (N, C, H, W).
         degrees, down, right: (N,); shifts are fractions of H and W.
         fill: value of what lies outside the image, a number or a tensor that broadcasts with an image.
+        scale: (N,), by which images grow about their center before they are moved; None is 1.
     """
     _, _, height, width = x.shape
     rows = torch.arange(height, dtype=x.dtype, device=x.device) - (height - 1) / 2
@@ -138,6 +141,8 @@ def transform(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, fill: Bou
     # The pixel at (v, u) of the result is looked up where the inverse of T sends it, in units of half the image.
     v = (rows - height * down[:, None])[:, :, None]
     u = (columns - width * right[:, None])[:, None, :]
+    if scale is not None:
+        u, v = u / scale[:, None, None], v / scale[:, None, None]
     cos, sin = (f(degrees * (math.pi / 180))[:, None, None] for f in (torch.cos, torch.sin))
     across = u * (cos * (2 / width)) - v * (sin * (2 / width))
     along = u * (sin * (2 / height)) + v * (cos * (2 / height))
