@@ -78,6 +78,24 @@ def test_the_saddle_point_of_linear_models(gamma: float, norm: str, dual: Any) -
         np.testing.assert_allclose(result.weights.numpy(), weights, atol=0.05)
 
 
+def test_the_opponent_answers_each_move() -> None:
+    """Algorithm 1: the losses at the new δ move w, and the weights of before move δ. Two have a closed form."""
+    victims, x, m, a = game(2)
+    result = attack(victims, x, 0.5, steps=6, step_size=0.1, weight_step=0.2, trace=True)
+    assert result.trace is not None
+    losses, weights = result.trace["loss"], result.trace["weights"]
+    w, delta = np.array([0.5, 0.5]), np.zeros(6)
+    for seen, told in zip(losses.numpy(), weights.numpy(), strict=True):
+        np.testing.assert_allclose(seen, m + a @ delta, atol=1e-9)
+        if delta.any():
+            first, second = w + 0.2 * (seen - 0.5 * (w - 0.5))
+            w = np.array([0.5, 0.5]) + np.clip((first - second) / 2, -0.5, 0.5) * np.array([1, -1])
+        np.testing.assert_allclose(told, w, atol=1e-9)
+        way = a.T @ w
+        delta = delta - 0.1 * way / np.linalg.norm(way)
+        delta = delta * min(1.0, 0.6 / np.linalg.norm(delta))
+
+
 def test_neither_side_gains_by_leaving_the_saddle_point() -> None:
     """L(δ*, w) ≤ L(δ*, w*) ≤ L(δ, w*) for anything else in simplex and ball."""
     victims, x, m, a = game()

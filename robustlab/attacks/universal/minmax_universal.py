@@ -7,8 +7,8 @@ opponent's, who takes those that hurt most, and γ keeps them near the mean:
 
     minimize_{‖δ‖ ≤ ε}  maximize_{w ≥ 0, Σ w = 1}   Σ_k w_k·F_k(δ) − γ/2·‖w − 1/K‖²
 
-Both sides take turns. The attacker descends in δ, the opponent ascends in w, where the slope of the objective is
-F_k(δ) − γ·(w_k − 1/K):
+Both sides take turns. The attacker descends in δ, and the opponent answers at the new δ: it ascends in w, where the
+slope of the objective is F_k(δ) − γ·(w_k − 1/K):
 
     δ ← P( δ + α·v(−∇ Σ_k w_k F_k(δ)) )          P: onto the ball, v: the steepest unit step
     w ← P_Δ( w + β·(F(δ) − γ·(w − 1/K)) )         P_Δ: onto the simplex, exactly
@@ -98,7 +98,7 @@ def minmax_universal(
         eps: radius ε ≥ 0 of the one δ, in units of x.
         steps: number of turns, at least 1.
         step_size: α > 0; None means 2.5·ε/steps.
-        weight_step: β > 0, the opponent's; in units of 1/loss.
+        weight_step: β > 0, the opponent's; in units of 1/loss. Keep β·γ below 1: beyond 2 the weights swing.
         gamma: γ ≥ 0, how much the opponent is held to the mean; in units of the loss.
         loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`), against what the model says without δ.
         seed: accepted for uniformity; the method starts at δ = 0 and is deterministic.
@@ -136,15 +136,17 @@ def minmax_universal(
         for _ in bar(range(steps + 1 if count and len(x) else 0), show=progress, label="minmax_universal"):
             if not _affords(domains):
                 break
-            losses, grad, met = _look(domains, delta, weights, over, g)
+            losses, grads, met = _look(domains, delta, over, g)
+            if told:  # the opponent answers each move of δ, and has not moved before the first
+                weights = onto_simplex((weights + weight_step * (losses - gamma * (weights - 1 / count)))[None])[0]
             told.append((losses, weights))
             worth = float(worst(losses, gamma)[0])
             if worth < least:
                 best, least, kept = delta, worth, weights
                 for of_model in domains:  # any of which may be interrupted
                     of_model[0].session.keep_shared(delta[0], met.flatten(0, 1).all(dim=0), of_model[0].live)
+            grad = torch.einsum("mtn,mtn...->...", _shares(weights, over).expand_as(met), grads)[None]
             delta = ball.project(delta + alpha * ball.steepest(-grad), eps)
-            weights = onto_simplex((weights + weight_step * (losses - gamma * (weights - 1 / count)))[None])[0]
         return _wrapped(domains, best[0], kept, lost, over, told if trace else [])
 
 
@@ -185,10 +187,8 @@ def _domains(sessions: list[Session], views: list[Transform], rows: Tensor, *, a
     return found
 
 
-def _look(
-    domains: list[list[_Domain]], delta: Tensor, weights: Tensor, over: str, g: LossFunction
-) -> tuple[Tensor, Tensor, Tensor]:
-    """F (K,) at δ, the direction of ∇ Σ_k w_k·F_k in δ, (1, ...), and where the goal is met, (M, T, n)."""
+def _look(domains: list[list[_Domain]], delta: Tensor, over: str, g: LossFunction) -> tuple[Tensor, Tensor, Tensor]:
+    """F (K,) at δ, each loss's gradient in δ, (M, T, n, ...), and where the goal is met, (M, T, n)."""
     answers = [
         [
             gradient_through(
@@ -203,11 +203,14 @@ def _look(
         torch.stack([torch.stack([getattr(answer, name) for answer in of_model]) for of_model in answers])
         for name in ("loss", "grad", "met")
     )
+    return losses.mean(dim=[axis for axis in range(3) if axis != AXIS[over]]), grads, met
+
+
+def _shares(weights: Tensor, over: str) -> Tensor:
+    """The weights along the axis of the domains, to broadcast with (M, T, n)."""
     shape = [1, 1, 1]
     shape[AXIS[over]] = len(weights)
-    share = weights.reshape(shape).expand_as(losses)
-    others = [axis for axis in range(3) if axis != AXIS[over]]
-    return losses.mean(dim=others), torch.einsum("mtn,mtn...->...", share, grads)[None], met
+    return weights.reshape(shape)
 
 
 def _affords(domains: list[list[_Domain]]) -> bool:
