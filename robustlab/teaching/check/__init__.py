@@ -6,6 +6,7 @@ check says what the result looks like, what the likely cause is, and a first hin
 
 from robustlab.teaching.check.finding import Wrong
 from robustlab.teaching.check.gradient_attacks import fgsm, pgd
+from robustlab.teaching.check.minimum_norm import affine_optimum, bisection, deepfool
 from robustlab.teaching.check.onto_sets import ConvexSet, projection
 
-__all__ = ["ConvexSet", "Wrong", "fgsm", "pgd", "projection"]
+__all__ = ["ConvexSet", "Wrong", "affine_optimum", "bisection", "deepfool", "fgsm", "pgd", "projection"]
