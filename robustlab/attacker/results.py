@@ -131,19 +131,21 @@ def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(filled, dim=1)
 
 
-def keep_so_far(error: BaseException, result: AttackResult | UniversalResult) -> None:
+def keep_so_far(error: BaseException, result: AttackResult | UniversalResult | PhysicalResult) -> None:
     """Attach to an error what the attack that it ends has found; what an attack inside of this one attached stays."""
     if so_far(error) is None:
         vars(error)["so_far"] = result
-        if bool((result.success & (result.queries > 1)).any()):
+        worked = result.queries > 1
+        if bool((worked if isinstance(result, PhysicalResult) else result.success & worked).any()):
             error.add_note(f"Nothing found is lost: robustlab.attacker.results.so_far(error) has {result.summary()}")
 
 
-def so_far(error: BaseException) -> AttackResult | UniversalResult | None:
+def so_far(error: BaseException) -> AttackResult | UniversalResult | PhysicalResult | None:
     """What an attack had found when an error of its model, or Ctrl-C, ended it.
 
     Its ``success`` is what the model said when it was asked: no point was checked again. Queries are those that were
-    answered. A sample that was not fooled has the best point that the attack had put aside, or x.
+    answered. A sample that was not fooled has the best point that the attack had put aside, or x. A texture that was
+    not judged yet has a success of no pictures.
 
     Args:
         error: what was raised.
@@ -202,6 +204,17 @@ class PhysicalResult(Result):
     queries: Tensor
     gradients: Tensor
     trace: dict[str, Tensor] | None = None
+
+    def summary(self) -> str:
+        """One line: what is painted, in how many held-out pictures the goal is met, and at what cost."""
+        won, n, painted = int(self.success.sum()), self.success.numel(), int(self.mask.sum())
+        text = f"a texture of {painted} pixels: " + (
+            f"{won} of {n} held-out pictures succeeded ({100 * won / n:.1f} %)" if n else "not judged"
+        )
+        if not len(self.queries):
+            return text
+        mean_q, mean_g = float(self.queries.double().mean()), float(self.gradients.double().mean())
+        return text + f"; mean queries {mean_q:.1f}, mean gradients {mean_g:.1f}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

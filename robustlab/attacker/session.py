@@ -19,7 +19,7 @@ from robustlab.attacker.domain import Box, Domain
 from robustlab.attacker.live import Best, Live, filtered
 from robustlab.attacker.losses import AttackerLoss, LossFunction, compared, goal_margin, logit_size, spare
 from robustlab.attacker.parts import Batch, Reply, copied, detached, every, first, put, size, take, tensors
-from robustlab.attacker.results import AttackResult, UniversalResult
+from robustlab.attacker.results import AttackResult, PhysicalResult, UniversalResult
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import measure
 from robustlab.geometry.projections import clip
@@ -104,6 +104,7 @@ class Session:
         self._strayed: Any = None  # tells whether any question was outside the domain
         self.bests = list[Best]()  # what the attack keeps; the first is what it will return
         self._shared: tuple[Tensor, Tensor] | None = None  # of a universal attack: the best δ, and whom it moved
+        self._texture: tuple[Tensor, Tensor] | None = None  # of a physical attack: what is painted so far, and its mask
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
         self._fast = images and convolves and device.type == "cpu"
@@ -537,12 +538,32 @@ class Session:
         lengths = {name: value[0] for name, value in measure(delta[None]).items()}
         return UniversalResult(delta, success, lengths, self.queries, self.gradients, trace)
 
-    def so_far(self) -> AttackResult | UniversalResult:
+    def keep_texture(self, texture: Tensor, mask: Tensor) -> None:
+        """(Physical attacks) Put aside the texture so far, (C, h, w), and where it is painted, (1, h, w)."""
+        self._texture = texture, mask
+
+    def labels_of(self, points: Tensor) -> Tensor:
+        """The top label of each of points (m, ...) that judge what was made on the batch; not counted as queries."""
+        return self._top(self._answer(points))
+
+    def physical_result(
+        self, texture: Tensor, mask: Tensor, success: Tensor, trace: dict[str, Tensor] | None = None
+    ) -> PhysicalResult:
+        """Wrap up a texture with its success (N, T) in held-out pictures."""
+        if self.domain.strayed(self._strayed):
+            raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
+        dtype = self._dtype or self.x.dtype
+        return PhysicalResult(texture.to(dtype), mask.clone(), success, self.queries, self.gradients, trace)
+
+    def so_far(self) -> AttackResult | UniversalResult | PhysicalResult:
         """What the attack has found up to now, for when it is interrupted.
 
         ``success`` tells what the model said when it was asked: nothing is asked again. A sample that was not fooled
         has the best point that the attack had put aside.
         """
+        if self._texture is not None:
+            texture, mask = self._texture
+            return self.physical_result(texture, mask, torch.zeros(0, 0, dtype=torch.bool, device=mask.device))
         if self._shared is not None:
             delta, met = self._shared
             return self._wrapped_shared(delta.to(self._dtype or self.x.dtype), met, None)

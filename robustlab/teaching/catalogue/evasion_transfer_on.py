@@ -80,10 +80,12 @@ TRANSFER_ON: tuple[Row, ...] = (
         title="Adversarial patch",
         cite="brown2017",
         kind="physical",
+        folder="attacks/physical",
         chapter="13",
         targeted=True,
         per_sample=False,
         dims=("image",),
+        quick={"steps": 12, "draws": 12, "lr": 0.1},
     ),
     Row(
         key="eot_3d",

@@ -278,6 +278,11 @@ def _scene_checks(x: Any, mask: Tensor, colors: Tensor, scenes: Any, held_out: A
         raise ValueError("held_out: want images and scenes, got none")
 
 
+def _another_class(logits: Tensor, target: int | None) -> None:
+    if target is not None and bool((logits.argmax(dim=1) == target).all()):
+        raise ValueError(f"target: want a class that not all images are taken for, got {target}")
+
+
 def _printed(color: Tensor, colors: Tensor, mask: Tensor) -> Tensor:
     """Each painted pixel (C, H, W) in the nearest color of the palette."""
     rows = color.flatten(1).T
@@ -303,6 +308,7 @@ def printed_patch(
         _scene_checks(x, mask, colors, scenes, held_out)
         logits = ask(x)
         in_classes(logits, y, target)
+        _another_class(logits, target)
         goal = logits.argmax(dim=1) if target is None else torch.full_like(logits.argmax(dim=1), target)
         color = torch.full_like(x[0], 0.5)
         for k in range(steps):
@@ -324,6 +330,7 @@ def random_sticker(
         _scene_checks(x, mask, colors, scenes, held_out)
         logits = ask(x)
         in_classes(logits, y, target)
+        _another_class(logits, target)
         clean, best, texture = logits.argmax(dim=1), -1.0, torch.zeros_like(x[0])
         for color in colors.to(x):
             painted = color[:, None, None] * mask

@@ -173,6 +173,7 @@ def check_physical_counts(case: Case, device: torch.device) -> None:
     assert result.queries.shape == result.gradients.shape == (len(x),)
     assert int(result.queries.sum()) == seen.forwards - judged, "queries"
     assert int(result.gradients.sum()) == seen.backwards, "gradients"
+    assert seen.low >= 0 and seen.high <= 1, "a question outside the box"
 
 
 def check_physical_manners(case: Case, device: torch.device) -> None:
@@ -194,11 +195,14 @@ def check_physical_bad_input(case: Case, device: torch.device) -> None:
         ("held_out", {"held_out": (images[:0], views)}), ("scenes", {"scenes": []}),
     ]  # fmt: skip
     if case.takes("mask"):
-        wrong += [("mask", {"mask": mask(device)[:, :3]}), ("mask", {"mask": mask(device) & False})]
+        wide = torch.ones(1, 1 + SHAPE[1], 1 + SHAPE[2], dtype=torch.bool, device=device)
+        wrong += [("mask", {"mask": given}) for given in (mask(device)[:, :3], mask(device) & False, wide)]
     if case.takes("colors"):
         wrong += [("colors", {"colors": COLORS.to(x) * 2}), ("colors", {"colors": COLORS.to(x)[:, :2]})]
     if case.targeted:
-        wrong.append(("target", {"target": CLASSES}))
+        with torch.no_grad():
+            taken = int(model(x[:1]).argmax())
+        wrong += [("target", {"target": CLASSES}), ("target", {"target": taken, "x": x[:1].expand(3, -1, -1, -1)})]
     for name, changes in wrong:
         given = {"x": x, **changes}
         with refused(name, name):
