@@ -76,7 +76,9 @@ def grade_cells(
 def _result(test: Test, cells: Sequence[tuple[int, str]], mine: dict[str, Any], server: Server) -> Result:
     try:
         limits = {**LIMITS, "seconds": test.seconds}
-        answer = server.ask(cells, test.asks, test.arguments, call=test.call, given=mine, limits=limits)  # type: ignore[arg-type]
+        answer = server.ask(
+            cells, test.asks, test.arguments, call=test.call, given=mine, limits=limits, model=test.model
+        )  # type: ignore[arg-type]
         test.judge(answer.value)
     except Lost as lost:
         return Result(test.name, 0, test.points, str(lost))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import robustlab
+from assignments.grading.asking import Model, serving
 from assignments.grading.isolation import Limits, all_but
 from assignments.grading.task import Lost
 from robustlab.teaching import handout
@@ -78,22 +79,28 @@ class Server:
         call: bool = True,
         given: Mapping[str, Any] | None = None,
         limits: Limits = LIMITS,
+        model: Model | None = None,
     ) -> Answer:
         """Run the cells in a new process and call ``name`` there, or read it as a variable.
 
-        ``given`` is the variant that the cells get from ``handout.load``, whatever name they ask for.
+        ``given`` is the variant that the cells get from ``handout.load``, whatever name they ask for. ``model`` stays
+        in this process, and is asked by a callable that the function gets before its other arguments.
 
         Raises:
             Lost: there is no answer, and why: an exception, the end of time or memory, or bytes that say nothing.
         """
         question = {"cells": list(cells), "name": name, "arguments": list(arguments), "call": call, "given": given}
+        question["asks"] = model is not None
         payload = handout.pack(question)
-        ours, theirs = socket.socketpair()
+        (ours, theirs), (answers, asks) = socket.socketpair(), socket.socketpair()
         header = {"size": len(payload), "limits": limits, "blocked": self.blocked, "readable": self.readable}
-        with ours:
+        with ours, answers:
             try:
-                with theirs:
-                    socket.send_fds(self._running(), [json.dumps(header).encode()], [theirs.fileno()])
+                with theirs, asks:
+                    handed = [theirs.fileno(), asks.fileno()]
+                    socket.send_fds(self._running(), [json.dumps(header).encode()], handed)
+                if model is not None:
+                    serving(answers, model)
                 raw = _talk(ours, payload, time.monotonic() + limits["seconds"] + 10)
                 end = self._line(limits["seconds"] + 20)
             except OSError as error:

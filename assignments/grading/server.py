@@ -1,12 +1,14 @@
 """The clean server: imports torch once, then forks one confined process per test.
 
 It is started by the judge with an empty environment and a socket, knows no expectation, solution or seed, and never
-reads what goes to a test or comes from it: each test gets a socket of its own, which the server only passes on. So the
-next student's process, a copy of the server, holds nothing of the last one's. It ends when the judge closes the socket.
+reads what goes to a test or comes from it: each test gets sockets of its own, one for its question and one for the
+model that it may ask, which the server only passes on. So the next student's process, a copy of the server, holds
+nothing of the last one's. It ends when the judge closes the socket.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -18,7 +20,7 @@ from typing import Any
 
 from assignments.grading import isolation
 
-PRELOADED = "torch", "numpy", "safetensors.torch", "matplotlib.pyplot", "robustlab.teaching.check"
+PRELOADED = "torch", "numpy", "scipy.stats", "safetensors.torch", "matplotlib.pyplot", "robustlab.teaching.check"
 
 
 def main(descriptor: int, work: str, readable: list[str], namespaces: bool) -> None:
@@ -33,24 +35,25 @@ def main(descriptor: int, work: str, readable: list[str], namespaces: bool) -> N
     torch.set_num_threads(1)
     control.sendall(json.dumps(found).encode() + b"\n")
     for number in range(10**9):
-        request, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 1)
+        request, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 2)
         if not request:
             return
-        end = _one_test(json.loads(request), descriptors[0], folder / str(number))
+        end = _one_test(json.loads(request), descriptors, folder / str(number))
         control.sendall(json.dumps(end).encode() + b"\n")
 
 
-def _one_test(request: dict[str, Any], talk: int, work: Path) -> dict[str, Any]:
+def _one_test(request: dict[str, Any], handed: list[int], work: Path) -> dict[str, Any]:
     """Fork the test, wait for its end or the limit, and leave nothing of it; says how it ended."""
     work.mkdir(mode=0o700)
     started = time.monotonic()
     child = os.fork()
     if child == 0:
         try:
-            _in_child(talk, work, request)
+            _in_child(handed, work, request)
         finally:
             os._exit(1)
-    os.close(talk)
+    for descriptor in handed:
+        os.close(descriptor)
     watch = os.pidfd_open(child)
     in_time = bool(select.select([watch], [], [], request["limits"]["seconds"])[0])
     os.close(watch)
@@ -62,20 +65,22 @@ def _one_test(request: dict[str, Any], talk: int, work: Path) -> dict[str, Any]:
     return {"ended": ended if in_time else None, "seconds": time.monotonic() - started}
 
 
-def _in_child(talk: int, work: Path, request: dict[str, Any]) -> None:
+def _in_child(handed: list[int], work: Path, request: dict[str, Any]) -> None:
     os.setsid()
+    talk, asks = (fcntl.fcntl(descriptor, fcntl.F_DUPFD, 8) for descriptor in handed)
     nothing = os.open("/dev/null", os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     os.dup2(talk, 3)
-    os.closerange(4, 1 << 12)
+    os.dup2(asks, 4)
+    os.closerange(5, 1 << 12)
     channel = socket.socket(fileno=3)
     payload = channel.makefile("rb").read(request["size"])
     isolation.confine(work, [Path(path) for path in request["readable"]], request["limits"])
     os.environ["MPLCONFIGDIR"] = os.environ["HOME"] = str(work)
     from assignments.grading.student import answer
 
-    channel.sendall(answer(payload, request["blocked"]))
+    channel.sendall(answer(payload, request["blocked"], socket.socket(fileno=4)))
     os._exit(0)
 
 

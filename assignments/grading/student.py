@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from typing import Any
 
+from assignments.grading.asking import Asked
 from robustlab.teaching import handout
 
 
-def answer(payload: bytes, blocked: list[str]) -> bytes:
+def answer(payload: bytes, blocked: list[str], model: socket.socket) -> bytes:
     """Run the cells, then call the function or read the variable that the request names; returns what to send back."""
     request = handout.unpack(payload)
     for name in blocked:  # the files are hidden as well, where Landlock is
@@ -23,16 +25,17 @@ def answer(payload: bytes, blocked: list[str]) -> bytes:
         except BaseException as error:  # sys.exit() in a cell ends that cell alone
             failed[str(number)] = described(error)
     try:
-        return handout.pack({"value": _asked(request, names), "failed": failed})
+        return handout.pack({"value": _asked(request, names, model), "failed": failed})
     except BaseException as error:
         return handout.pack({"error": described(error), "failed": failed})
 
 
-def _asked(request: dict[str, Any], names: dict[str, Any]) -> Any:
+def _asked(request: dict[str, Any], names: dict[str, Any], model: socket.socket) -> Any:
     name = request["name"]
     if name not in names:
         raise NameError(f"the notebook defines no {name}")
-    return names[name](*request["arguments"]) if request["call"] else names[name]
+    arguments = [Asked(model), *request["arguments"]] if request["asks"] else request["arguments"]
+    return names[name](*arguments) if request["call"] else names[name]
 
 
 def described(error: BaseException) -> str:

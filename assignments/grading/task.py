@@ -39,6 +39,8 @@ class Test:
         arguments: of the call; copies go to the student's process.
         call: False to read a variable.
         seconds: of the wall clock, for the notebook's cells and the call.
+        model: what the function may ask, by a callable that is its first argument; the model stays with the judge. It
+            is asked anew in each test, so a counter of its own counts one test.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Test:
     arguments: Sequence[Any] = field(default=(), repr=False)
     call: bool = True
     seconds: float = 10.0
+    model: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     __test__: ClassVar[bool] = False  # pytest takes it for one of its own
 
 

@@ -18,6 +18,7 @@ from assignments.grading.grade import Grade, Result, grade_cells, grade_class, s
 from assignments.grading.isolation import Limits, all_but
 from assignments.grading.judge import Server
 from assignments.grading.task import Assignment, Lost, Test, require, tensor_like
+from robustlab.teaching.metered import Metered
 
 LIMITS = Limits(seconds=3.0, memory_mb=512, file_mb=8)
 ORPHAN = """
@@ -103,6 +104,30 @@ def test_forged_answers_are_no_answers(server: Server) -> None:
         "import os\ndef f():\n    import robustlab.teaching.handout as h\n    os.write(3, h.pack({}))\n    os._exit(0)"
     )
     assert "it has no value" in reason(server, bad)
+
+
+def test_a_model_stays_with_the_judge_and_counts_there(server: Server) -> None:
+    """A student's function asks by a callable; what is beyond the budget or malformed is refused, and costs nothing."""
+
+    def asked(body: str) -> tuple[Any, Metered]:
+        model = Metered(lambda x: torch.cat([x, 1 - x], dim=1), (1,), 5)
+        code = "import torch, os, socket\nfrom robustlab.teaching.metered import Refused\n"
+        return server.ask([(0, code + body)], "f", [3], limits=LIMITS, model=model).value, model
+
+    told, model = asked("def f(api, n): return api(torch.tensor([[0.9], [0.2], [0.7]])[:n])")
+    assert told.tolist() == [0, 1, 0] and (model.used, model.refused) == (3, 0)
+    greedy = "def f(api, n):\n    api(torch.rand(4, 1))\n    try: api(torch.rand(2, 1))\n"
+    greedy += "    except Refused as e: return str(e)"
+    told, model = asked(greedy)
+    assert "beyond the budget: 4 of 5" in told and (model.used, model.refused) == (4, 1)
+    for wrong in ("torch.rand(1, 2)", "torch.full((1, 1), 1.5)", "torch.full((1, 1), torch.nan)", "'x'", "None"):
+        told, model = asked(f"def f(api, n):\n    try: api({wrong})\n    except Refused as e: return 'refused'")
+        assert told == "refused" and (model.used, model.refused) == (0, 1)
+    told, model = asked("def f(api, n):\n    api.used, api.budget = -100, 100\n    return len(api(torch.rand(5, 1)))")
+    assert (told, model.used) == (5, 5)
+    told, model = asked("def f(api, n):\n    os.write(4, b'x' * 99)\n    os.close(4)\n    return 1")
+    assert (told, model.used) == (1, 0)
+    assert ask(server, "def f(): return 1") == 1
 
 
 def test_patched_modules_and_asserts_change_nothing(server: Server) -> None:

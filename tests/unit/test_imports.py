@@ -31,7 +31,14 @@ LAYERS = (
     ("defenses",),
     ("evaluation",),
     ("applications",),
-    ("teaching.claims", "teaching.check", "teaching.handout", "teaching.recorded", "teaching.sounds"),
+    (
+        "teaching.claims",
+        "teaching.check",
+        "teaching.handout",
+        "teaching.metered",
+        "teaching.recorded",
+        "teaching.sounds",
+    ),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ALONE = ("teaching.catalogue", "teaching.plot", "teaching.reports")  # import nothing of robustlab's
