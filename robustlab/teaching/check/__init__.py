@@ -1,4 +1,10 @@
-"""Checks of your own code while you write it: ``from robustlab.teaching.check.finding import Wrong
+"""Checks of your own code while you write it: ``from robustlab.teaching import check; check.pgd(my_pgd)``.
+
+A check runs your function on small random models on which the right answer is known in closed form. If it is wrong, the
+check says what the result looks like, what the likely cause is, and a first hint; ``hints=2`` shows one more.
+"""
+
+from robustlab.teaching.check.finding import Wrong
 from robustlab.teaching.check.gradient_attacks import fgsm, pgd
 from robustlab.teaching.check.linear_bounds import crown, intervals
 from robustlab.teaching.check.minimum_norm import affine_optimum, bisection, deepfool
