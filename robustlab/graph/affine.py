@@ -192,6 +192,25 @@ class Rearrange(Moves):
 
 
 @dataclass(frozen=True)
+class Pad(Moves):
+    """A constant around each value; ``pad`` as in ``torch.nn.functional.pad``, of the last dimension first."""
+
+    pad: tuple[int, ...]
+    value: float = 0.0
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The padded value."""
+        return F.pad(values[0], self.pad, value=self.value)
+
+    def backward(self, forms: Forms, shapes: Sequence[Shape], lines: None) -> Backward:
+        """Coefficients inside go back; those outside meet the constant."""
+        inside = F.pad(forms.coef.new_ones(1, *shapes[0]), self.pad)
+        forms = forms.full(inside.shape[1:])
+        constant = self.value * (forms.coef * (1 - inside)).flatten(1).sum(1)
+        return (forms.to(F.pad(forms.coef, tuple(-n for n in self.pad))),), constant
+
+
+@dataclass(frozen=True)
 class Reduce(Affine):
     """factor · sum over ``dims`` (counted with the batch): sums and means."""
 

@@ -107,3 +107,8 @@ def average_pool(
     weight = like.new_full((channels, 1, *kernel), 1.0)
     weight = weight / weight[0].numel()
     return Conv(weight, None, stride, padding, (1,) * len(kernel), channels)
+
+
+def counted(pool: Conv, channels: int, size: Sequence[int]) -> Tensor:
+    """What an average over all of a window is multiplied with to be one over its part inside the map."""
+    return 1 / pool.forward(pool.weight.new_ones(1, channels, *size))

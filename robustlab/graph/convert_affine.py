@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab.graph.affine import Add, Linear, Reduce, ScaleShift, Sub
-from robustlab.graph.conv import Conv, average_pool
+from robustlab.graph.conv import Conv, average_pool, counted
 from robustlab.graph.convert_shape import move
 from robustlab.graph.product import Product
 from robustlab.graph.reader import Convert, Reader, Symbol, as_tuple
@@ -103,9 +103,18 @@ def _div(r: Reader, _: Any, a: Any, b: Any) -> Symbol:
     return r.scale_shift(a, 1.0 / r.tensor(b), 0.0)
 
 
-def _matmul(r: Reader, _: Any, a: Any, b: Any) -> Symbol:
-    if not isinstance(a, Symbol) or isinstance(b, Symbol) or b.dim() != 2:
-        raise ValueError(f"model: node {r.name!r}: of matrix products only input @ matrix is known")
+def matmul(r: Reader, _: Any, a: Any, b: Any) -> Symbol:
+    """Input @ matrix, or the product of two matrices that both depend on the input: all products, then sums."""
+    if isinstance(a, Symbol) and isinstance(b, Symbol):
+        if len(r.shape(a)) < 2 or len(r.shape(a)) != len(r.shape(b)):
+            raise ValueError(f"model: node {r.name!r}: want matrices of one rank, got {r.shape(a)} and {r.shape(b)}")
+        (*_, n, inner), (*_, m) = r.shape(a), r.shape(b)
+        r.builder.room(r.name, (*r.shape(a)[:-1], m, inner))
+        left = move(lambda t: t.unsqueeze(-2).expand(*[-1] * (t.dim() - 1), m, -1))(r, None, a)
+        right = move(lambda t: t.transpose(-1, -2).unsqueeze(-3).expand(*[-1] * (t.dim() - 2), n, -1, -1))(r, None, b)
+        return r.add(Reduce((len(r.shape(left)),), False), r.add(Product(), left, right))
+    if not isinstance(a, Symbol) or b.dim() != 2:
+        raise ValueError(f"model: node {r.name!r}: of products with constants only input @ matrix is known")
     return r.add(Linear(b.T), a)
 
 
@@ -136,11 +145,14 @@ def _f_average(
     count_include_pad: bool = True, divisor_override: Any = None,
 ) -> Symbol:  # fmt: skip
     channels, *size = r.shape(x)
-    padding = as_tuple(padding, len(size))
-    if ceil_mode or divisor_override or (any(padding) and not count_include_pad):
-        raise ValueError(f"model: node {r.name!r}: want average-pooling that counts its padding, without ceil_mode")
-    kernel = as_tuple(kernel_size, len(size))
-    return r.add(average_pool(channels, kernel, as_tuple(stride or kernel, len(size)), padding, r.builder.like), x)
+    padding, kernel = as_tuple(padding, len(size)), as_tuple(kernel_size, len(size))
+    if ceil_mode or divisor_override:
+        raise ValueError(f"model: node {r.name!r}: want average-pooling without ceil_mode and divisor_override")
+    pool = average_pool(channels, kernel, as_tuple(stride or kernel, len(size)), padding, r.builder.like)
+    found = r.add(pool, x)
+    if not any(padding) or count_include_pad:
+        return found
+    return r.scale_shift(found, counted(pool, channels, size), 0.0)
 
 
 def _adaptive(r: Reader, m: Any, x: Symbol, output_size: Any = None) -> Symbol:
@@ -167,9 +179,8 @@ METHODS: dict[str, Convert] = {
     "sub": _sub,
     "mul": _mul,
     "div": _div,
-    "matmul": _matmul,
+    "matmul": matmul,
     "neg": lambda r, _, x: r.scale_shift(x, -1.0, 0.0),
-    "square": lambda r, _, x: r.add(Product(), x, x),
     "mean": _reduce(True),
     "sum": _reduce(False),
 }
@@ -179,9 +190,8 @@ FUNCTIONS: dict[Any, Convert] = {
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), _sub),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), _mul),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _div),
-    **dict.fromkeys((operator.matmul, torch.matmul), _matmul),
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), matmul),
     **dict.fromkeys((operator.neg, torch.neg), METHODS["neg"]),
-    torch.square: METHODS["square"],
     torch.mean: METHODS["mean"],
     torch.sum: METHODS["sum"],
     F.linear: lambda r, _, x, weight, bias=None: r.add(Linear(weight, bias), x),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlab.graph.affine import Concat, Rearrange, Reshape
+from robustlab.graph.affine import Concat, Pad, Rearrange, Reshape
 from robustlab.graph.reader import Convert, Reader, Symbol
 
 
@@ -106,8 +106,35 @@ METHODS: dict[str, Convert] = {
     **{n: move(_method(n)) for n in ("transpose", "permute", "flip", "expand", "repeat", "roll", "narrow", "select")},
 }
 
+
+def _getitem(r: Reader, _: Any, x: Any, place: Any) -> Any:
+    """Of a value, or of the several that a split has given."""
+    return x[place] if isinstance(x, tuple | list) else move(operator.getitem)(r, None, x, place)
+
+
+def _parts(run: Callable[..., Any]) -> Convert:
+    """Any function that cuts a value into several."""
+
+    def convert(r: Reader, _: Any, x: Symbol, *args: Any, **kwargs: Any) -> Any:
+        count = len(run(torch.empty(1, *r.shape(x)), *args, **kwargs))
+        return tuple(move(lambda t, k=k: run(t, *args, **kwargs)[k])(r, None, x) for k in range(count))
+
+    return convert
+
+
+def _pad(r: Reader, _: Any, x: Symbol, pad: Any, mode: str = "constant", value: float | None = None) -> Symbol:
+    """Constants around a value; other modes only move numbers."""
+    if mode != "constant":
+        return move(lambda t: F.pad(t, tuple(pad), mode=mode))(r, None, x)
+    return r.add(Pad(tuple(int(n) for n in pad), float(value or 0.0)), x)
+
+
+METHODS |= {name: _parts(_method(name)) for name in ("split", "chunk", "unbind", "tensor_split")}
+
 FUNCTIONS: dict[Any, Convert] = {
-    operator.getitem: move(operator.getitem),
+    operator.getitem: _getitem,
+    F.pad: _pad,
+    **{getattr(torch, n): METHODS[n] for n in ("split", "chunk", "unbind", "tensor_split")},
     getattr: _getattr,
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _f_dropout),
     **dict.fromkeys((torch.cat, torch.concat), _concat),

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from robustlab.graph import onnx_more
 from robustlab.graph.affine import Add, Linear, Rearrange, Reduce, Reshape, ScaleShift, Sub
-from robustlab.graph.conv import Conv, average_pool
+from robustlab.graph.conv import Conv, average_pool, counted
+from robustlab.graph.convex import Convex
 from robustlab.graph.hinge import Clamp, Hinge
 from robustlab.graph.onnx_reader import OnnxReader, name_of
 from robustlab.graph.onnx_shapes import concat, flatten, reduce, reshape, transpose
@@ -45,6 +47,8 @@ def _gemm(
 
 def _matmul(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
     left, right = given
+    if isinstance(left, int) and isinstance(right, int):
+        return onnx_more.product_of_matrices(reader, node, left, right)
     if isinstance(left, int) and isinstance(right, Tensor) and right.dim() <= 2:
         weight = right.T if right.dim() == 2 else right[None]
         place = reader.add(node, Linear(weight.contiguous(), None), left)
@@ -64,9 +68,9 @@ def _arithmetic(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
     left, right = given
     kind = node.op_type
     if isinstance(left, int) and isinstance(right, int):
-        if kind == "Div":
-            raise ValueError(f"model: want Div by a constant, got node {name_of(node)!r}")
         shape = torch.broadcast_shapes((1, *reader.shape(left)), (1, *reader.shape(right)))
+        if kind == "Div":
+            return onnx_more.quotient(reader, node, left, right, shape)
         both = (reader.expanded(node, left, shape), reader.expanded(node, right, shape))
         if kind == "Mul":
             for x, other in (both, both[::-1]):
@@ -77,7 +81,8 @@ def _arithmetic(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
     place = left if isinstance(left, int) else right
     number = reader.beside(right if isinstance(left, int) else left, place).to(reader.dtype)
     if kind == "Div" and not isinstance(left, int):
-        raise ValueError(f"model: want Div by a constant, got node {name_of(node)!r}")
+        place = reader.add(node, Convex("reciprocal"), place)
+        kind = "Mul"
     place = reader.expanded(node, place, torch.broadcast_shapes(number.shape, (1, *reader.shape(place))))
     one, zero = torch.ones_like(number), torch.zeros_like(number)
     if kind in ("Mul", "Div"):
@@ -152,11 +157,15 @@ def _average_pool(
     padding = _padding(node, len(kernel), auto_pad, pads, ceil_mode)
     if any(d != 1 for d in dilations):
         raise ValueError(f"model: want AveragePool without dilations, got {list(dilations)} at node {name_of(node)!r}")
-    if any(padding) and not count_include_pad:
-        raise ValueError(f"model: want AveragePool that counts its padding, got node {name_of(node)!r}")
     step, like = tuple(strides or [1] * len(kernel)), torch.empty(0, dtype=reader.dtype)
-    reader.builder.room(name_of(node), (reader.shape(given[0])[0], *kernel))
-    return reader.add(node, average_pool(reader.shape(given[0])[0], kernel, step, padding, like), given[0])
+    channels, *size = reader.shape(given[0])
+    reader.builder.room(name_of(node), (channels, *kernel))
+    pool = average_pool(channels, kernel, step, padding, like)
+    place = reader.add(node, pool, given[0])
+    if not any(padding) or count_include_pad:
+        return place
+    inside = counted(pool, channels, size)
+    return reader.add(node, ScaleShift(inside, torch.zeros_like(inside)), place)
 
 
 def _global_average(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
@@ -181,13 +190,6 @@ def _leaky(reader: OnnxReader, node: NodeProto, given: list[Any], *, alpha: floa
     if not 0 <= alpha <= 1:  # outside the function is not the larger of two lines, or it turns
         raise ValueError(f"model: want LeakyRelu with alpha in [0, 1], got {alpha} at node {name_of(node)!r}")
     return reader.add(node, Hinge(alpha, 1.0), given[0])
-
-
-def _gelu(reader: OnnxReader, node: NodeProto, given: list[Any], *, approximate: bytes = b"none") -> int:
-    kind = approximate.decode()
-    if kind != "none":
-        raise ValueError(f"model: of Gelu only approximate='none' is known, got {kind!r} at node {name_of(node)!r}")
-    return reader.add(node, Smooth("gelu"), given[0])
 
 
 def _swish(reader: OnnxReader, node: NodeProto, given: list[Any], *, alpha: float = 1.0) -> int:
@@ -230,7 +232,7 @@ def _cast(reader: OnnxReader, node: NodeProto, given: list[Any], *, to: int) -> 
     return int(given[0])
 
 
-RULES: dict[str, Callable[..., int]] = {
+RULES: dict[str, Callable[..., int | tuple[int, ...] | Tensor]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),
@@ -243,7 +245,23 @@ RULES: dict[str, Callable[..., int]] = {
     "Sigmoid": _fixed(Smooth("sigmoid")),
     "Tanh": _fixed(Smooth("tanh")),
     "Softplus": _fixed(Smooth("softplus")),
-    "Gelu": _gelu,
+    "Gelu": onnx_more.gelu,
+    "Elu": onnx_more.elu,
+    "Selu": onnx_more.selu,
+    "HardSwish": _fixed(Smooth("hardswish")),
+    "HardSigmoid": onnx_more.hard_sigmoid,
+    "PRelu": onnx_more.prelu,
+    "Exp": _fixed(Convex("exp")),
+    "Reciprocal": _fixed(Convex("reciprocal")),
+    "Pow": onnx_more.power,
+    "Sqrt": onnx_more.square_root,
+    "Softmax": onnx_more.softmax,
+    "LayerNormalization": onnx_more.layer_norm,
+    "Pad": onnx_more.pad,
+    "Slice": onnx_more.slices,
+    "Gather": onnx_more.gather,
+    "Split": onnx_more.split,
+    "Shape": onnx_more.shape_of,
     "Swish": _swish,
     "Clip": _clip,
     "MaxPool": _max_pool,

@@ -123,11 +123,11 @@ def name_of(node: NodeProto) -> str:
 
 
 @cache
-def _keywords(rule: Callable[..., int]) -> tuple[str, ...]:
+def _keywords(rule: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY)
 
 
-def attributes_of(reader: OnnxReader, node: NodeProto, rule: Callable[..., int]) -> dict[str, Any]:
+def attributes_of(reader: OnnxReader, node: NodeProto, rule: Callable[..., Any]) -> dict[str, Any]:
     """The attributes that a rule reads, which are its keyword arguments.
 
     Raises:

@@ -69,7 +69,9 @@ def _graph(proto: ModelProto, dtype: torch.dtype) -> Graph:
         if all(isinstance(value, Tensor) for value in given if value is not None):
             _fold(reader, node)
         elif node.op_type in RULES and node.domain in ("", "ai.onnx"):
-            reader.values[node.output[0]] = _read(reader, node, given)
+            found = _read(reader, node, given)
+            places = found if isinstance(found, tuple) else (found,)
+            reader.values.update((name, place) for name, place in zip(node.output, places, strict=False) if name)
         else:
             where = f" ({node.domain})" if node.domain else ""
             hint = " (a GELU, if exported with opset 20 or later, is one operator)" if node.op_type == "Erf" else ""
@@ -80,11 +82,11 @@ def _graph(proto: ModelProto, dtype: torch.dtype) -> Graph:
     outputs = [value.name for value in proto.graph.output]
     if len(outputs) != 1:
         raise ValueError(f"model: want one output, got {outputs}")
-    found = _value(reader, outputs[0])
-    if not isinstance(found, int):
+    last = _value(reader, outputs[0])
+    if not isinstance(last, int):
         raise ValueError("model: want an output that depends on the input, got a constant")
     _checked(proto)
-    graph = reader.builder.finish(found)
+    graph = reader.builder.finish(last)
     graph.require_finite()
     return graph
 
@@ -115,7 +117,7 @@ def _value(reader: OnnxReader, name: str) -> Value:
     return reader.values[name]
 
 
-def _read(reader: OnnxReader, node: NodeProto, given: list[Value | None]) -> int:
+def _read(reader: OnnxReader, node: NodeProto, given: list[Value | None]) -> int | tuple[int, ...] | Tensor:
     """Apply a node's rule."""
     rule = RULES[node.op_type]
     arguments = attributes_of(reader, node, rule)

@@ -1,4 +1,4 @@
-"""Smooth activations: tanh, sigmoid, softplus, GELU, SiLU, relaxed by tangents and chords.
+"""Curved activations: tanh, sigmoid, softplus, GELU, SiLU, ELU, SELU, HardSwish, relaxed by tangents and chords.
 
 Of all lines below f on [l, u] the one with the least area between is highest at the middle of the interval: it touches
 the convex envelope of f there. It is either the tangent at the middle or a chord between two points of contact on
@@ -36,13 +36,18 @@ _SLOPE_STEPS, _SEARCH_STEPS, _POINT_STEPS = 24, 24, 48
 
 @dataclass(frozen=True)
 class _Curve:
-    """f, its derivative, the pieces where f is convex and where it is concave, and where f is smallest if inside."""
+    """f, its derivative, the pieces where f is convex and where it is concave, and where f is smallest if inside.
+
+    A bend between two pieces belongs to the side to which it opens, as a piece of one point. All slopes lie
+    between −``steepest`` and ``steepest``.
+    """
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     convex: tuple[tuple[float, float], ...]
     concave: tuple[tuple[float, float], ...]
     lowest: float | None = None
+    steepest: float = 1.2
 
 
 def _d_gelu(x: Tensor) -> Tensor:
@@ -54,7 +59,26 @@ def _d_silu(x: Tensor) -> Tensor:
     return s * (1 + x * (1 - s))
 
 
-_G, _S = math.sqrt(2.0), 2.3993572805154676  # inflections of GELU and SiLU
+def _gelu_by_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _d_gelu_by_tanh(x: Tensor) -> Tensor:
+    c = math.sqrt(2 / math.pi)
+    t = torch.tanh(c * (x + 0.044715 * x**3))
+    return (1 + t) / 2 + x / 2 * (1 - t.square()) * c * (1 + 3 * 0.044715 * x.square())
+
+
+def _d_selu(x: Tensor) -> Tensor:
+    return _SELU * torch.where(x > 0, 1.0, 1.6732632423543772 * x.clamp_max(0).exp())
+
+
+def _d_hardswish(x: Tensor) -> Tensor:
+    return torch.where(x <= -3, 0.0, torch.where(x >= 3, 1.0, (2 * x + 3) / 6))
+
+
+_G, _S, _T = math.sqrt(2.0), 2.3993572805154676, 1.4185040087908284  # inflections of GELU, SiLU and GELU by tanh
+_SELU = 1.0507009873554805
 CURVES = {
     "tanh": _Curve(torch.tanh, lambda x: 1 - torch.tanh(x).square(), ((-_INF, 0.0),), ((0.0, _INF),)),
     "sigmoid": _Curve(
@@ -62,7 +86,13 @@ CURVES = {
     ),
     "softplus": _Curve(lambda x: torch.logaddexp(x, torch.zeros_like(x)), torch.sigmoid, ((-_INF, _INF),), ()),
     "gelu": _Curve(F.gelu, _d_gelu, ((-_G, _G),), ((-_INF, -_G), (_G, _INF)), -0.7517915247),
+    "gelu_by_tanh": _Curve(
+        _gelu_by_tanh, _d_gelu_by_tanh, ((-_T, _T),), ((-_INF, -_T), (_T, _INF)), -0.7524614220710162
+    ),
     "silu": _Curve(F.silu, _d_silu, ((-_S, _S),), ((-_INF, -_S), (_S, _INF)), -1.2784645427610738),
+    "elu": _Curve(F.elu, lambda x: x.clamp_max(0).exp(), ((-_INF, _INF),), ()),
+    "selu": _Curve(F.selu, _d_selu, ((-_INF, 0.0), (0.0, _INF)), ((0.0, 0.0),), steepest=1.8),
+    "hardswish": _Curve(F.hardswish, _d_hardswish, ((-3.0, 3.0),), ((-3.0, -3.0), (3.0, 3.0)), -1.5, 1.6),
 }  # fmt: skip
 
 
@@ -89,8 +119,11 @@ class Smooth(Elementwise):
     def relax(self, rule: Rule, *inputs: Bounds) -> Lines:
         """Tangents or chords, whichever touches the envelope at the middle."""
         curve, (l, u) = CURVES[self.name], (inputs[0].lower, inputs[0].upper)
-        lower_slope, lower_bias = line_below(curve.value, curve.slope, curve.convex, l, u)
-        upper_slope, upper_bias = line_below(lambda x: -curve.value(x), lambda x: -curve.slope(x), curve.concave, l, u)
+        steep = curve.steepest
+        lower_slope, lower_bias = line_below(curve.value, curve.slope, curve.convex, l, u, steep)
+        upper_slope, upper_bias = line_below(
+            lambda x: -curve.value(x), lambda x: -curve.slope(x), curve.concave, l, u, steep
+        )
         return Lines(lower_slope, -upper_slope, -upper_bias, lower_bias)
 
     def priced(
@@ -111,7 +144,7 @@ class Smooth(Elementwise):
 
 
 def _rounding(box: Bounds) -> Tensor:
-    """How far the least value of f(x) − m·x may lie below that at a computed point of contact, |m| at most 1.2."""
+    """How far the least value of f(x) − m·x may lie below that at a computed point of contact, |m| at most 1.8."""
     return 4 * torch.finfo(box.lower.dtype).eps * (1 + box.lower.abs() + box.upper.abs())
 
 
@@ -121,13 +154,15 @@ def line_below(
     convex: tuple[tuple[float, float], ...],
     l: Tensor,
     u: Tensor,
+    steepest: float = 1.2,
 ) -> tuple[Tensor, Tensor]:
     """The line below f on [l, u] that is highest at the middle.
 
     Args:
-        f, df: the function and its derivative, which lies in [−1.2, 1.2].
+        f, df: the function and its derivative, which lies in [−steepest, steepest].
         convex: the pieces where f is convex.
         l, u: the interval, of any shape, l ≤ u.
+        steepest: the largest slope that is looked for.
 
     Returns:
         Slope and intercept, of the same shape, differentiable in l and u (points of tangency are held fixed, which is
@@ -147,7 +182,7 @@ def line_below(
         return torch.where(points == low, l, torch.where(points == high, u, points))
 
     with torch.no_grad():
-        flat, steep = torch.full_like(low, -1.2), torch.full_like(low, 1.2)
+        flat, steep = torch.full_like(low, -steepest), torch.full_like(low, steepest)
         left, right = low, high
         for _ in range(_SLOPE_STEPS):
             tick()

@@ -64,7 +64,36 @@ net("concat", (2, 3, 4))(lambda x: torch.cat([x, x.flip(2), 2 * x], dim=1))
 net("concat last", (2, 3, 4))(lambda x: torch.cat([x, x], dim=-1))
 net("mean", (2, 3, 4))(lambda x: x.mean((2, 3)) + x.sum(dim=(1, 3))[:, :2])
 net("broadcast", (4,))(lambda x: x - x.mean(dim=1, keepdim=True))
+net("average pool inside", (2, 6, 6))(nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False))
+net("pad", (2, 3, 4))(lambda x: F.pad(x, (1, 2, 0, 1), value=0.7))
+net("pad by reflection", (2, 3, 4))(lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect"))
+net("chunk", (6,))(lambda x: x.chunk(2, dim=1)[0] * 3 - x.chunk(2, dim=1)[1])
+net("unbind", (3, 2))(lambda x: x.unbind(1)[2] - x.unbind(dim=1)[0])
+
+
+@net("split", (5, 3))
+def split_net(x: Tensor) -> Tensor:
+    first, second, last = torch.split(x, [2, 2, 1], dim=1)
+    return first - 2 * second + torch.cat([last, last], dim=1)
+
+
 AFFINE = tuple(NETS)
+net("elu", (6,))(nn.ELU(0.6))
+net("selu", (6,))(F.selu)
+net("hardswish", (6,))(nn.Hardswish())
+net("hardsigmoid", (6,))(lambda x: F.hardsigmoid(5 * x))
+net("gelu by tanh", (6,))(nn.GELU(approximate="tanh"))
+net("prelu", (6,))(nn.PReLU(init=0.3))
+net("prelu per channel", (3, 2))(nn.PReLU(3, init=0.1))
+net("power", (6,))(lambda x: x**2 - x.pow(2).mean(1, keepdim=True))
+net("exp", (6,))(torch.exp)
+net("softmax", (5,))(nn.Softmax(dim=1))
+net("softmax of channels", (3, 2, 2))(lambda x: x.softmax(1))
+net("layer norm", (2, 4))(nn.LayerNorm(4))
+net("layer norm of maps", (2, 3, 2))(lambda x: F.layer_norm(x, (3, 2), W[:3, :2], W[1:4, :2], eps=0.3))
+net("max pool 1-d", (2, 7))(nn.MaxPool1d(3, stride=2, padding=1))
+net("two matrices", (3, 4))(lambda x: (x @ x.transpose(1, 2)) @ x)
+net("attention", (3, 4))(lambda x: F.scaled_dot_product_attention(x[..., :2], x[..., 1:3], x[..., 2:]))
 net("relu", (6,))(nn.ReLU())
 net("leaky", (6,))(nn.LeakyReLU(0.2))
 net("tanh", (6,))(torch.tanh)
@@ -274,6 +303,8 @@ def test_derivatives_and_inflections(name: str) -> None:
     """Against finite differences: the slope is the derivative, and it increases exactly on the convex pieces."""
     curve = CURVES[name]
     x = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    ends = torch.tensor([end for piece in curve.convex + curve.concave for end in piece if math.isfinite(end)] + [0.0])
+    x = x[(x[:, None] - ends).abs().amin(1) > 1e-5]  # a bend has two slopes
     numeric = (curve.value(x + 1e-6) - curve.value(x - 1e-6)) / 2e-6
     torch.testing.assert_close(curve.slope(x), numeric, rtol=0, atol=1e-8)
     bend = torch.diff(curve.slope(x))
