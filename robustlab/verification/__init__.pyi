@@ -10,6 +10,7 @@ from robustlab.verification.complete.reluplex import reluplex as reluplex
 from robustlab.verification.complete.verify import verify as verify
 from robustlab.verification.complete.vnnlib import read_vnnlib as read_vnnlib
 from robustlab.verification.duals.lagrangian_dual import lagrangian_dual as lagrangian_dual
+from robustlab.verification.duals.sdp_certificate import sdp_certificate as sdp_certificate
 from robustlab.verification.estimates.clever import clever as clever
 from robustlab.verification.propagation.alpha_crown import alpha_crown as alpha_crown
 from robustlab.verification.propagation.certify import bounds as bounds

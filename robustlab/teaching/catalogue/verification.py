@@ -136,8 +136,10 @@ VERIFICATION: tuple[Row, ...] = (
         title="Semidefinite certificate",
         cite=("raghunathan2018", "raghunathan2018sdp"),
         kind="verifier",
+        folder="verification/duals",
         chapter="24",
         norms=("linf",),
+        quick={"steps": 10},
     ),
     Row(
         key="semantify",

@@ -126,8 +126,35 @@ def balanced(net: nn.Sequential, shape: tuple[int, ...]) -> nn.Sequential:
 
 
 NETS: dict[str, Callable[..., nn.Module]] = {"relu": relu_net, "residual": residual_net, "tanh": tanh_net}
+
+
+def shallow_net(shape: tuple[int, ...], dtype: torch.dtype, seed: int, net: str = "relu") -> nn.Module:
+    """:func:`relu_net` with one hidden layer, or with tanh in its place; a residual net has more than one."""
+    if net == "residual":
+        return residual_net(shape, dtype, seed)
+    layers = list(relu_net(shape, torch.float64, seed))
+    last = layers[-3]  # what enters the second ReLU is the output
+    out = seeded(lambda: nn.Linear(last.in_features, 3), seed).double()
+    out.weight.data *= 2.0
+    layers = [nn.Tanh() if net == "tanh" and isinstance(m, nn.ReLU) else m for m in [*layers[:-3], out]]
+    return balanced(nn.Sequential(*layers).eval(), shape).to(dtype)
+
+
+ONE_HIDDEN = frozenset({"sdp_certificate"})
+"""Verifiers that refuse a second hidden layer, and name the node."""
 PIECEWISE_LINEAR = frozenset({"reluplex", "milp", "fast_lin", "fast_lip", "wong_kolter"})
 """Verifiers that refuse smooth activations, and name the node."""
+
+
+def net_for(
+    case: Case, net: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0
+) -> nn.Module:
+    """One of ``NETS``, or its like with one hidden layer for those that know no more."""
+    return (shallow_net if case.row.key in ONE_HIDDEN else _deep_net)(shape, dtype, seed, net)
+
+
+def _deep_net(shape: tuple[int, ...], dtype: torch.dtype, seed: int, net: str) -> nn.Module:
+    return NETS[net](shape, dtype, seed)
 
 
 def problem(
@@ -139,7 +166,7 @@ def problem(
     device: torch.device | str = "cpu",
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """A small net, points of the box and the labels that it gives them."""
-    model = NETS[net](case.shape, dtype, seed).to(device)
+    model = net_for(case, net, case.shape, dtype, seed).to(device)
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, *case.shape, generator=generator, dtype=torch.float64).to(device, dtype)
     with torch.no_grad():

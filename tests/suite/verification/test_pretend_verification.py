@@ -15,11 +15,16 @@ from robustlab.teaching.catalogue import Row
 from tests.pretend.twins import twins
 from tests.suite.models import IMAGE, mlp
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
-from tests.suite.verification.cases import CASES, EPS, NETS, PIECEWISE_LINEAR, SHAPES, Case
+from tests.suite.verification.cases import CASES, EPS, ONE_HIDDEN, PIECEWISE_LINEAR, SHAPES, Case, net_for
 from tests.suite.verification.test_estimates import batch, each_case, estimate
 
 # Each verifier in each norm on a small net with a shortcut; on images that one convolves. Smooth nets take longer.
-PROBLEMS = [pytest.param(case, "residual", kind) for case in CASES for kind in SHAPES if kind in case.row.dims]
+PROBLEMS = [
+    pytest.param(case, "relu" if case.row.key in ONE_HIDDEN else "residual", kind)
+    for case in CASES
+    for kind in SHAPES
+    if kind in case.row.dims
+]
 PROBLEMS += [
     pytest.param(case, "tanh", "flat", marks=() if str(case) == "crown-linf" else pytest.mark.full)
     for case in CASES
@@ -31,7 +36,7 @@ def check_twin(case: Case, net: str, kind: str) -> None:
     """One point with its own label and one with another; model, inputs and random states are as they were."""
 
     def run(device: torch.device) -> Certificate:
-        model = NETS[net](SHAPES[kind]).to(device)
+        model = net_for(case, net, SHAPES[kind]).to(device)
         x = torch.rand(2, *SHAPES[kind], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
         with torch.no_grad():
             y = (model(x).argmax(dim=1) + torch.arange(2, device=device)) % 3
