@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{arguments.name}: accuracy {measured.accuracy:.3f}, under PGD-{attack['steps']} at "
         f"{attack['norm']} {attack['eps']} {measured.robust_accuracy:.3f}"
         + (f", under AutoAttack {measured.autoattack_accuracy:.3f}" if measured.autoattack_accuracy is not None else "")
+        + (f", certified by IBP {measured.ibp_accuracy:.3f}" if measured.ibp_accuracy is not None else "")
+        + (f", by CROWN {measured.crown_accuracy:.3f}" if measured.crown_accuracy is not None else "")
         + (f", backdoor {measured.attack_success:.3f}" if measured.attack_success is not None else "")
         + f" ({where})"
     )

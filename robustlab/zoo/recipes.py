@@ -62,6 +62,7 @@ class Recipe:
             on these, labels the rest for the objective. 0 keeps all.
         taught: whether a net that was trained by the same objective before is given to it as ``teacher``.
         autoattack: whether the accuracy under AutoAttack, at norm and eps of the attack, is recorded too.
+        verified: whether the accuracies that IBP and CROWN certify, at the attack's eps in ℓ∞, are recorded too.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Recipe:
     labeled: int = 0
     taught: bool = False
     autoattack: bool = False
+    verified: bool = False
 
 
 def _recipe(
@@ -114,6 +116,24 @@ def _small(
         shift=1,
         autoattack=True,
         **kwargs,
+    )
+
+
+def _certified(
+    name: str, title: str, eps: float, objective: str, objective_kwargs: Mapping[str, Any], epochs: int, shift: int = 1
+) -> Recipe:
+    """A recipe of a net below 20,000 weights that is trained for certificates at a radius."""
+    return _recipe(
+        name,
+        f"{title} (certified at ℓ∞ {eps:g})",
+        "small_cnn",
+        eps,
+        {"channels": (8, 16), "hidden": 32},
+        objective=DEFENSES + objective,
+        objective_kwargs={**objective_kwargs, "evaluated_at": eps},
+        fit_kwargs={"epochs": epochs, "lr": 5e-3},
+        shift=shift,
+        verified=True,
     )
 
 
@@ -369,6 +389,56 @@ _ALL = (
         "unsupervised_adversarial_training",
         {**_PGD, "targets": "both"},
         labeled=500,
+    ),
+    _certified(
+        "mnist_ibp10",
+        "smaller CNN on MNIST, trained on interval bounds",
+        0.1,
+        "ibp_training",
+        {"eps": 0.15, "ramp": (0.05, 0.5)},
+        epochs=50,
+    ),
+    _certified(
+        "mnist_ibp30",
+        "smaller CNN on MNIST, trained on interval bounds",
+        0.3,
+        "ibp_training",
+        {"eps": 0.35, "ramp": (0.05, 0.6)},
+        epochs=70,
+        shift=0,
+    ),
+    _certified(
+        "mnist_crown_ibp10",
+        "smaller CNN on MNIST, trained by CROWN-IBP",
+        0.1,
+        "crown_ibp",
+        {"eps": 0.15, "ramp": (0.05, 0.6)},
+        epochs=40,
+    ),
+    _certified(
+        "mnist_crown_ibp30",
+        "smaller CNN on MNIST, trained by CROWN-IBP",
+        0.3,
+        "crown_ibp",
+        {"eps": 0.35, "ramp": (0.05, 0.6)},
+        epochs=50,
+        shift=0,
+    ),
+    _certified(
+        "mnist_convex10",
+        "smaller CNN on MNIST, trained on the convex outer polytope (10 random projections)",
+        0.1,
+        "convex_adversarial_training",
+        {"eps": 0.1, "projections": 10},
+        epochs=16,
+    ),
+    _certified(
+        "mnist_singleprop10",
+        "smaller CNN on MNIST, trained by SingleProp",
+        0.1,
+        "singleprop",
+        {"eps": 0.15, "ramp": (0.05, 0.5)},
+        epochs=40,
     ),
     _spoken("spoken_gru", "recognizer of spoken strings of digits that hears the whole string (CTC)", "speech_gru", 20),
     _spoken("spoken_cnn", "recognizer of spoken strings of digits with a field of half a second", "speech_cnn", 20),

@@ -28,11 +28,19 @@ from robustlab.zoo import __main__ as command_line
 from robustlab.zoo import recipes, shipped, speech, training
 
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
+CERTIFIED = {  # what IBP and CROWN verify on the recorded images, at least; 0 where intervals were not trained on
+    "mnist_ibp10": (0.89, 0.89),
+    "mnist_ibp30": (0.76, 0.76),
+    "mnist_crown_ibp10": (0.88, 0.88),
+    "mnist_crown_ibp30": (0.74, 0.74),
+    "mnist_convex10": (0.0, 0.84),
+    "mnist_singleprop10": (0.89, 0.89),
+}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
     "mnist_vae", "sign_cnn", "mnist_adv", "mnist_sprout", "mnist_trades", "mnist_thermometer",
     "mnist_noise12", "mnist_noise25", "mnist_noise50", "mnist_noise100", "mnist_cat", "sign_noise12", "sign_noise25",
     "mnist_distilled", "mnist_mixup", "mnist_self_trained", "mnist_uat",
-    *BACKDOORED,
+    *BACKDOORED, *CERTIFIED,
 }  # fmt: skip
 SPEECH = {"spoken_gru", "spoken_cnn"}  # they read strings, not images
 LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded attack
@@ -65,6 +73,12 @@ LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded 
     "mnist_thermometer": (0.95, 0.0),
     "mnist_distilled": (0.95, 0.8),  # claimed: it falls where the cross-entropy is not saturated
     "mnist_mixup": (0.95, 0.0),
+    "mnist_ibp10": (0.95, 0.9),
+    "mnist_ibp30": (0.92, 0.81),
+    "mnist_crown_ibp10": (0.945, 0.89),
+    "mnist_crown_ibp30": (0.935, 0.81),
+    "mnist_convex10": (0.96, 0.88),
+    "mnist_singleprop10": (0.95, 0.9),
 }
 LEAST_READ = {"spoken_gru": 0.97, "spoken_cnn": 0.65}  # strings without an error
 TINY = recipes.Recipe(
@@ -106,9 +120,27 @@ def test_shipped_models_are_what_their_records_say(name: str) -> None:
         measured = dataclasses.replace(measured, autoattack_accuracy=report.robust_accuracy)
     assert ("autoattack_accuracy" in facts) == facts["autoattack"]
     assert ("attack_success" in facts) == (measured.attack_success is not None) == (name in BACKDOORED)
-    for rate in {"robust_accuracy", "autoattack_accuracy", "attack_success"} & set(facts):
+    assert ("ibp_accuracy" in facts) == ("crown_accuracy" in facts) == facts["verified"] == (name in CERTIFIED)
+    of_few = {"robust_accuracy", "autoattack_accuracy", "attack_success", "ibp_accuracy", "crown_accuracy"}
+    for rate in of_few & set(facts):
         spread = 4 * math.sqrt(facts[rate] * (1 - facts[rate]) / few) + 1 / few
         assert getattr(measured, rate) == pytest.approx(facts[rate], abs=spread), rate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CERTIFIED))
+def test_shipped_certificates_are_what_their_records_say(name: str) -> None:
+    """By intervals on all recorded images, in one pass; by CROWN on as many by `make test-full`.
+
+    Certified ≤ accurate under attack, and CROWN, whose bounds are met with intervals, certifies at least as much.
+    """
+    model, facts, images = zoo.load(name), zoo.info(name), data.load("mnist5k")
+    eps = facts["attack"]["eps"]
+    ibp = training.certified(model, images.x_test, images.y_test, eps, "ibp")
+    assert ibp == pytest.approx(facts["ibp_accuracy"], abs=training.TOLERANCE["ibp_accuracy"])
+    assert facts["ibp_accuracy"] <= facts["crown_accuracy"] <= facts["robust_accuracy"]
+    assert facts["ibp_accuracy"] >= CERTIFIED[name][0] and facts["crown_accuracy"] >= CERTIFIED[name][1]
+    assert facts["objective_kwargs"]["eps"] >= facts["objective_kwargs"]["evaluated_at"] == eps
 
 
 @pytest.mark.parametrize("name", sorted(SPEECH))
@@ -285,6 +317,28 @@ def test_autoattack_is_measured_where_a_recipe_asks_for_it(monkeypatch: pytest.M
     assert zoo.measure(model, TINY, dataset=d).autoattack_accuracy is None and not asked
     measured = zoo.measure(model, dataclasses.replace(TINY, autoattack=True), dataset=d)
     assert measured.autoattack_accuracy == 0.25 and asked == [(30, {"norm": "linf", "eps": 0.02})]
+
+
+def test_certified_accuracy_is_counted_as_a_reader_would_count_it() -> None:
+    """Image by image, by intervals written out."""
+    d, model = data.load("mnist5k"), zoo.load("mnist_mlp")
+    x, y, eps = d.x_test[:30], d.y_test[:30], 0.005
+    right = 0
+    for image, label in zip(x, y.tolist(), strict=True):
+        low, high = (image - eps).clamp(0, 1)[None], (image + eps).clamp(0, 1)[None]
+        low, high = (model.normalize(end).flatten() for end in (low, high))
+        for layer in (model.fc1, model.fc2, model.out):
+            plus, minus = layer.weight.clamp_min(0), layer.weight.clamp_max(0)
+            if layer is model.out:  # the margins, merged with the last layer
+                rows = layer.weight[label] - layer.weight
+                shift = layer.bias[label] - layer.bias
+                margin = rows.clamp_min(0) @ low + rows.clamp_max(0) @ high + shift
+                right += bool((margin[torch.arange(10) != label] > 0).all())
+            else:
+                low, high = plus @ low + minus @ high, plus @ high + minus @ low
+                low, high = (low + layer.bias).relu(), (high + layer.bias).relu()
+    assert 0 < right < 30
+    assert training.certified(model, x, y, eps, "ibp") == right / 30
 
 
 def test_every_part_of_a_recipe_matters() -> None:
