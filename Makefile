@@ -14,7 +14,7 @@ NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-saniti
 
 .DEFAULT_GOAL := help
 .PHONY: help book pdf serve test test-full test-fast test-changed test-lowest test-newest smoke links fresh-book lab chapters \
-        assignments grade quizzes slides lint clean system system-and-browser
+        assignments grade leaderboard quizzes slides lint clean system system-and-browser
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##\( .*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -81,6 +81,9 @@ slides: $(STAMP)  ## slides of a chapter, with CHAPTER=07, or of all
 
 grade: $(STAMP)  ## grade a class, with ASSIGNMENT=02_pgd SUBMISSIONS=folder
 	@$(PY) -m assignments.grade $(ASSIGNMENT) $(SUBMISSIONS)
+
+leaderboard: $(STAMP)  ## rank the grades, with ASSIGNMENT=02_pgd
+	@$(PY) -m assignments.leaderboard $(ASSIGNMENT)
 
 lint: $(STAMP)  ## check style, imports and types
 	@$(PY) -m ruff check --quiet .
