@@ -55,6 +55,8 @@ from robustlab.attacks.softlabel.zo_signsgd import zo_signsgd as zo_signsgd
 from robustlab.attacks.softlabel.zo_svrg import zo_svrg as zo_svrg
 from robustlab.attacks.softlabel.zoo import zoo as zoo
 from robustlab.attacks.transfer.ensemble_transfer import ensemble_transfer as ensemble_transfer
+from robustlab.attacks.transfer.substitute import SubstituteResult as SubstituteResult
+from robustlab.attacks.transfer.substitute import substitute as substitute
 from robustlab.attacks.universal.minmax_universal import MinMaxResult as MinMaxResult
 from robustlab.attacks.universal.minmax_universal import minmax_universal as minmax_universal
 from robustlab.attacks.universal.uap import uap as uap

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -36,14 +37,12 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
-from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.through import Mixture, gradient_through
+from robustlab.attacker.through import Mixture
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.whitebox.pgd import begin, step
+from robustlab.attacks.transfer.on_surrogates import descend
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import get_norm
-from robustlab.progress import bar
 
 
 def ensemble_transfer(
@@ -123,24 +122,16 @@ def ensemble_transfer(
     alpha = (eps + (eps == 0)) / steps if step_size is None else checks.per_sample("step_size", step_size, x)
     with victim.session(x, y, target=target, ids=ids, access="hard") as session:
         at = session.live(eps=eps, alpha=alpha, noise=session.noise(seed))
-        box, losses = (session.low, session.high), list[Tensor]()
         own = Victim(mixture, bounds=victim.bounds)
-        with own.session(at.x.to(x.dtype), at.y, target=at.target, loss=g) as inner:
-            everyone = inner.everyone()  # those too that the surrogates take for others already: the victim does not
-            at.points, along = begin(ball, at, torch.zeros_like(at.x), box), torch.zeros_like(at.x)
-            for k in bar(range(steps if len(at) else 0), show=progress, label="ensemble_transfer"):
-                view = _diverse(at, k, diversity, smallest)
-                answer = gradient_through(inner, everyone, at.points, view, g)
-                grad = _blurred(answer.grad, translation)
-                unit = grad / beside(get_norm("l1").length(grad), grad).clamp_min(torch.finfo(grad.dtype).tiny)
-                along = momentum * along + unit
-                at.points = step(ball, at, along, box, sparse=False)
-                if trace:
-                    losses.append(torch.full_like(eps, torch.nan).index_put_((at.rows,), answer.loss.to(eps)))
-        return session.result(at.points, trace={"loss": torch.stack(losses)} if losses else None)
+        view = partial(_diverse, probability=diversity, smallest=smallest)
+        losses = descend(
+            own, session, at, ball, g, steps, momentum=momentum, view=view, smooth=partial(_blurred, side=translation),
+            label="ensemble_transfer", progress=progress,
+        )  # fmt: skip
+        return session.result(at.points, trace={"loss": torch.stack(losses)} if trace and losses else None)
 
 
-def _diverse(at: Live, k: int, probability: float, smallest: float) -> Callable[[Tensor], Tensor]:
+def _diverse(at: Live, k: int, *, probability: float, smallest: float) -> Callable[[Tensor], Tensor]:
     """The view of step k: with that probability the image, shrunk by a factor in [smallest, 1), somewhere on zeros."""
     if not probability:
         return lambda points: points
@@ -165,7 +156,7 @@ def shrunk(images: Tensor, scale: Tensor, down: Tensor, right: Tensor) -> Tensor
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _blurred(grad: Tensor, side: int) -> Tensor:
+def _blurred(grad: Tensor, *, side: int) -> Tensor:
     """The gradient convolved with a Gaussian kernel that reaches to three standard deviations."""
     if side == 1:
         return grad

@@ -22,8 +22,12 @@ TRANSFER_ON: tuple[Row, ...] = (
         title="Substitute model by Jacobian augmentation",
         cite=("papernot2017", "papernot2016"),
         kind="attack",
+        folder="attacks/transfer",
         chapter="11",
+        norms=("l2", "linf"),
+        targeted=True,
         access="hard",
+        per_sample=False,  # the labels are bought for all
     ),
     # Chapter 12: universal.
     Row(
