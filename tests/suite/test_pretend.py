@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from robustlab.attacker.results import AttackResult
 from robustlab.attacks import ddn, pgd, spatial
 from robustlab.defenses.robustness_claim import Claim
-from robustlab.evaluation import AutoAttackReport, autoattack, bpda, checklist, eot, evaluate, unrestricted
+from robustlab.evaluation import (
+    AutoAttackReport,
+    RandomViews,
+    autoattack,
+    bpda,
+    checklist,
+    eot,
+    eot_attack,
+    evaluate,
+    unrestricted,
+)
 from robustlab.teaching.catalogue import rows
 from tests.pretend import pretend_cuda
 from tests.pretend.tags import CPU
@@ -89,6 +99,9 @@ EVALUATIONS: dict[str, Callable[[torch.device], Any]] = {
     ),
     "bpda": lambda d: through(d, lambda model: nn.Sequential(bpda(coarse), model)),
     "eot": lambda d: through(d, lambda model: eot(model, jittered, samples=3)),
+    "eot_attack": lambda d: eot_attack(
+        *images(d), transforms=RandomViews(sigma=0.02), eps=0.1, steps=2, draws=3, held_out=3, penalty=0.1
+    ),
 }
 REPORTS = ("evaluate", "autoattack", "unrestricted", "checklist")  # these are the host's
 
