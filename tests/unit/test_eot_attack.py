@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.losses import attacker_loss
+from robustlab.attacker.results import so_far
 from robustlab.attacker.victim import Victim
 from robustlab.attacks.semantic.spatial import transform
 from robustlab.attacks.whitebox.pgd import pgd_maximize
-from robustlab.evaluation.adaptive.eot_attack import RandomViews, eot_attack, expected
+from robustlab.evaluation.adaptive.eot_attack import EotResult, RandomViews, eot_attack, expected
 from robustlab.geometry.keyed import Noise
 from tests.suite.models import Affine, Counting, mlp
+from tests.unit.test_uap import Ends
 
 WIDE = (-50.0, 50.0)
 View = Callable[[Tensor], Tensor]
@@ -160,6 +162,17 @@ def test_every_forward_row_is_counted(budget: int | None) -> None:
     assert int(result.queries.sum()) == seen.forwards == 5 * (1 + 3 * steps + 5)
     assert int(result.gradients.sum()) == seen.backwards == 5 * 3 * steps
     assert seen.low >= 0 and seen.high <= 1 and float(result.distances["linf"].max()) <= 0.2 + 1e-9
+
+
+def test_an_interruption_leaves_the_points() -> None:
+    """After the question about x and two of four steps, in one pass each."""
+    model, x = mlp((6,), 3, torch.float64, 1), points()
+    arguments: dict[str, Any] = {"transforms": Stretched(), "eps": 0.2, "draws": 2, "step_size": 0.03}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        eot_attack(Ends(model, 1 + 2), x, steps=4, **arguments)
+    found, two = so_far(caught.value), eot_attack(model, x, steps=2, **arguments)
+    assert isinstance(found, EotResult) and torch.equal(found.x_adv, two.x_adv)
+    assert bool(found.rate.isnan().all()) and not bool(found.success.any())
 
 
 class Corner(nn.Module):

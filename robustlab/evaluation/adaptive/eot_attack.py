@@ -12,7 +12,7 @@ by projected steps along the gradient through t, with fresh draws in each step:
 What it is worth shows in views that it was not made with: ``rate`` is the share of held-out draws in which the goal is
 met. A point that fools the model as it is need not fool it in any other view.
 
-The solver :func:`robustlab.evaluation.adaptive.eot.eot` averages a *model* over fixed draws, so that any attack can
+The solver :func:`robustlab.evaluation.eot` averages a *model* over fixed draws, so that any attack can
 work on it; here the attack itself draws anew in each step, and success is a share. Different here: there is a budget ε
 beside the penalty (the paper has the penalty alone: take the whole box, such as ``norm="linf", eps=1``); the distance
 is measured in raw pixels and not in LAB; steps go along the steepest unit step of the norm.
@@ -20,7 +20,8 @@ is measured in raw pixels and not in LAB; steps go along the steepest unit step 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -31,7 +32,7 @@ from robustlab import checks
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.parts import beside
-from robustlab.attacker.results import AttackResult
+from robustlab.attacker.results import AttackResult, keep_so_far
 from robustlab.attacker.session import Session
 from robustlab.attacker.through import boxed
 from robustlab.attacker.victim import Model, Victim
@@ -179,12 +180,13 @@ def eot_attack(
         start = torch.zeros_like(at.x) if init is None else init.to(at.x)[at.rows]
         at.points = begin(ball, at, start, box)
         each = draws if isinstance(transforms, Views) else len(transforms)
-        for k in bar(range(steps if len(at) else 0), show=progress, label="eot_attack"):
-            if not session.all_can_pay(at, each + judges - 1):
-                break
-            value, grad = expected(session, at, _drawn(transforms, at, k, draws), g, penalty)
-            told.append(torch.full_like(eps, torch.nan).index_put_((at.rows,), value.to(eps)))
-            at.points = step(ball, at, grad, box, sparse=False)
+        with _kept(session, at):
+            for k in bar(range(steps if len(at) else 0), show=progress, label="eot_attack"):
+                if not session.all_can_pay(at, each + judges - 1):
+                    break
+                value, grad = expected(session, at, _drawn(transforms, at, k, draws), g, penalty)
+                told.append(torch.full_like(eps, torch.nan).index_put_((at.rows,), value.to(eps)))
+                at.points = step(ball, at, grad, box, sparse=False)
         fresh = session.noise(derive_seed(seed, 1)).take(at.rows)
         return _judged(session, at, transforms, held_out, fresh, rate, torch.stack(told) if trace and told else None)
 
@@ -230,8 +232,6 @@ def _judged(
     rate: float, told: Tensor | None,
 ) -> EotResult:  # fmt: skip
     """Ask about the points, as the caller gets them, in each held-out view."""
-    final = session.x.clone()
-    final[at.rows] = at.points
     if isinstance(transforms, Views) and not isinstance(held_out, Sequence):
         judges: Sequence[View] = [transforms.view(at.x, fresh, (s,)) for s in range(held_out)]
     else:
@@ -241,11 +241,28 @@ def _judged(
         hits += session.ask(boxed(view(at.points), session.low, session.high), at).met
     share = torch.zeros(len(session.x), dtype=hits.dtype, device=hits.device)
     share[at.rows] = hits / len(judges)
-    won = (share >= rate) & ~session.lost
-    found = session._wrapped(final, won, None if told is None else {"loss": told})
-    found = replace(found, first_success=torch.where(won, found.queries, -1))
-    fields: dict[str, Any] = vars(found)
+    return _wrapped(session, at, share, (share >= rate) & ~session.lost, None if told is None else {"loss": told})
+
+
+def _wrapped(
+    session: Session, at: Live, share: Tensor, won: Tensor, trace: dict[str, Tensor] | None = None
+) -> EotResult:
+    final = session.x.clone()
+    final[at.rows] = at.points
+    found = session._wrapped(final, won, trace)
+    fields: dict[str, Any] = vars(replace(found, first_success=torch.where(won, found.queries, -1)))
     return EotResult(**fields, rate=share)
+
+
+@contextmanager
+def _kept(session: Session, at: Live) -> Iterator[None]:
+    """Where the steps are interrupted, their error has the points so far; nobody has judged them (rate NaN)."""
+    try:
+        yield
+    except BaseException as error:
+        unknown = torch.full((len(session.x),), torch.nan, dtype=at.eps.dtype, device=at.eps.device)
+        keep_so_far(error, _wrapped(session, at, unknown, torch.zeros_like(session.lost)))
+        raise
 
 
 def _judges(transforms: Views | Sequence[View], held_out: int | Sequence[View]) -> int:
