@@ -4,9 +4,9 @@ from robustlab.defenses.robustness_claim import Claim as Claim
 from robustlab.evaluation.adaptive.bpda import bpda as bpda
 from robustlab.evaluation.adaptive.eot import eot as eot
 from robustlab.evaluation.adaptive.eot_attack import EotResult as EotResult
-from robustlab.evaluation.adaptive.eot_attack import RandomViews as RandomViews
-from robustlab.evaluation.adaptive.eot_attack import Views as Views
 from robustlab.evaluation.adaptive.eot_attack import eot_attack as eot_attack
+from robustlab.evaluation.adaptive.random_views import RandomViews as RandomViews
+from robustlab.evaluation.adaptive.random_views import Views as Views
 from robustlab.evaluation.hygiene.checklist import ChecklistReport as ChecklistReport
 from robustlab.evaluation.hygiene.checklist import checklist as checklist
 from robustlab.evaluation.protocol.autoattack import autoattack as autoattack

@@ -14,7 +14,8 @@ from robustlab.attacker.results import so_far
 from robustlab.attacker.victim import Victim
 from robustlab.attacks.semantic.spatial import transform
 from robustlab.attacks.whitebox.pgd import pgd_maximize
-from robustlab.evaluation.adaptive.eot_attack import EotResult, RandomViews, eot_attack, expected
+from robustlab.evaluation.adaptive.eot_attack import EotResult, eot_attack, expected
+from robustlab.evaluation.adaptive.random_views import RandomViews
 from robustlab.geometry.keyed import Noise
 from tests.suite.models import Affine, Counting, mlp
 from tests.unit.test_uap import Ends

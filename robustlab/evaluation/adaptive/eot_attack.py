@@ -20,10 +20,10 @@ is measured in raw pixels and not in LAB; steps go along the steepest unit step 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,63 +31,19 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
-from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult, keep_so_far
 from robustlab.attacker.session import Session
 from robustlab.attacker.through import boxed
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.semantic.spatial import transform
 from robustlab.attacks.whitebox.pgd import begin, step
+from robustlab.evaluation.adaptive.random_views import View, Views
 from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 
-__all__ = ["EotResult", "RandomViews", "Views", "eot_attack"]
+__all__ = ["EotResult", "eot_attack"]
 
-View = Callable[[Tensor], Tensor]
 AT_ONCE = 512  # rows in one pass
-
-
-@runtime_checkable
-class Views(Protocol):
-    """A distribution of transformations."""
-
-    def view(self, x: Tensor, noise: Noise, draw: tuple[int, ...]) -> View:
-        """One transformation for each of the samples x (n, ...), a differentiable function of a batch like x."""
-        ...
-
-
-@dataclass(frozen=True)
-class RandomViews:
-    """Turned, scaled, moved, lit and noisy views of images (C, H, W), each drawn uniformly and independently.
-
-    Attributes:
-        rotation: largest angle in degrees, in both directions.
-        scale: smallest and largest factor.
-        translation: largest shift as a fraction of height and width, in both directions.
-        brightness: largest addition, in both directions, in units of x.
-        sigma: standard deviation of Gaussian noise, in units of x.
-    """
-
-    rotation: float = 20.0
-    scale: tuple[float, float] = (0.9, 1.1)
-    translation: float = 0.1
-    brightness: float = 0.1
-    sigma: float = 0.0
-
-    def view(self, x: Tensor, noise: Noise, draw: tuple[int, ...]) -> View:
-        """One view for each image."""
-        turn, down, right, light, size = noise.uniform((*draw, 0), (5,), x.dtype, -1.0, 1.0).unbind(dim=1)
-        low, high = self.scale
-        scale = (low + high) / 2 + (high - low) / 2 * size
-        grain = self.sigma * noise.normal((*draw, 1), x.shape[1:], x.dtype) if self.sigma else 0.0
-
-        def see(points: Tensor) -> Tensor:
-            shift = self.translation
-            moved = transform(points, self.rotation * turn, shift * down, shift * right, scale=scale)
-            return moved + beside(self.brightness * light, points) + grain
-
-        return see
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -132,9 +88,9 @@ def eot_attack(
         victim: a Victim, or a model with logits (N, K).
         x: (N, ...), in the box.
         y: (N,) labels; None takes the model's prediction at x.
-        transforms: a distribution with a method ``view``, such as :class:`RandomViews`; or a list of differentiable
-            functions of a batch, all of which are averaged in each step: the exact expectation over a finite family.
-            The model sees their outcome clipped to the box.
+        transforms: a distribution with a method ``view``, such as :class:`robustlab.evaluation.RandomViews`; or a list
+            of differentiable functions of a batch, all of which are averaged in each step: the exact expectation over
+            a finite family. The model sees their outcome clipped to the box.
         held_out: number of fresh draws that judge the points, at least 1, or a list of functions of a batch. Of a
             list of ``transforms`` there are no fresh ones: then the list itself judges unless another is given.
         draws: S ≥ 1 for each image and step; a list of transforms ignores it.
