@@ -1,8 +1,8 @@
 """Rank the grades of an assignment: ``make leaderboard ASSIGNMENT=NAME``.
 
 It reads ``grades.csv``, which ``make grade`` wrote, and ranks by points; equal points share a rank. Students stand
-there by an alias, six letters made of the course's key and their name, so the board can hang on a wall; ``aliases.csv`` beside
-it tells the lecturer whose is whose. ``--names`` shows names instead.
+there by an alias, six letters made of the course's key and their name, so the board can hang on a wall. ``aliases.csv``
+beside it tells the lecturer whose is whose; ``--names`` shows names instead.
 """
 
 from __future__ import annotations
