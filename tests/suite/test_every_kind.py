@@ -25,6 +25,7 @@ from tests.suite.kinds import (
 )
 from tests.suite.training.test_poisons import MAKERS
 from tests.suite.verification.test_estimates import ESTIMATES
+from tests.suite.verification.test_semantic import VERIFIERS as SEMANTIC
 
 WITHOUT = {"study"}  # its claim is its test
 SUITES: dict[str, Iterable[Any]] = {
@@ -38,7 +39,7 @@ SUITES: dict[str, Iterable[Any]] = {
     "repair": test_repair.CASES,
     "trainer": [*training.STUDIES, *test_trainers.CASES],
     "certified_defense": test_certified.CASES,
-    "verifier": verification.CASES,
+    "verifier": [*verification.CASES, *SEMANTIC],
     "estimate": ESTIMATES,
     "evaluation": test_evaluation.CASES,
     "application": test_applications.CASES,
