@@ -14,6 +14,14 @@ from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset as Poiso
 from robustlab.attacks.backdoor.trigger import Trigger as Trigger
 from robustlab.attacks.backdoor.warped import WarpedTrigger as WarpedTrigger
 from robustlab.attacks.backdoor.warped import warped as warped
+from robustlab.attacks.federated.distributed_backdoor import FourBars as FourBars
+from robustlab.attacks.federated.distributed_backdoor import distributed_backdoor as distributed_backdoor
+from robustlab.attacks.federated.distributed_backdoor import falling_rate as falling_rate
+from robustlab.attacks.federated.malicious_update import MaliciousUpdate as MaliciousUpdate
+from robustlab.attacks.federated.malicious_update import watch_backdoor as watch_backdoor
+from robustlab.attacks.federated.model_poisoning import boosted_names as boosted_names
+from robustlab.attacks.federated.model_poisoning import model_poisoning as model_poisoning
+from robustlab.attacks.federated.model_replacement import model_replacement as model_replacement
 from robustlab.attacks.hardlabel.boundary import boundary as boundary
 from robustlab.attacks.hardlabel.hsja import hsja as hsja
 from robustlab.attacks.hardlabel.opt import opt as opt
