@@ -89,7 +89,7 @@ class Stage:
                 (back,) = torch.autograd.grad(seen, leaf, answer.grad, retain_graph=extra is not None)
                 grad += back
             if extra is not None and extra.requires_grad:
-                (back,) = torch.autograd.grad(extra.sum(), leaf)
+                (back,) = torch.autograd.grad(extra, leaf, torch.ones_like(extra))
                 total, grad = total + extra.detach().sum(), grad + back
         return Expected(total / self.draws, grad / self.draws)
 
@@ -210,6 +210,18 @@ def _check_held_out(held_out: HeldOut, x: Tensor, victim: Victim) -> None:
         raise ValueError("held_out: want at least one image and one view; a family of scenes gives some by .views(20)")
     if len(held_out) == 3:
         checks.labels("held_out", held_out[2], images)
+
+
+def texture_like(name: str, texture: Tensor, stage: Stage) -> Tensor:
+    """The caller's texture beside the images; raises unless it has the size of the mask and colors in [0, 1]."""
+    x = stage.session.x
+    checks.floats(texture, name)
+    shape = (x.shape[1], *stage.mask.shape[1:])
+    if texture.shape != shape:
+        raise ValueError(f"{name}: want shape {shape}, got {tuple(texture.shape)}")
+    if not bool(((texture >= 0) & (texture <= 1)).all()):
+        raise ValueError(f"{name}: want colors in [0, 1], got others or NaN")
+    return texture.detach().to(x)
 
 
 class Adam:

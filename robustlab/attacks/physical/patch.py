@@ -24,7 +24,7 @@ from robustlab import checks
 from robustlab.attacker.losses import LossFunction, LossName
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.victim import Model
-from robustlab.attacks.physical.expectation import Adam, HeldOut, slope, staged
+from robustlab.attacks.physical.expectation import Adam, HeldOut, slope, staged, texture_like
 from robustlab.attacks.physical.optics import places
 from robustlab.attacks.physical.printing import non_printability
 from robustlab.attacks.physical.scenes import Placed, Scenes, View
@@ -99,7 +99,8 @@ def patch(
         victim, x, y, scenes=Placed() if scenes is None else scenes, held_out=held_out, mask=given, colors=colors,
         target=target, loss=loss, draws=draws, seed=seed, square=True,
     ) as stage:  # fmt: skip
-        start = _start(disguise, stage.session.x, stage.mask)
+        gray = stage.session.x.new_full((x.shape[1], *stage.mask.shape[1:]), 0.5)
+        start = gray if disguise is None else texture_like("disguise", disguise, stage)
         reach = 1.0 if disguise is None else eps
         texture, adam, losses = start, Adam(lr), list[Tensor]()
         for k in bar(range(steps), show=progress, label="patch"):
@@ -119,15 +120,3 @@ def disk(side: int, like: Tensor) -> Tensor:
     """The mask (1, side, side) of a round patch: pixels whose center is inside the circle."""
     where = places(side, side, like)
     return (where.square().sum(dim=-1) <= 1)[None]
-
-
-def _start(disguise: Tensor | None, x: Tensor, mask: Tensor) -> Tensor:
-    shape = (x.shape[1], *mask.shape[1:])
-    if disguise is None:
-        return x.new_full(shape, 0.5)
-    checks.floats(disguise, "disguise")
-    if disguise.shape != shape:
-        raise ValueError(f"disguise: want shape {shape}, got {tuple(disguise.shape)}")
-    if not bool(((disguise >= 0) & (disguise <= 1)).all()):
-        raise ValueError("disguise: want colors in [0, 1], got others or NaN")
-    return disguise.detach().to(x)
