@@ -9,16 +9,19 @@ from robustlab.teaching.check.gradient_attacks import fgsm, pgd
 from robustlab.teaching.check.linear_bounds import crown, intervals
 from robustlab.teaching.check.minimum_norm import affine_optimum, bisection, deepfool
 from robustlab.teaching.check.onto_sets import ConvexSet, projection
+from robustlab.teaching.check.smoothing import certify, lower_bound
 
 __all__ = [
     "ConvexSet",
     "Wrong",
     "affine_optimum",
     "bisection",
+    "certify",
     "crown",
     "deepfool",
     "fgsm",
     "intervals",
+    "lower_bound",
     "pgd",
     "projection",
 ]
