@@ -45,7 +45,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
         for _ in range(2):  # twice is enough
             image = image - (all_of @ (all_of.mT @ image[:, :, None]))[..., 0]
         length = torch.linalg.vector_norm(image, dim=1)
-        over = length <= 1e3 * torch.finfo(start.dtype).eps * size.clamp_min(tiny)
+        over = length <= torch.finfo(start.dtype).eps ** 0.5 * size.clamp_min(tiny)  # what is left is rounding
         length = torch.where(over, 0.0, length)
         vector = torch.where(over[:, None], 0.0, image / length.clamp_min(tiny)[:, None])
         beside.append(length)
@@ -55,7 +55,8 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
     off = torch.stack(beside, dim=1)[:, :-1]
     small = torch.diag_embed(alpha) + torch.diag_embed(off, offset=1) + torch.diag_embed(off, offset=-1)
     values, inside = torch.linalg.eigh(small)
-    return values[:, -1], (torch.stack(basis, dim=2) @ inside[:, :, -1:])[..., 0]
+    found = (torch.stack(basis, dim=2) @ inside[:, :, -1:])[..., 0]
+    return values[:, -1], found / torch.linalg.vector_norm(found, dim=1, keepdim=True).clamp_min(tiny)
 
 
 def top_eigenvectors(matrix: Tensor, *, start: Tensor | None = None, steps: int = 20) -> tuple[Tensor, Tensor]:

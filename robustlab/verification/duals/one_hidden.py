@@ -15,7 +15,8 @@ from robustlab.graph.node import Graph
 from robustlab.graph.smooth import Smooth
 
 SLOPES = {
-    "tanh": (0.0, 1.0), "sigmoid": (0.0, 0.25), "softplus": (0.0, 1.0), "gelu": (-0.13, 1.13), "silu": (-0.1, 1.1),
+    "tanh": (0.0, 1.0), "sigmoid": (0.0, 0.25), "softplus": (0.0, 1.0), "elu": (0.0, 1.0), "selu": (0.0, 1.7582),
+    "gelu": (-0.13, 1.13), "gelu_by_tanh": (-0.13, 1.13), "silu": (-0.1, 1.1), "hardswish": (-0.5, 1.5),
 }  # fmt: skip
 """Between what the derivatives of smooth activations lie."""
 
