@@ -12,6 +12,8 @@ from robustlab.evaluation.hygiene.checklist import checklist as checklist
 from robustlab.evaluation.protocol.autoattack import autoattack as autoattack
 from robustlab.evaluation.protocol.report import AttackRun as AttackRun
 from robustlab.evaluation.protocol.report import AutoAttackReport as AutoAttackReport
+from robustlab.evaluation.protocol.transfer_matrix import TransferMatrix as TransferMatrix
+from robustlab.evaluation.protocol.transfer_matrix import transfer_matrix as transfer_matrix
 from robustlab.evaluation.protocol.unrestricted import Contest as Contest
 from robustlab.evaluation.protocol.unrestricted import Submission as Submission
 from robustlab.evaluation.protocol.unrestricted import unanimous as unanimous
