@@ -170,7 +170,7 @@ def simulate(
 def _seeded(rule: Rule | None, seed: int) -> Rule | None:
     """The rule of one round: one that draws has a seed of its own there."""
     draws = rule is not None and "seed" in inspect.signature(rule).parameters
-    return partial(rule, seed=seed) if rule is not None and draws else rule
+    return partial(rule, seed=seed) if rule is not None and draws else rule  # type: ignore[call-arg]
 
 
 def _look(on_round: Callable[[int, nn.Module], Seen], number: int, model: nn.Module) -> Seen:
