@@ -6,16 +6,16 @@ import csv
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from assignments.grading import submission
 from assignments.grading.judge import LIMITS, Server
 from assignments.grading.task import Assignment, Lost, Test
-
-READ = ".ipynb", ".zip"
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ class Grade:
 
 
 def grade_file(assignment: Assignment, key: str, student: str, path: Path, server: Server) -> Grade:
-    """Grade a notebook, or a zip that holds one; whatever is wrong with it is a reason, never an exception."""
+    """Grade what was handed in, alone or in a zip; whatever is wrong with it is a reason, never an exception."""
     try:
+        if assignment.data is not None:
+            return grade_data(assignment, key, student, submission.read_data(path, assignment.data))
         cells = submission.read(path)
     except submission.Unreadable as error:
         tests = assignment.tests(key, student)
@@ -73,13 +75,33 @@ def grade_cells(
     return Grade(student, results, round(time.perf_counter() - started, 2))
 
 
+def grade_data(assignment: Assignment, key: str, student: str, arrays: dict[str, Tensor]) -> Grade:
+    """Grade arrays, which every test's judge gets by their names: nothing of the student's is run."""
+    started = time.perf_counter()
+    results = [_judged(test, lambda: arrays) for test in assignment.tests(key, student)]
+    return Grade(student, results, round(time.perf_counter() - started, 2))
+
+
 def _result(test: Test, cells: Sequence[tuple[int, str]], mine: dict[str, Any], server: Server) -> Result:
+    limits = {**LIMITS, "seconds": test.seconds}
+
+    def answer() -> Any:
+        return server.ask(
+            cells,
+            test.asks,
+            test.arguments,
+            call=test.call,
+            given=mine,
+            limits=limits,
+            model=test.model,  # type: ignore[arg-type]
+        ).value
+
+    return _judged(test, answer)
+
+
+def _judged(test: Test, answer: Callable[[], Any]) -> Result:
     try:
-        limits = {**LIMITS, "seconds": test.seconds}
-        answer = server.ask(
-            cells, test.asks, test.arguments, call=test.call, given=mine, limits=limits, model=test.model
-        )  # type: ignore[arg-type]
-        test.judge(answer.value)
+        test.judge(answer())
     except Lost as lost:
         return Result(test.name, 0, test.points, str(lost))
     except Exception as error:  # what came back may be anything
@@ -101,7 +123,7 @@ def grade_class(
     """
     out.mkdir(parents=True, exist_ok=True)
     grades = []
-    for student, path in submissions(folder):
+    for student, path in submissions(folder, assignment.read):
         digest = _digest(assignment, key, student, path)
         file = out / f"{hashlib.sha256(student.encode()).hexdigest()[:16]}.json"
         grade = _known(file, digest)
@@ -114,14 +136,14 @@ def grade_class(
     write_table(out / "grades.csv", grades)
 
 
-def submissions(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Student → the file to grade; a folder stands for the one notebook or zip in it, at any depth."""
+def submissions(folder: Path, read: Sequence[str] = (".ipynb", ".zip")) -> Iterator[tuple[str, Path]]:
+    """Student → the file to grade; a folder stands for the one file in it that is read, at any depth."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in READ:
+        if path.is_file() and path.suffix in read:
             yield path.stem, path
         elif path.is_dir() and not path.is_symlink():
             files = sorted(
-                file for end in READ for file in path.rglob(f"*{end}") if ".ipynb_checkpoints" not in file.parts
+                file for end in read for file in path.rglob(f"*{end}") if ".ipynb_checkpoints" not in file.parts
             )
             yield path.name, files[0] if len(files) == 1 else path
 

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from assignments.grading.grade import READ, Grade, Result, grade_file, gradescope
+from assignments.grading.grade import Grade, Result, grade_file, gradescope
 from assignments.grading.judge import Server
 from assignments.grading.task import SOURCES, load
 
@@ -17,13 +17,13 @@ def main(name: str, folder: Path = Path("/autograder")) -> None:
     """Grade what was handed in, and write ``results/results.json``."""
     assignment, key = load(name), KEY_FILE.read_text(encoding="utf-8")
     handed_in = folder / "submission"
-    files = sorted(path for path in handed_in.rglob("*") if path.suffix in READ)
+    files = sorted(path for path in handed_in.rglob("*") if path.suffix in assignment.read)
     student = json.loads((folder / "submission_metadata.json").read_text(encoding="utf-8"))["users"][0]["email"]
     with Server(hidden=[SOURCES.parent / "course.key", folder], blocked=assignment.tasks.BLOCKED) as server:
         if len(files) == 1:
             grade = grade_file(assignment, key, student, files[0], server)
         else:
-            reason = f"{len(files)} notebooks were handed in, want exactly 1"
+            reason = f"{len(files)} files {' or '.join(assignment.read)} were handed in, want exactly 1"
             grade = Grade(student, [Result(t.name, 0, t.points, reason) for t in assignment.tests(key, student)], 0.0)
         results = gradescope(grade, server.found)
     (folder / "results").mkdir(exist_ok=True)

@@ -1,12 +1,22 @@
-"""A student's notebook as cells to run, read without trust: nothing in it is run, unpickled or unpacked to the disk."""
+"""What a student hands in, read without trust: nothing in it is run, unpickled or unpacked to the disk.
+
+It is a notebook, read as cells to run, or data: an ``.npz``, whose arrays are read from their bytes, never by numpy's
+own reader. Each is taken alone or from a zip.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 MAX_FILE, MAX_ENTRIES, MAX_CELLS = 20 * 2**20, 200, 500
 SKIPPED = "experiment"
@@ -23,14 +33,62 @@ def read(path: Path) -> list[tuple[int, str]]:
     Raises:
         Unreadable: there is no such notebook, or it is too large, and why.
     """
+    raw = _bytes(path, "notebook")
+    return cells(_from_zip(raw, ".ipynb") if raw[:2] == b"PK" else raw)
+
+
+def read_data(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The arrays of an ``.npz``, or of the one in a zip, that have the names and shapes that are asked for.
+
+    Raises:
+        Unreadable: it is no such file, an array is missing, of another shape, of objects or too large, and why.
+    """
+    raw = _bytes(path, "data")
+    return arrays(raw if path.suffix == ".npz" else _from_zip(raw, ".npz"), shapes)
+
+
+def arrays(raw: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The arrays in the bytes of an ``.npz``.
+
+    Raises:
+        Unreadable: as :func:`read_data`.
+    """
+    found = dict[str, Tensor]()
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            for name, shape in shapes.items():
+                if archive.namelist().count(f"{name}.npy") != 1:
+                    raise Unreadable(f"the data have no array {name}")
+                with archive.open(f"{name}.npy") as file:
+                    found[name] = _array(file, name, shape)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise Unreadable(f"the data cannot be read: {error}"[:200]) from None
+    return found
+
+
+def _array(file: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+    """One array, of whose bytes no more are read than its shape and type need."""
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    got, columns_first, dtype = header(file)
+    if got != shape or columns_first or dtype.kind not in "fiub" or dtype.itemsize > 8 or not dtype.isnative:
+        raise Unreadable(f"{name} has shape {got} and type {dtype}, want {shape} of plain numbers, rows first"[:200])
+    size = math.prod(shape) * dtype.itemsize
+    raw = file.read(size + 1)
+    if len(raw) != size:
+        raise Unreadable(f"{name} has not the {size} bytes that it announces")
+    values = np.frombuffer(raw, dtype=dtype).reshape(shape)
+    return torch.from_numpy(values.astype(np.float64 if dtype.kind == "f" else np.int64))
+
+
+def _bytes(path: Path, what: str) -> bytes:
     try:
         size = path.stat().st_size >> 20
         if size >= MAX_FILE >> 20:
             raise Unreadable(f"the file has {size} MB, want less than {MAX_FILE >> 20}: clear the outputs")
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise Unreadable(f"no notebook that can be read: {error.strerror}") from error
-    return cells(_from_zip(raw) if raw[:2] == b"PK" else raw)
+        raise Unreadable(f"no {what} that can be read: {error.strerror}") from error
 
 
 def cells(raw: bytes) -> list[tuple[int, str]]:
@@ -66,8 +124,8 @@ def _code(cell: Any) -> str:
     return "\n".join("pass" if line.startswith(("%", "!", "?")) else line for line in lines)
 
 
-def _from_zip(raw: bytes) -> bytes:
-    """The notebook in an archive. Sizes are counted while it unpacks, as its own word on them may be a lie."""
+def _from_zip(raw: bytes, ending: str) -> bytes:
+    """The one file with an ending in an archive. Sizes are counted while it unpacks: its own word may be a lie."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = archive.infolist()
@@ -76,15 +134,15 @@ def _from_zip(raw: bytes) -> bytes:
             outside = [entry.filename for entry in entries if _leaves(entry.filename)]
             if outside:
                 raise Unreadable(f"the zip has entries outside of its folder, such as {outside[0][:80]!r}")
-            found = [e for e in entries if e.filename.endswith(".ipynb") and not _hidden(e.filename)]
+            found = [e for e in entries if e.filename.endswith(ending) and not _hidden(e.filename)]
             if len(found) != 1:
-                raise Unreadable(f"the zip holds {len(found)} notebooks, want exactly 1")
+                raise Unreadable(f"the zip holds {len(found)} files *{ending}, want exactly 1")
             with archive.open(found[0]) as file:
                 text = file.read(MAX_FILE + 1)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise Unreadable(f"the zip cannot be read: {error}"[:200]) from None
     if len(text) > MAX_FILE:
-        raise Unreadable(f"the notebook in the zip has more than {MAX_FILE >> 20} MB")
+        raise Unreadable(f"what is in the zip has more than {MAX_FILE >> 20} MB")
     return text
 
 

@@ -62,7 +62,8 @@ class Assignment:
     Attributes:
         tasks: has ``BLOCKED``, modules to do without; ``draw(seed, worked) -> dict``, a variant, of the kind that the
             instructor's copy works out where ``worked``, and of another kind for all students; and
-            ``tests(seed, mine) -> list[Test]`` for the variant ``mine``.
+            ``tests(seed, mine) -> list[Test]`` for the variant ``mine``. Where it has ``DATA``, array → shape, then
+            arrays are handed in, as an ``.npz``, and every judge gets all of them by their names.
     """
 
     name: str
@@ -73,6 +74,17 @@ class Assignment:
     def source(self) -> Path:
         """The one notebook from which all copies are made."""
         return self.folder / "source.ipynb"
+
+    @property
+    def data(self) -> dict[str, tuple[int, ...]] | None:
+        """The arrays that are handed in; None where it is the notebook."""
+        shapes: dict[str, tuple[int, ...]] | None = getattr(self.tasks, "DATA", None)
+        return shapes
+
+    @property
+    def read(self) -> tuple[str, str]:
+        """The endings of files that are graded."""
+        return (".ipynb" if self.data is None else ".npz", ".zip")
 
     def variant(self, key: str, student: str) -> dict[str, Any]:
         """What a student was given."""

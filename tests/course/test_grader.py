@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -222,8 +225,8 @@ def test_cells_are_read() -> None:
         (b'{"cells": 3}', "no notebook"),
         (b'{"worksheets": [], "nbformat": 3}', "no notebook"),
         (b"PK\x03\x04", "cannot be read"),
-        (zipped(a=b"x"), "holds 0 notebooks"),
-        (zipped(**{"a.ipynb": b"{}", "b.ipynb": b"{}"}), "holds 2 notebooks"),
+        (zipped(a=b"x"), "holds 0 files"),
+        (zipped(**{"a.ipynb": b"{}", "b.ipynb": b"{}"}), "holds 2 files"),
         (zipped(**{"../a.ipynb": notebook("1")}), "outside of its folder"),
         (zipped(**{"/etc/a.ipynb": notebook("1")}), "outside of its folder"),
         (zipped(**{f"{number}.txt": b"" for number in range(201)}), "201 entries"),
@@ -235,6 +238,60 @@ def test_a_file_that_is_no_notebook_gets_a_reason(raw: bytes, said: str, tmp_pat
     (tmp_path / "a").write_bytes(raw)
     with pytest.raises(submission.Unreadable, match=said):
         submission.read(tmp_path / "a")
+
+
+SHAPES = {"a": (2, 3), "b": (4,)}
+
+
+def npz(**values: Any) -> bytes:
+    raw = io.BytesIO()
+    np.savez_compressed(raw, **values)
+    return raw.getvalue()
+
+
+def test_arrays_are_read_alone_and_from_a_zip(tmp_path: Path) -> None:
+    a, b = np.random.default_rng(0).random((2, 3), dtype=np.float32), np.arange(4)
+    raw = npz(a=a, b=b, other=np.zeros(3))
+    (tmp_path / "ada.npz").write_bytes(raw)
+    (tmp_path / "bob.zip").write_bytes(zipped(**{"mine/x.npz": raw, "mine/notes.ipynb": b"{}"}))
+    for name in ("ada.npz", "bob.zip"):
+        found = submission.read_data(tmp_path / name, SHAPES)
+        assert set(found) == {"a", "b"} and np.array_equal(found["a"], a) and found["b"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"junk", "cannot be read"),
+        (b"PK\x03\x04", "cannot be read"),
+        (npz(a=np.zeros((2, 3))), "no array b"),
+        (npz(a=np.zeros((2, 4)), b=np.zeros(4)), "a has shape \\(2, 4\\)"),
+        (npz(a=np.array([[object()] * 3] * 2), b=np.zeros(4)), "type object"),
+        (npz(a=np.array([["x"] * 3] * 2), b=np.zeros(4)), "plain numbers"),
+        (npz(a=np.zeros((2, 3), dtype=complex), b=np.zeros(4)), "plain numbers"),
+        (npz(a=np.zeros((2, 3), dtype=">f8"), b=np.zeros(4)), "plain numbers"),
+        (npz(a=np.asfortranarray(np.zeros((2, 3))), b=np.zeros(4)), "rows first"),
+        (zipped(**{"a.npy": b"\x93NUMPY\x01\x00", "b.npy": b""}), "cannot be read"),
+        (zipped(**{"a.npy": pickle.dumps(1), "b.npy": b""}), "cannot be read"),
+    ],
+)
+def test_data_that_are_not_what_was_asked_for_get_a_reason(raw: bytes, said: str) -> None:
+    with pytest.raises(submission.Unreadable, match=said):
+        submission.arrays(raw, SHAPES)
+
+
+def test_no_more_of_an_array_is_read_than_it_needs() -> None:
+    """A header that says six numbers, and a hundred megabytes behind it that compress to nothing."""
+    header = npz(a=np.zeros((2, 3)))
+    with zipfile.ZipFile(io.BytesIO(header)) as archive:
+        array = archive.read("a.npy")
+    bomb = zipped(**{"a.npy": array + bytes(100 * 2**20)})
+    tracemalloc.start()
+    with pytest.raises(submission.Unreadable, match="not the 48 bytes"):
+        submission.arrays(bomb, {"a": (2, 3)})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(bomb) < 2**20 and peak < 4 * 2**20
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
