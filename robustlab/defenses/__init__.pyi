@@ -58,6 +58,7 @@ from robustlab.defenses.training.ensemble_adversarial_training import (
 from robustlab.defenses.training.ibp_training import ibp_training as ibp_training
 from robustlab.defenses.training.robust_self_training import pseudo_label as pseudo_label
 from robustlab.defenses.training.robust_self_training import robust_self_training as robust_self_training
+from robustlab.defenses.training.sdp_training import sdp_training as sdp_training
 from robustlab.defenses.training.singleprop import singleprop as singleprop
 from robustlab.defenses.training.smooth_adv import smooth_adv as smooth_adv
 from robustlab.defenses.training.sprout import sprout as sprout

@@ -185,4 +185,12 @@ VERIFICATION: tuple[Row, ...] = (
         folder="defenses/training",
         chapter="26",
     ),
+    Row(
+        key="sdp_training",
+        title="Training on the semidefinite certificate",
+        cite="raghunathan2018",
+        kind="trainer",
+        folder="defenses/training",
+        chapter="26",
+    ),
 )

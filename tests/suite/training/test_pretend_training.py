@@ -20,6 +20,7 @@ from tests.pretend.tags import CPU, CUDA
 from tests.pretend.twins import leaves, twins
 from tests.suite.kinds.test_trainers import CASES as TRAINERS
 from tests.suite.kinds.test_trainers import objective
+from tests.suite.models import seeded
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 from tests.suite.training.cases import DETECTORS, POISONS, STUDIES, Case, images, net, over, tensors, trained
 from tests.suite.training.test_triggers import TRIGGERS, check_trigger
@@ -84,9 +85,21 @@ def dropping() -> nn.Module:
     return nn.Sequential(net(), nn.Dropout(0.3)).double()
 
 
-def trains(ends_at: torch.device, model_at: torch.device, data_at: torch.device, **arguments: Any) -> Any:
+def shallow() -> nn.Module:
+    """For objectives that know one hidden layer alone."""
+    size = images(1)[0][0].numel()
+    layers = seeded(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(size, 6), nn.ReLU(), nn.Dropout(0.1), nn.Linear(6, 4))
+    )
+    return layers.double()
+
+
+def trains(
+    ends_at: torch.device, model_at: torch.device, data_at: torch.device, build: Callable[[], nn.Module] | None = None,
+    **arguments: Any,
+) -> Any:  # fmt: skip
     """The history and the weights; random states, the GPU's among them, are as they were."""
-    model, (x, y) = dropping().to(model_at), images(20, torch.float64)
+    model, (x, y) = (build or dropping)().to(model_at), images(20, torch.float64)
     before = snapshot(nn.Identity())
     history = fit(model, (x.to(data_at), y.to(data_at)), epochs=2, batch_size=8, **arguments)
     assert_unchanged(before, nn.Identity())
@@ -104,7 +117,12 @@ FITS: dict[str, Callable[[torch.device], Any]] = {
         d, d, d, averaging=0.9, validate=lambda model: float(model[-1](torch.ones(2).to(d))[0])
     ),
     "growing epsilon": lambda d: trains(d, d, d, objective=adversarial_training(eps=0.1, steps=2, warmup=0.5)),
-    **{str(case): lambda d, case=case: trains(d, d, d, objective=objective(case)) for case in TRAINERS},
+    **{
+        str(case): lambda d, case=case: trains(
+            d, d, d, shallow if case.row.key == "sdp_training" else None, objective=objective(case)
+        )
+        for case in TRAINERS
+    },
 }
 
 
