@@ -17,6 +17,9 @@ from robustlab.attacks.backdoor.warped import warped as warped
 from robustlab.attacks.federated.distributed_backdoor import FourBars as FourBars
 from robustlab.attacks.federated.distributed_backdoor import distributed_backdoor as distributed_backdoor
 from robustlab.attacks.federated.distributed_backdoor import falling_rate as falling_rate
+from robustlab.attacks.federated.heterogeneity import Heterogeneity as Heterogeneity
+from robustlab.attacks.federated.heterogeneity import heterogeneity as heterogeneity
+from robustlab.attacks.federated.heterogeneity import heterogeneity_index as heterogeneity_index
 from robustlab.attacks.federated.malicious_update import MaliciousUpdate as MaliciousUpdate
 from robustlab.attacks.federated.malicious_update import watch_backdoor as watch_backdoor
 from robustlab.attacks.federated.model_poisoning import boosted_names as boosted_names

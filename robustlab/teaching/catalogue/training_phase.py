@@ -200,6 +200,9 @@ TRAINING_PHASE: tuple[Row, ...] = (
         title="Heterogeneity of clients",
         cite="zawad2021",
         kind="study",
+        folder="attacks/federated",
         chapter="05",
+        dims=("image",),
+        quick={"values": (1.0,), "clients": 3, "malicious": 1, "rounds": 1},
     ),
 )

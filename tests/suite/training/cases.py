@@ -86,9 +86,10 @@ def cases(*kinds: str) -> list[Case]:
 POISONS = cases("poisoning", "backdoor")
 DETECTORS = cases("detector", "repair")
 # Trainers that are given the data themselves; objectives for fit() have a suite of their own. Studies have none, but
-# these three take data and models as poisons do, and keep the same manners.
+# these take data and models as poisons do, and keep the same manners.
+OF_DATA = ("random_labels", "exposure", "tradeoff", "heterogeneity")
 STUDIES = [case for case in cases("trainer") if {"x", "data", "base"} & set(case.parameters)]
-STUDIES += [case for case in cases("study") if case.row.key in ("random_labels", "exposure", "tradeoff")]
+STUDIES += [case for case in cases("study") if case.row.key in OF_DATA]
 
 
 def over(found: list[Case]) -> pytest.MarkDecorator:
@@ -197,7 +198,7 @@ def supply(case: Case, name: str, dtype: torch.dtype, device: torch.device) -> A
     known = {
         "network": net(0, flat).to(device, dtype),
         "models": {str(seed): trained(seed, dtype, device, flat) for seed in (0, 1)} if name == "models" else {},
-        "data": (x, y), "x": x, "y": y, "model": models and models[0],
+        "data": (x, y), "test": (x, y), "x": x, "y": y, "model": models and models[0],
         "clean": images(40, dtype, seed=1)[0].to(device),
         "classes": CLASSES, "n_clean": len(x) - 4, "n": len(x) - 4,
         "target": TARGET, "x_target": x[1:2], "y_target": int(y[1]), "eps": 0.1, "seed": 0,
