@@ -71,7 +71,7 @@ class SdpTraining:
         pq = _of(parts, eye[first] - eye[second])
         held = pq[0].detach(), pq[1].detach(), pq[2].detach()
         begin = first_guess(held[0], len(first), 1 + d + m)
-        c = held[0].new_zeros(begin.shape) if self.c is None else self.c * self.unit
+        c = held[0].new_zeros(begin.shape) if self.c is None or self.unit is None else self.c * self.unit
         start = begin if self.u is None else self.u + 0.01 * begin
         _, u = lanczos(lambda vector: 2 * _product(held, vector) - c * vector, start, self.iterations)
         top = 2 * torch.linalg.vecdot(u, _product(pq, u)) - torch.linalg.vecdot(c, u.square())
