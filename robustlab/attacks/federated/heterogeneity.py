@@ -148,8 +148,10 @@ def heterogeneity(
         main.append([seen["main"] for seen in result.monitor])
         backdoor.append([seen["backdoor"] for seen in result.monitor])
         models.append(result.model)
-    measured = (torch.tensor(numbers, device=x.device) for numbers in (index, main, backdoor))
-    return Heterogeneity(tuple(values), *measured, model=tuple(models))
+    seen_index, seen_main, seen_backdoor = (
+        torch.tensor(numbers, device=x.device) for numbers in (index, main, backdoor)
+    )
+    return Heterogeneity(tuple(values), seen_index, seen_main, seen_backdoor, tuple(models))
 
 
 def heterogeneity_index(y: Tensor, rows: Sequence[Tensor]) -> float:
