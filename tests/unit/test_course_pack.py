@@ -131,7 +131,8 @@ def test_the_course_map_has_a_row_per_chapter_and_the_syllabi_name_chapters_that
 
 
 def test_the_table_of_assignments_is_that_of_the_folders() -> None:
-    rows = re.findall(r"^\| A(\d) \| (To come)?", (ROOT / "book" / "course.md").read_text(encoding="utf-8"), re.MULTILINE)
+    page = (ROOT / "book" / "course.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| A(\d) \| (To come)?", page, re.MULTILINE)
     there = sorted(int(folder.name[:2]) for folder in (ROOT / "assignments").glob("[0-9][0-9]_*"))
     assert [int(number) for number, _ in rows] == list(range(1, 9))
     assert [int(number) for number, later in rows if not later] == there
