@@ -156,3 +156,20 @@ def test_wrong_arguments_are_refused(wrong: dict[str, Any], named: str) -> None:
         attack(trained(), images(), X_TARGET, **wrong)
     with pytest.raises(ValueError, match="x_target: want"):
         attack(trained(), images(), X_TARGET[:, :, :4])
+
+
+def test_where_the_loss_is_zero_no_malicious_step_is_taken() -> None:
+    """With momentum from a step before, Adam would move at a gradient of zero, too."""
+    local = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    adam = torch.optim.Adam(local.parameters(), lr=0.1)
+    names = boosted_names(local)
+    start = copy.deepcopy(local.state_dict())
+    module._malicious_step(local, X_TARGET, TARGET, adam, names, 10.0)
+    assert any(not torch.equal(start[name], p) for name, p in local.state_dict().items())
+    with torch.no_grad():
+        bias = local[1].bias
+        assert isinstance(bias, torch.Tensor)
+        bias[TARGET] += 1e6
+    before = copy.deepcopy(local.state_dict())
+    module._malicious_step(local, X_TARGET, TARGET, adam, names, 10.0)
+    assert all(torch.equal(before[name], p) for name, p in local.state_dict().items())
