@@ -8,6 +8,7 @@ IN_ATTACK = '    "Points that the model behind the API takes for something else.
 ROWS = "rows = (found <= 0).nonzero().flatten()[:left]"
 LEFT = "lead(api(new), y[rows]), left - len(rows)"
 LAST = "    return best\n"
+BETTER = "better = value > found[rows]"
 EVERYTHING = "some most nearly frugal tight"
 
 MUTANTS = {
@@ -18,6 +19,10 @@ MUTANTS = {
     "asks on when fooled": mutant((ROWS, "rows = torch.arange(len(x))[:left]"), lost="frugal"),
     "twice the ball": mutant((IN_ATTACK, IN_ATTACK + "    eps *= 2\n"), lost=EVERYTHING),
     "off by 255": mutant((IN_ATTACK, IN_ATTACK + "    eps /= 255\n"), lost="some most nearly frugal"),
+    "the wrong way": mutant((BETTER, BETTER.replace(">", "<")), lost="some most nearly frugal"),
+    "last, not best": mutant((BETTER, "better = value > -torch.inf"), lost="nearly frugal"),
+    "only stripes": mutant(("if step == 0:", "if step >= 0:"), lost="most nearly frugal"),
+    "one input after the other": mutant((ROWS, ROWS.replace(":left", ":min(left, 1)")), lost="some most nearly"),
     "nothing asked": mutant((IN_ATTACK, IN_ATTACK + "    return x.clone()\n"), lost=EVERYTHING),
 }
 
