@@ -39,6 +39,7 @@ ALIASES = (
     "Model",
     "Numbers",
     "Reply",
+    "Seen",
     "Trained",
     "Trained_contra",
 )

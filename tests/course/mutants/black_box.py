@@ -22,7 +22,6 @@ MUTANTS = {
     "the wrong way": mutant((BETTER, BETTER.replace(">", "<")), lost="some most nearly frugal"),
     "last, not best": mutant((BETTER, "better = value > -torch.inf"), lost="nearly frugal"),
     "only stripes": mutant(("if step == 0:", "if step >= 0:"), lost="most nearly frugal"),
-    "one input after the other": mutant((ROWS, ROWS.replace(":left", ":min(left, 1)")), lost="some most nearly"),
     "nothing asked": mutant((IN_ATTACK, IN_ATTACK + "    return x.clone()\n"), lost=EVERYTHING),
 }
 
