@@ -67,12 +67,17 @@ def folder_table(folder: str, title: str, own: Sequence[Module], links: Mapping[
     lines = [
         (
             f"[{_title(module)}](../generated/api/{_stem(folder, module)}.md)",
-            ", ".join(f"{{py:obj}}`{node.name} <{_home(module, node)}.{node.name}>`" for node in module.public),
+            ", ".join(f"{{py:obj}}`{node.name} <{_home(module, node)}.{node.name}>`" for node in _named(module)),
             _treated(module, links, "../../chapters"),
         )
         for module in _in_order(own)
     ]
     return f"({_label(folder)})=\n## {title}\n\n" + list_table(("File", "Names", "Chapter"), lines, (35, 50, 15))
+
+
+def _named(module: Module) -> Sequence[ast.FunctionDef | ast.ClassDef]:
+    """What a reader imports from the package; all that is public where that is nothing."""
+    return [node for node in module.public if node.name in module.exported] or module.public
 
 
 def _contents(there: Mapping[str, Sequence[Module]]) -> str:

@@ -13,6 +13,7 @@ import tests.suite.cases as attacks
 import tests.suite.training.cases as training
 import tests.suite.verification.cases as verification
 from robustlab.teaching.catalogue import KINDS, rows
+from tests.suite import test_together
 from tests.suite.kinds import (
     test_applications,
     test_certified,
@@ -29,7 +30,7 @@ from tests.suite.verification.test_semantic import VERIFIERS as SEMANTIC
 
 WITHOUT = {"study"}  # its claim is its test
 SUITES: dict[str, Iterable[Any]] = {
-    "attack": attacks.CASES,
+    "attack": [*attacks.CASES, *test_together.CASES],
     "universal": test_universal.CASES,
     "physical": test_physical.CASES,
     "poisoning": training.POISONS,

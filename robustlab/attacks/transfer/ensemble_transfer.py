@@ -126,7 +126,7 @@ def ensemble_transfer(
         view = partial(_diverse, probability=diversity, smallest=smallest)
         losses = descend(
             own, session, at, ball, g, steps, momentum=momentum, view=view, smooth=partial(_blurred, side=translation),
-            label="ensemble_transfer", progress=progress,
+            label="ensemble_transfer", progress=progress, dtype=x.dtype,
         )  # fmt: skip
         return session.result(at.points, trace={"loss": torch.stack(losses)} if trace and losses else None)
 

@@ -33,6 +33,7 @@ def descend(
     smooth: View | None = None,
     label: str,
     progress: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """``at.points`` moved from x by K steps down the loss g of the attacker's own model, inside ball and box.
 
@@ -53,12 +54,13 @@ def descend(
         smooth: a function of the gradient; None is the identity.
         label: of the bar.
         progress: show a bar in a terminal.
+        dtype: in which the own model is asked; None is that of the victim's session, which is never half precision.
 
     Returns:
         The loss before each step, (N,) each, NaN for samples that are not at work.
     """
     box, losses = (session.low, session.high), list[Tensor]()
-    with own.session(at.x.to(session.x.dtype), at.y, target=at.target, loss=g) as inner:
+    with own.session(at.x.to(dtype or session.x.dtype), at.y, target=at.target, loss=g) as inner:
         everyone = inner.everyone()
         at.points, along = begin(ball, at, torch.zeros_like(at.x), box), torch.zeros_like(at.x)
         for k in bar(range(steps if len(at) else 0), show=progress, label=label):
