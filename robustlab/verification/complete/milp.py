@@ -200,7 +200,7 @@ def _minimize(
         np.concatenate([system.low, np.where(system.lower >= 0, 1.0, 0.0), [-np.inf if k else -1.0]]),
         np.concatenate([system.high, np.where(system.upper <= 0, 0.0, 1.0), [limit]]),
     )
-    # HiGHS with presolve: a bound of a net of seven ReLUs that lies 3e-4 above the least margin (tests/unit/test_exact).
+    # HiGHS with presolve: a bound of a net of seven ReLUs lay 3e-4 above the least margin (tests/unit/test_exact).
     options: dict[str, Any] = {"mip_rel_gap": gap, "presolve": False}
     if np.isfinite(clock.left):
         options["time_limit"] = max(clock.left, 0.01)
