@@ -25,22 +25,31 @@ def boxed(points: Tensor, low: Bound, high: Bound) -> Tensor:
 
 
 def gradient_through(
-    session: Session, live: Live, points: Tensor, view: Callable[[Tensor], Tensor], loss: LossFunction
-) -> Answer:
+    session: Session, live: Live, points: Tensor, view: Callable[[Tensor], Tensor], loss: LossFunction,
+    penalty: Callable[[Tensor], Tensor] | None = None,
+) -> Answer:  # fmt: skip
     """What the model says of view(points), and the gradient of the loss with respect to ``points``.
 
         ∇_x g(view(x)) = J_view(x)ᵀ ∇g(view(x))
 
-    The view is any differentiable function of a batch, whose outcome is clipped to the box. One query and one gradient
-    for each of the samples ``live``.
+    The view is any differentiable function, whose outcome, one row for each of the samples ``live``, is clipped to the
+    box; ``points`` need not have so many rows, and what several rows say of one then adds up. One query and one
+    gradient per row. A ``penalty`` (n,) of what is seen is added to the loss, and its slope to the gradient.
     """
     with torch.enable_grad():
         leaf = points.detach().requires_grad_(True)
         seen = boxed(view(leaf), session.low, session.high)
+        price = None if penalty is None else penalty(seen)
     answer = session.gradient(seen.detach(), live, loss)
-    if not seen.requires_grad:  # a view that does not look at its points
+    ends = [(seen, answer.grad)]
+    if price is not None:
+        answer = answer._replace(loss=answer.loss + price.detach().to(answer.loss))
+        ends.append((price, torch.ones_like(price)))
+    moving = [(end, slope) for end, slope in ends if end.requires_grad]
+    if not moving:  # a view that does not look at its points
         return answer._replace(grad=torch.zeros_like(points))
-    (grad,) = torch.autograd.grad(seen, leaf, answer.grad)
+    outcomes, slopes = zip(*moving, strict=True)
+    (grad,) = torch.autograd.grad(outcomes, leaf, slopes)
     return answer._replace(grad=grad)
 
 

@@ -23,10 +23,9 @@ from robustlab import checks
 from robustlab.attacker.losses import LossFunction, LossName
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.victim import Model
-from robustlab.attacks.physical.expectation import Adam, HeldOut, slope, staged, texture_like
-from robustlab.attacks.physical.printing import non_printability
+from robustlab.attacks.physical.expectation import adam, staged, texture_like
+from robustlab.attacks.physical.given import HeldOut
 from robustlab.attacks.physical.scenes import Scenes, Turned, View
-from robustlab.progress import bar
 
 
 def eot_3d(
@@ -107,20 +106,10 @@ def eot_3d(
                 before = lab(render(base).clamp(0, 1))
             return lam * torch.linalg.vector_norm((lab(pictures) - before).flatten(1), dim=1)
 
-        def price(texture: Tensor) -> Tensor:
-            return printability * (0.0 * texture.sum() if palette is None else non_printability(texture, *palette))
-
-        palette = None if stage.colors is None else (stage.mask, stage.colors)
-        texture, adam, losses = base, Adam(lr), list[Tensor]()
-        for k in bar(range(steps), show=progress, label="eot_3d"):
-            if not stage.affords(k):
-                break
-            value, grad = stage.look(texture, k, noticed if lam else None)
-            more, back = slope(price, texture)
-            texture = adam.step(texture, grad + back)
-            losses.append(value + more)
-            stage.session.keep_texture(texture, stage.mask)
-        return stage.result(texture, losses if trace else None)
+        return stage.descend(
+            base, adam(lr, base), steps, price=lambda texture: printability * stage.ink(texture),
+            beside=noticed if lam else None, label="eot_3d", progress=progress, trace=trace,
+        )  # fmt: skip
 
 
 def lab(images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,14 +26,18 @@ from robustlab import checks
 from robustlab.attacker.losses import AttackerLoss, LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.session import Session
-from robustlab.attacker.through import boxed
+from robustlab.attacker.through import boxed, gradient_through
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.physical.printing import printed
-from robustlab.attacks.physical.scenes import Listed, Scenes, View
+from robustlab.attacks.physical.given import HeldOut, check_held_out, check_mask, family_of, palette
+from robustlab.attacks.physical.printing import non_printability, printed
+from robustlab.attacks.physical.scenes import Scenes, View
+from robustlab.geometry.adam import Adam
 from robustlab.geometry.keyed import Noise, derive_seed
+from robustlab.progress import bar
 
-HeldOut = tuple[Tensor, Sequence[View]] | tuple[Tensor, Sequence[View], Tensor]
-"""Images (M, C, H, W) and views that judge a texture; labels (M,) of the images, else what the model says of them."""
+Move = Callable[[Tensor, Tensor], Tensor]
+"""(texture, gradient) → the texture after a step."""
+Beside = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 AT_ONCE = 128  # pictures in one pass
 
 
@@ -65,33 +70,56 @@ class Stage:
     held_out: HeldOut
     target: int | None
 
-    def look(
-        self, texture: Tensor, step: int, beside: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
-    ) -> Expected:
+    def look(self, texture: Tensor, step: int, beside: Beside | None = None) -> Expected:
         """The expected loss at a texture (C, h, w) and its gradient, from ``draws`` pictures.
 
-        ``beside(pictures, render)``: a penalty (n,) of each picture, whose gradient is added; ``render`` shows another
-        texture in the same scenes.
+        ``beside(pictures, render)`` is a penalty (n,) that is added; ``render`` shows another texture in the same
+        scenes.
         """
         session, total, grad = self.session, texture.new_zeros(()), torch.zeros_like(texture)
         for part in torch.arange(self.draws, device=texture.device).split(AT_ONCE):
             live = session.of(self._images(step)[part])
             render = self.scenes.before(live.x, self.mask, Noise(self.seed, part), step)
-            with torch.enable_grad():
-                leaf = texture.detach().requires_grad_(True)
-                shown = render(leaf)
-                seen = boxed(shown, session.low, session.high)
-                extra = None if beside is None else beside(seen, render)
-            answer = session.gradient(seen.detach(), live, self.loss)
+            penalty = None if beside is None else partial(_in_scenes, beside, render)
+            answer = gradient_through(session, live, texture, render, self.loss, penalty)
             session.settle(live)
-            total += answer.loss.sum()
-            if seen.requires_grad:
-                (back,) = torch.autograd.grad(seen, leaf, answer.grad, retain_graph=extra is not None)
-                grad += back
-            if extra is not None and extra.requires_grad:
-                (back,) = torch.autograd.grad(extra, leaf, torch.ones_like(extra))
-                total, grad = total + extra.detach().sum(), grad + back
+            total, grad = total + answer.loss.sum(), grad + answer.grad
         return Expected(total / self.draws, grad / self.draws)
+
+    def descend(
+        self, texture: Tensor, move: Move, steps: int, *, price: Callable[[Tensor], Tensor] | None = None,
+        beside: Beside | None = None, first: int = 0, label: str, progress: bool = False, trace: bool = False,
+    ) -> PhysicalResult:  # fmt: skip
+        """The loop that physical attacks share: K steps down the expected loss and a price, then the judgement.
+
+            p ← move( p, ∇ E_{x, t} g(f_θ(t(x, p))) + ∇ price(p) )
+
+        Args:
+            texture: p at the start.
+            move: (texture, gradient) → texture.
+            steps: K; they end where a budget cannot pay the next one.
+            price: a number, a function of the texture alone.
+            beside: as in :meth:`look`.
+            first: number of the first step, by which images and scenes are drawn.
+            label, progress: of the bar.
+            trace: keep the objective of every step.
+        """
+        losses = list[Tensor]()
+        for k in bar(range(first, first + steps), show=progress, label=label):
+            if not self.affords(k):
+                break
+            value, grad = self.look(texture, k, beside)
+            if price is not None:
+                more, back = slope(price, texture)
+                value, grad = value + more, grad + back
+            texture = move(texture, grad)
+            losses.append(value)
+            self.session.keep_texture(texture, self.mask)
+        return self.result(texture, losses if trace else None)
+
+    def ink(self, texture: Tensor) -> Tensor:
+        """NPS of a texture, a number; 0 where all colors can be printed."""
+        return 0.0 * texture.sum() if self.colors is None else non_printability(texture, self.mask, self.colors)
 
     def affords(self, step: int) -> bool:
         """Whether every image has a query left for each picture of it; the judgement costs the images nothing."""
@@ -142,11 +170,11 @@ def staged(
     if victim.bounds != (0.0, 1.0):
         raise ValueError(f"victim: want one whose images are in [0, 1], as colors are, got bounds {victim.bounds}")
     checks.at_least("draws", draws, 1, integer=True)
-    family, g = _family(scenes), attacker_loss(loss)
-    _check_mask(mask, x, family, square)
+    family, g = family_of(scenes), attacker_loss(loss)
+    check_mask(mask, x, family, square)
     if colors is not None:
-        colors = _palette(colors, x)
-    _check_held_out(held_out, x, victim)
+        colors = palette(colors, x)
+    check_held_out(held_out, x, victim)
     if target is not None and (isinstance(target, bool) or not isinstance(target, numbers.Integral)):
         raise TypeError(f"target: want one label for all images, an integer, got {type(target).__name__}")
     with victim.session(x, y, target=target, loss=g) as session:
@@ -162,54 +190,8 @@ def staged(
         yield Stage(session, family, mask.to(x.device).clone(), colors, rows, g, draws, seed, held_out, target)
 
 
-def _family(scenes: Scenes | Sequence[View]) -> Scenes:
-    if isinstance(scenes, Scenes):
-        return scenes
-    if not isinstance(scenes, Sequence) or not scenes or not all(callable(view) for view in scenes):
-        got = "an empty one" if isinstance(scenes, Sequence) and not scenes else repr(scenes)[:80]
-        raise ValueError(f"scenes: want a family of scenes or a list of at least one view, got {got}")
-    return Listed(scenes)
-
-
-def _check_mask(mask: Tensor, x: Tensor, family: Scenes, square: bool) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"mask: want a bool tensor (1, h, w), got {getattr(mask, 'dtype', type(mask).__name__)}")
-    height, width = x.shape[2:]
-    size = None if square else family.texture_size(x)
-    if mask.dim() != 3 or mask.shape[0] != 1 or (size is not None and mask.shape[1:] != size):
-        wish = "1, h, w" if size is None else f"1, {size[0]}, {size[1]}"
-        raise ValueError(f"mask: want shape ({wish}), got {tuple(mask.shape)}")
-    if square and not mask.shape[1] == mask.shape[2] <= min(height, width):
-        raise ValueError(
-            f"mask: want a patch (1, s, s) no larger than the images of {height}×{width}, got {tuple(mask.shape)}"
-        )
-    if not bool(mask.any()):
-        raise ValueError("mask: want at least one pixel to paint, got an empty one")
-
-
-def _palette(colors: Tensor, x: Tensor) -> Tensor:
-    checks.floats(colors, "colors")
-    if colors.dim() != 2 or colors.shape[1] != x.shape[1] or not len(colors):
-        raise ValueError(f"colors: want (P, {x.shape[1]}), got shape {tuple(colors.shape)}")
-    if not bool(((colors >= 0) & (colors <= 1)).all()):
-        raise ValueError("colors: want values in [0, 1], got others or NaN")
-    return colors.detach().to(x)
-
-
-def _check_held_out(held_out: HeldOut, x: Tensor, victim: Victim) -> None:
-    if not isinstance(held_out, tuple) or len(held_out) not in (2, 3):
-        raise TypeError("held_out: want (images, views) or (images, views, labels)")
-    images, views = held_out[:2]
-    checks.images(images, victim.bounds, "held_out")
-    if images.shape[1:] != x.shape[1:] or images.dtype != x.dtype or images.device != x.device:
-        raise ValueError(
-            f"held_out: want images like x, {x.dtype} {tuple(x.shape[1:])} on {x.device}, "
-            f"got {images.dtype} {tuple(images.shape[1:])} on {images.device}"
-        )
-    if not len(images) or not isinstance(views, Sequence) or not views or not all(callable(view) for view in views):
-        raise ValueError("held_out: want at least one image and one view; a family of scenes gives some by .views(20)")
-    if len(held_out) == 3:
-        checks.labels("held_out", held_out[2], images)
+def _in_scenes(beside: Beside, render: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    return beside(pictures, render)
 
 
 def texture_like(name: str, texture: Tensor, stage: Stage) -> Tensor:
@@ -224,22 +206,17 @@ def texture_like(name: str, texture: Tensor, stage: Stage) -> Tensor:
     return texture.detach().to(x)
 
 
-class Adam:
-    """Adam (Kingma and Ba 2015) for one texture, which stays in [0, 1]."""
+def adam(lr: float, like: Tensor) -> Move:
+    """Moves by Adam for one texture, which stays in [0, 1]."""
+    here = torch.empty_like(like)
+    descent = Adam([here])
 
-    def __init__(self, lr: float) -> None:
-        self.lr, self.steps = lr, 0
-        self.mean = self.square = torch.zeros(())
+    def move(texture: Tensor, grad: Tensor) -> Tensor:
+        here.copy_(texture)
+        descent.step([grad], lr)
+        return here.clamp(0, 1)
 
-    def step(self, texture: Tensor, grad: Tensor) -> Tensor:
-        """The texture after a step against ``grad``."""
-        if not self.steps:
-            self.mean, self.square = torch.zeros_like(grad), torch.zeros_like(grad)
-        self.steps += 1
-        self.mean = self.mean.lerp(grad, 0.1)
-        self.square = self.square.lerp(grad.square(), 0.001)
-        scale = (self.square / (1 - 0.999**self.steps)).sqrt().add(1e-12)
-        return (texture - self.lr * self.mean / (1 - 0.9**self.steps) / scale).clamp(0, 1)
+    return move
 
 
 def slope(penalty: Callable[[Tensor], Tensor], texture: Tensor) -> tuple[Tensor, Tensor]:

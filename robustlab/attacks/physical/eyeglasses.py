@@ -26,11 +26,11 @@ from robustlab.attacker.losses import LossFunction, LossName
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.victim import Model
 from robustlab.attacks.physical.camera import Camera
-from robustlab.attacks.physical.expectation import HeldOut, slope, staged
+from robustlab.attacks.physical.expectation import staged
+from robustlab.attacks.physical.given import HeldOut
 from robustlab.attacks.physical.optics import places
-from robustlab.attacks.physical.printing import non_printability, total_variation
+from robustlab.attacks.physical.printing import total_variation
 from robustlab.attacks.physical.scenes import Scenes, View, Worn
-from robustlab.progress import bar
 
 
 def eyeglasses(
@@ -106,22 +106,18 @@ def eyeglasses(
     ) as stage:  # fmt: skip
 
         def price(texture: Tensor) -> Tensor:
-            score = 0.0 if stage.colors is None else non_printability(texture, stage.mask, stage.colors)
-            return smoothness * total_variation(texture, stage.mask) + printability * score
+            return smoothness * total_variation(texture, stage.mask) + printability * stage.ink(texture)
 
-        texture = stage.session.x.new_full((x.shape[1], *stage.mask.shape[1:]), color)
-        velocity, losses = torch.zeros_like(texture), list[Tensor]()
-        for k in bar(range(steps), show=progress, label="eyeglasses"):
-            if not stage.affords(k):
-                break
-            value, grad = stage.look(texture, k)
-            more, back = slope(price, texture)
-            whole = (grad + back) * stage.mask
+        start = stage.session.x.new_full((x.shape[1], *stage.mask.shape[1:]), color)
+        velocity = torch.zeros_like(start)
+
+        def roll(texture: Tensor, grad: Tensor) -> Tensor:
+            nonlocal velocity
+            whole = grad * stage.mask
             velocity = momentum * velocity - lr * whole / whole.abs().max().clamp_min(1e-30)
-            texture = (texture + velocity).clamp(0, 1)
-            losses.append(value + more)
-            stage.session.keep_texture(texture, stage.mask)
-        return stage.result(texture, losses if trace else None)
+            return (texture + velocity).clamp(0, 1)
+
+        return stage.descend(start, roll, steps, price=price, label="eyeglasses", progress=progress, trace=trace)
 
 
 def frames(like: Tensor, *, eyes: float = 0.42, apart: float = 0.34, lens: float = 0.14, rim: float = 0.06) -> Tensor:

@@ -16,7 +16,6 @@ perspective, light and noise of a camera may be among the transformations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor
 
@@ -24,11 +23,10 @@ from robustlab import checks
 from robustlab.attacker.losses import LossFunction, LossName
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.victim import Model
-from robustlab.attacks.physical.expectation import Adam, HeldOut, slope, staged, texture_like
+from robustlab.attacks.physical.expectation import adam, staged, texture_like
+from robustlab.attacks.physical.given import HeldOut
 from robustlab.attacks.physical.optics import places
-from robustlab.attacks.physical.printing import non_printability
 from robustlab.attacks.physical.scenes import Placed, Scenes, View
-from robustlab.progress import bar
 
 
 def patch(
@@ -101,19 +99,15 @@ def patch(
     ) as stage:  # fmt: skip
         gray = stage.session.x.new_full((x.shape[1], *stage.mask.shape[1:]), 0.5)
         start = gray if disguise is None else texture_like("disguise", disguise, stage)
-        reach = 1.0 if disguise is None else eps
-        texture, adam, losses = start, Adam(lr), list[Tensor]()
-        for k in bar(range(steps), show=progress, label="patch"):
-            if not stage.affords(k):
-                break
-            value, grad = stage.look(texture, k)
-            if stage.colors is not None:
-                score, back = slope(partial(non_printability, mask=stage.mask, colors=stage.colors), texture)
-                value, grad = value + printability * score, grad + printability * back
-            texture = adam.step(texture, grad).clamp(start - reach, start + reach)
-            losses.append(value)
-            stage.session.keep_texture(texture, stage.mask)
-        return stage.result(texture, losses if trace else None)
+        reach, down = 1.0 if disguise is None else eps, adam(lr, start)
+
+        def near(texture: Tensor, grad: Tensor) -> Tensor:
+            return down(texture, grad).clamp(start - reach, start + reach)
+
+        return stage.descend(
+            start, near, steps, price=lambda texture: printability * stage.ink(texture), label="patch",
+            progress=progress, trace=trace,
+        )  # fmt: skip
 
 
 def disk(side: int, like: Tensor) -> Tensor:

@@ -27,10 +27,9 @@ from robustlab import checks
 from robustlab.attacker.losses import LossFunction, LossName
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.victim import Model
-from robustlab.attacks.physical.expectation import Adam, HeldOut, Stage, slope, staged, texture_like
-from robustlab.attacks.physical.printing import non_printability
+from robustlab.attacks.physical.expectation import Stage, adam, staged, texture_like
+from robustlab.attacks.physical.given import HeldOut
 from robustlab.attacks.physical.scenes import Scenes, View, Worn
-from robustlab.progress import bar
 
 
 def rp2(
@@ -119,19 +118,12 @@ def rp2(
 
         def price(texture: Tensor) -> Tensor:
             size = torch.linalg.vector_norm((texture - base) * stage.mask, ord=1 if penalty == "l1" else 2)
-            score = 0.0 if stage.colors is None else non_printability(texture, stage.mask, stage.colors)
-            return lam * size + printability * score
+            return lam * size + printability * stage.ink(texture)
 
-        texture, adam, losses, first = base, Adam(lr), list[Tensor](), 0 if mask is not None else mask_steps
-        for k in bar(range(first, first + steps), show=progress, label="rp2"):
-            if not stage.affords(k):
-                break
-            value, grad = stage.look(texture, k)
-            more, back = slope(price, texture)
-            texture = adam.step(texture, grad + back)
-            losses.append(value + more)
-            stage.session.keep_texture(texture, stage.mask)
-        return stage.result(texture, losses if trace else None)
+        first = mask_steps if mask is None else 0
+        return stage.descend(
+            base, adam(lr, base), steps, price=price, first=first, label="rp2", progress=progress, trace=trace
+        )
 
 
 def sparse(stage: Stage, base: Tensor, *, steps: int, lr: float, sparsity: float) -> Tensor:

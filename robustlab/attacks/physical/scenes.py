@@ -111,20 +111,14 @@ class Worn(Scenes):
     def before(self, images: Tensor, mask: Tensor, noise: Noise, number: int) -> Rendered:
         """Texture and mask are moved alike, then laid over the images and photographed."""
         n, _, height, width = images.shape
-        picture, cover = self.camera.picture(images, noise, number), mask.to(images)
+        picture = self.camera.picture(images, noise, number)
         if not self.slip and not self.turn:
             return lambda texture: picture(torch.where(mask, texture, images))
         shift = noise.uniform((number, 5), (2,), images.dtype, -self.slip, self.slip)
         shift = shift * shift.new_tensor([2 / width, 2 / height])
         angle = noise.uniform((number, 6), (), images.dtype, -self.turn, self.turn)
         where = _looked_at(images, shift, angle, images.new_ones(n))
-        free = 1 - looked_up(cover.expand(n, 1, height, width), where)
-
-        def render(texture: Tensor) -> Tensor:
-            sheet = looked_up((texture * cover).expand(n, *texture.shape), where)
-            return picture(free * images + sheet)
-
-        return render
+        return _laid(images, mask, where, picture)
 
 
 @dataclass(frozen=True)
@@ -154,7 +148,7 @@ class Placed(Scenes):
 
     def before(self, images: Tensor, mask: Tensor, noise: Noise, number: int) -> Rendered:
         """The places are such that the disk around which the patch is cut stays in the picture."""
-        n, height, width = len(images), images.shape[2], images.shape[3]
+        height, width = images.shape[2:]
         picture = self.camera.picture(images, noise, number)
         scale = noise.uniform((number, 5), (), images.dtype, *self.scale)
         angle = noise.uniform((number, 6), (), images.dtype, -self.turn, self.turn)
@@ -162,14 +156,7 @@ class Placed(Scenes):
         half = torch.stack([scale * side / width, scale * side / height], dim=-1)
         center = noise.uniform((number, 7), (2,), images.dtype, -1.0, 1.0) * (1 - half)
         where = _looked_at(images, center, angle, scale, patch=True)
-        cover = mask.to(images)
-        free = 1 - looked_up(cover.expand(n, *mask.shape), where)
-
-        def render(texture: Tensor) -> Tensor:
-            sheet = looked_up((texture * cover).expand(n, *texture.shape), where)
-            return picture(free * images + sheet)
-
-        return render
+        return _laid(images, mask, where, picture)
 
 
 @dataclass(frozen=True)
@@ -226,6 +213,18 @@ class Turned(Scenes):
             return picture(images * (1 - view.cover) + solid.textured(surface, view))
 
         return render
+
+
+def _laid(images: Tensor, mask: Tensor, where: Tensor, picture: Callable[[Tensor], Tensor]) -> Rendered:
+    """Texture and mask are looked up at the same places, laid over the images and photographed."""
+    n, cover = len(images), mask.to(images)
+    free = 1 - looked_up(cover.expand(n, *mask.shape), where)
+
+    def render(texture: Tensor) -> Tensor:
+        sheet = looked_up((texture * cover).expand(n, *texture.shape), where)
+        return picture(free * images + sheet)
+
+    return render
 
 
 def _looked_at(images: Tensor, center: Tensor, degrees: Tensor, scale: Tensor, *, patch: bool = False) -> Tensor:

@@ -33,7 +33,7 @@ from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult, keep_so_far
 from robustlab.attacker.session import Session
-from robustlab.attacker.through import boxed
+from robustlab.attacker.through import boxed, gradient_through
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.pgd import begin, step
 from robustlab.evaluation.adaptive.random_views import View, Views
@@ -157,23 +157,19 @@ def expected(
     total, grad, many = torch.zeros_like(at.eps), torch.zeros_like(at.x), max(1, AT_ONCE // max(1, len(at)))
     for first in range(0, len(views), many):
         part = views[first : first + many]
-        with torch.enable_grad():
-            leaf = at.points.detach().requires_grad_(True)
-            seen = torch.cat([boxed(view(leaf), session.low, session.high) for view in part])
-            apart = torch.zeros(())
-            if penalty:
-                clean = torch.cat([boxed(view(at.x), session.low, session.high) for view in part])
-                square = (seen - clean).flatten(1).square().sum(dim=1)
-                apart = penalty * torch.where(square > 0, square, 1.0).sqrt().where(square > 0, 0.0)
+
+        def seen(points: Tensor, part: Sequence[View] = part) -> Tensor:
+            return torch.cat([view(points) for view in part])
+
+        def apart(pictures: Tensor, part: Sequence[View] = part) -> Tensor:
+            square = (pictures - boxed(seen(at.x, part), session.low, session.high)).flatten(1).square().sum(dim=1)
+            return penalty * torch.where(square > 0, square, 1.0).sqrt().where(square > 0, 0.0)
+
         copies = session.of(at.rows.repeat(len(part)))
-        answer = session.gradient(seen.detach(), copies, g)
+        answer = gradient_through(session, copies, at.points, seen, g, apart if penalty else None)
         session.settle(copies)
-        total += (answer.loss + apart.detach()).reshape(len(part), -1).sum(dim=0).to(total)
-        if seen.requires_grad:  # else a view does not look at its points
-            (back,) = torch.autograd.grad(seen, leaf, answer.grad, retain_graph=bool(penalty))
-            grad += back
-        if penalty and apart.requires_grad:
-            grad += torch.autograd.grad(apart, leaf, torch.ones_like(apart))[0]
+        total += answer.loss.reshape(len(part), -1).sum(dim=0).to(total)
+        grad += answer.grad
     return total / len(views), grad / len(views)
 
 

@@ -44,13 +44,13 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.results import Certificate
+from robustlab.geometry.adam import Adam
 from robustlab.graph.hinge import Elementwise
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
 from robustlab.verification.duals.eigenvalues import top_eigenvectors
 from robustlab.verification.duals.one_hidden import parts_of, slopes_of
 from robustlab.verification.duals.sdp_relaxation import sdp_relaxation_bound
-from robustlab.verification.propagation.ascent import Adam
 from robustlab.verification.propagation.backward import rounding_terms, slack
 from robustlab.verification.propagation.certificate import Interval, certificate
 from robustlab.verification.propagation.layers import interval_layers

@@ -1,8 +1,8 @@
-"""Bounds that are maximized, over slopes or over multipliers: their optimizer, and so many rows at a time."""
+"""Bounds that are maximized, over slopes or over multipliers, so many rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,25 +14,6 @@ from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.layers import BUDGET, Layers, layer_bounds
 from robustlab.verification.propagation.region import Region
 from robustlab.verification.propagation.specification import as_forms
-
-
-class Adam:
-    """Adam with its usual constants (Kingma and Ba 2015); torch's own imports its compiler at the first call, 1.5 s."""
-
-    def __init__(self, variables: Sequence[Tensor]) -> None:
-        self.variables, self.count = variables, 0
-        self.first, self.second = ([torch.zeros_like(v) for v in variables] for _ in range(2))
-
-    @torch.no_grad()
-    def step(self, grads: Sequence[Tensor | None], lr: float) -> None:
-        """Each variable against its gradient, in place; None leaves it where it is."""
-        self.count += 1
-        for variable, grad, first, second in zip(self.variables, grads, self.first, self.second, strict=True):
-            if grad is not None:
-                first.lerp_(grad, 0.1)
-                second.mul_(0.999).addcmul_(grad, grad, value=0.001)
-                scale = (second.sqrt() / (1 - 0.999**self.count) ** 0.5).add_(1e-8)
-                variable.addcdiv_(first, scale, value=-lr / (1 - 0.9**self.count))
 
 
 def bound_by_ascent(
