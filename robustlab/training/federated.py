@@ -33,7 +33,7 @@ from robustlab.progress import bar
 from robustlab.training.averaging import copy_of, put
 from robustlab.training.clients import Client, ClientUpdate, LocalTraining, Pair, Turn
 from robustlab.training.resuming import name_of
-from robustlab.training.rounds import Round, RoundFiles
+from robustlab.training.rounds import Round, Rounds
 from robustlab.training.updates import (
     STATISTICS,
     Divide,
@@ -136,7 +136,7 @@ def simulate(
     server_weights([1] * n, eta=eta, divide=divide, total=len(clients))  # raises before any work
     told = {"selected": n, "eta": eta, "divide": divide, "statistics": statistics, "seed": seed}
     run = told | _identity(model, data, bad, schedule, rule, honest)
-    files = None if resume is None else RoundFiles(Path(resume), run)
+    files = None if resume is None else Rounds(Path(resume), run)
     done: list[Round] = [] if files is None else files.load(rounds)
     current, previous = copy.deepcopy(model), None
     for number in bar(range(rounds), show=progress, label="simulate"):

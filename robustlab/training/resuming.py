@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlab.files import digest, require_writable, write_together
+from robustlab.files import RunFiles, digest, require_writable
 from robustlab.training.averaging import Average, put
 
-FORMAT = "robustlab.training"
 LISTS = ("loss", "lr", "monitor", "validation")
 ARGUMENTS = ("epochs", "batch_size", "lr", "schedule", "optimizer", "weight_decay", "averaging", "seed")
 
@@ -114,24 +113,24 @@ class ResumeFile:
     path: Path
     run: dict[str, Any]
 
+    @property
+    def files(self) -> RunFiles:
+        """Which those of this training are."""
+        return RunFiles("resume", "fit()", self.run)
+
     def save(self, training: Training) -> None:
         """Write where the training is, whole or not at all.
 
         Raises:
             ValueError: for values of ``on_epoch`` that JSON does not hold.
         """
-        from safetensors.torch import save as serialize
-
         facts = {name: getattr(training.record, name) for name in (*LISTS, "seconds")}
         updates = training.average.updates if training.average else 0
         try:
-            text = json.dumps(
-                {"run": self.run, "record": facts, "updates": updates, "scaler": training.scaler.state_dict()}
-            )
+            scaler = training.scaler.state_dict()
+            self.files.write(self.path, training.tensors(), record=facts, updates=updates, scaler=scaler)
         except TypeError as error:
             raise ValueError(f"on_epoch: want values that JSON holds, beside resume=, got others: {error}") from None
-        kept = {name: value.detach().cpu().clone().contiguous() for name, value in training.tensors().items()}
-        write_together({self.path: serialize(kept, {FORMAT: text})})
 
     def load(self, training: Training) -> Record:
         """Go on from the file, if it is there, else begin; returns the record.
@@ -139,21 +138,10 @@ class ResumeFile:
         Raises:
             ValueError: if the file belongs to another training (the message names in what), or none can be written.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             require_writable(self.path, "resume")
             return training.record
-        try:
-            with safe_open(self.path, "pt") as file:
-                facts = json.loads((file.metadata() or {})[FORMAT])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ValueError(f"resume: want a file that fit() has written, got {self.path} ({error})") from None
-        other = [name for name, value in self.run.items() if facts["run"].get(name) != value]
-        if other:
-            told = ", ".join(f"{name} ({facts['run'].get(name)}, here {self.run[name]})" for name in other)
-            raise ValueError(f"resume: want the file of this training, got {self.path}, of another {told}")
+        tensors, facts = self.files.read(self.path)
         for name, value in facts["record"].items():
             setattr(training.record, name, value)
         training.scaler.load_state_dict(facts["scaler"])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from robustlab.files import require_writable, write_together
-
-FORMAT = "robustlab.federated"
+from robustlab.files import RunFiles, require_writable
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +31,16 @@ class Round:
 
 
 @dataclass(frozen=True)
-class RoundFiles:
+class Rounds:
     """A folder with one safetensors file per round of one simulation, which ``run`` tells from all others."""
 
     folder: Path
     run: dict[str, Any]
+
+    @property
+    def files(self) -> RunFiles:
+        """Which those are."""
+        return RunFiles("resume", "simulate()", self.run)
 
     def path(self, number: int) -> Path:
         """The file of a round."""
@@ -50,15 +52,11 @@ class RoundFiles:
         Raises:
             ValueError: for values of ``on_round`` that JSON does not hold.
         """
-        from safetensors.torch import save as serialize
-
         facts = {"seen": round.seen, "selected": round.selected, "norms": round.norms, "seconds": round.seconds}
         try:
-            text = json.dumps({"run": self.run, **facts})
+            self.files.write(self.path(number), round.state, **facts)
         except TypeError as error:
             raise ValueError(f"on_round: want values that JSON holds, beside resume=, got others: {error}") from None
-        kept = {name: value.contiguous().clone() for name, value in round.state.items()}
-        write_together({self.path(number): serialize(kept, {FORMAT: text})})
 
     def load(self, rounds: int) -> list[Round]:
         """The rounds that were done, from the first on without a gap, at most so many.
@@ -66,8 +64,6 @@ class RoundFiles:
         Raises:
             ValueError: if a file is of another simulation (the message names in what), or none can be written.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,17 +71,7 @@ class RoundFiles:
         require_writable(self.path(0), "resume")
         done: list[Round] = []
         while len(done) < rounds and self.path(len(done)).exists():
-            path = self.path(len(done))
-            try:
-                with safe_open(path, "pt") as file:
-                    facts = json.loads((file.metadata() or {})[FORMAT])
-                    state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            except (SafetensorError, OSError, KeyError, ValueError) as error:
-                raise ValueError(f"resume: want files that simulate() has written, got {path} ({error})") from None
-            other = [name for name, value in self.run.items() if facts["run"].get(name) != value]
-            if other:
-                told = ", ".join(f"{name} ({facts['run'].get(name)}, here {self.run[name]})" for name in other)
-                raise ValueError(f"resume: want the folder of this simulation, got {self.folder}, of another {told}")
+            state, facts = self.files.read(self.path(len(done)))
             selected, norms = tuple(facts["selected"]), tuple(facts["norms"])
             done.append(Round(state, facts["seen"], selected, norms, facts["seconds"]))
         return done

@@ -211,7 +211,7 @@ def test_a_kill_loses_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"resume: .*seed \(2, here 3\)"):
         simulate(net(0), clients(), rounds=4, selected=3, honest=QUICK, seed=3, resume=tmp_path / "run")
     (tmp_path / "run" / "round_00001.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="resume: want files that simulate"):
+    with pytest.raises(ValueError, match="resume: want a file that simulate"):
         run(on_round=watch, resume=tmp_path / "run")
 
 

@@ -527,7 +527,7 @@ def test_a_file_of_another_training_is_refused_by_what_is_other_and_nothing_is_l
         arguments = {"model": nn.Linear(5, 3), "data": (x, y), **given, **change}
         model = arguments.pop("model")
         before = _weights(model).clone()
-        with pytest.raises(ValueError, match=rf"^resume: want the file of this training, got .*, of another {match}"):
+        with pytest.raises(ValueError, match=rf"^resume: want that of this run, got .*, of another {match}"):
             fit(model, arguments.pop("data"), **arguments)
         assert torch.equal(_weights(model), before) and file.read_bytes() == raw
     file.write_bytes(raw[: len(raw) // 2])

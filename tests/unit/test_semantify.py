@@ -218,6 +218,7 @@ def test_finitely_many_images_are_all_tried() -> None:
         found = semantify(model, x, change=change)
         assert found.pieces is not None and found.pieces.shape == (8, count) and not bool(found.unknown.any())
         assert bool(found.pieces[:, 0].all()), "no move and no square keep the label"
+        assert torch.equal(found.radius, torch.where(found.verified, torch.inf, 0.0).to(x))
         for row in range(8):
             if isinstance(change, Translation):
                 moved = [nn.functional.pad(x[row], (2, 2, 2, 2))[:, 2 - a : 8 - a, 2 - b : 8 - b]

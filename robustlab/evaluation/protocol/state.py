@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.victim import Victim
-from robustlab.files import digest
+from robustlab.files import RunFiles, digest
 
 _FACTS = ("classes", "seconds", "right", "flat", "flags")
 
@@ -43,7 +42,7 @@ class State:
         self.right = self.flat = 0
         self.flags: dict[str, str] = {}
         self._path: Path | None = None
-        self._run: dict[str, Any] = {}
+        self._files = RunFiles("state", "AutoAttack", {})
         self._bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0)
 
     @classmethod
@@ -61,7 +60,7 @@ class State:
         the box ``bounds`` and the ball of the run.
         """
         state = cls(x, attacks)
-        state._path, state._run = None if path is None else Path(path), run
+        state._path, state._files = None if path is None else Path(path), RunFiles("state", "AutoAttack", run)
         state._bounds = bounds
         if state._path is not None and state._path.exists():
             state._read(state._path)
@@ -85,30 +84,13 @@ class State:
         """Write the file, if there is to be one: whole or not at all."""
         if self._path is None or self.x_adv is None:
             return
-        from safetensors.torch import save_file
-
         broken = self.broken_by >= 0
         tensors = {"broken_by": self.broken_by, "seen_by": self.seen_by, "queries": self.queries}
-        tensors |= {"gradients": self.gradients, "x_adv": self.x_adv.cpu()[broken].contiguous()}
-        facts = {"run": self._run} | {name: getattr(self, name) for name in _FACTS}
-        part = self._path.with_name(self._path.name + ".part")
-        save_file(tensors, part, {"autoattack": json.dumps(facts)})
-        os.replace(part, self._path)
+        tensors |= {"gradients": self.gradients, "x_adv": self.x_adv.cpu()[broken]}
+        self._files.write(self._path, tensors, **{name: getattr(self, name) for name in _FACTS})
 
     def _read(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["autoattack"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"state: want a file that AutoAttack has written, got {path} ({error})") from None
-        if not isinstance(facts, dict) or not isinstance(facts.get("run"), dict):
-            raise ValueError(f"state: want a file that AutoAttack has written, got {path}, without a run")
-        other = [key for key, value in self._run.items() if facts["run"].get(key) != value]
-        if other:
-            raise ValueError(f"state: want that of this run, got one of another {', '.join(other)} in {path}")
+        tensors, facts = self._files.read(path)
         self._believe(tensors, facts, path)
         assert self.x_adv is not None
         self.x_adv[(tensors["broken_by"] >= 0).to(self.x_adv.device)] = tensors.pop("x_adv").to(self.x_adv)
@@ -123,11 +105,11 @@ class State:
 
         def require(fine: bool, what: str) -> None:
             if not fine:
-                raise ValueError(f"state: want a file that AutoAttack has written, got {path}: {what}")
+                raise self._files.unlike(path, what)
 
         counts = {name: getattr(self, name) for name in ("broken_by", "seen_by", "queries", "gradients")}
         require(set(tensors) == {*counts, "x_adv"}, f"it has the tensors {sorted(tensors)[:9]}")
-        require(set(facts) == {"run", *_FACTS}, f"it has the facts {sorted(facts)[:9]}")
+        require(set(facts) == set(_FACTS), f"it has the facts {sorted(facts)[:9]}")
         for name, mine in counts.items():
             same = tensors[name].shape == mine.shape and tensors[name].dtype == mine.dtype
             require(same, f"{name} is {tensors[name].dtype} of shape {tuple(tensors[name].shape)}")
@@ -150,12 +132,12 @@ class State:
         if len(x_adv):
             low, high = (torch.as_tensor(end).to(x) for end in self._bounds)
             require(bool(((x_adv >= low) & (x_adv <= high)).all()), "x_adv is outside the box")
-            norm = get_norm(self._run["norm"])
+            norm = get_norm(self._files.run["norm"])
             # as where answers are counted: x + δ is rounded to a pixel value
             largest = max(float(low.abs().amax()), float(high.abs().amax()))
             slack = float(norm.length(torch.ones_like(x[:1]))) * torch.finfo(x.dtype).eps * largest
             far = float(norm.length(x_adv - x).max())
-            require(far <= self._run["eps"] * (1 + 1e-5) + slack, f"x_adv is at distance {far:.4g}")
+            require(far <= self._files.run["eps"] * (1 + 1e-5) + slack, f"x_adv is at distance {far:.4g}")
         moved = broken[broken >= 0] > 0
         require(torch.equal(x_adv[~moved], x[~moved]), "x_adv is not x where x itself is misclassified")
 

@@ -110,25 +110,34 @@ class Watched(nn.Module):
         logits: Tensor = self.model(x)
         return logits
 
+    def require_eval(self) -> None:
+        """Raises :class:`Wrong` if an attack has put the model into training mode."""
+        if self.trained or self.training:
+            raise Wrong(
+                "the model was asked in training mode",
+                "model.train() instead of model.eval()",
+                "Dropout and batch normalization act differently in training, so the attack would meet another model.",
+                "The model comes in eval mode: leave it there.",
+            )
 
-def _ask(attack: Attack, case: Case, steps: int, alpha: float = ALPHA, eps: float = EPS) -> tuple[Tensor, Watched]:
-    """The answer on copies of the case, if what was handed over is as it was."""
-    watched, x, y = Watched(case.model).eval(), case.x.clone(), case.y.clone()
-    out = require_answer(attack(watched, x, y, eps, steps, alpha), case.x)
-    if not torch.equal(x, case.x):
+
+def require_unchanged(given: Tensor, x: Tensor) -> None:
+    """Raises :class:`Wrong` if an attack has changed its input."""
+    if not torch.equal(given, x):
         raise Wrong(
             "x is not what it was before the call",
             "x was changed in place",
             "Operations whose name ends in _ , and += on a tensor, change the caller's tensor.",
             "Start from x.clone(), or compute a new tensor in each step.",
         )
-    if watched.trained or watched.training:
-        raise Wrong(
-            "the model was asked in training mode",
-            "model.train() instead of model.eval()",
-            "Dropout and batch normalization act differently in training, so the attack would meet another model.",
-            "The model comes in eval mode: leave it there.",
-        )
+
+
+def _ask(attack: Attack, case: Case, steps: int, alpha: float = ALPHA, eps: float = EPS) -> tuple[Tensor, Watched]:
+    """The answer on copies of the case, if what was handed over is as it was."""
+    watched, x, y = Watched(case.model).eval(), case.x.clone(), case.y.clone()
+    out = require_answer(attack(watched, x, y, eps, steps, alpha), case.x)
+    require_unchanged(x, case.x)
+    watched.require_eval()
     return out, watched
 
 

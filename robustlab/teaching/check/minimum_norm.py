@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.teaching.check.finding import Wrong, lengths, require_answer
-from robustlab.teaching.check.gradient_attacks import Watched
+from robustlab.teaching.check.gradient_attacks import Watched, require_unchanged
 from robustlab.teaching.check.onto_sets import BALLS, ConvexSet
 from robustlab.teaching.handout import linear_network, relu_network
 
@@ -62,7 +62,7 @@ def affine_optimum(
             def ask(rows: Tensor, labels: Tensor, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
                 given = rows.clone()
                 out = require_answer(optimum(weight.clone(), bias.clone(), given, labels.clone()), rows)
-                _unchanged(given, rows)
+                require_unchanged(given, rows)
                 return out
 
             _nearest(ask, model, x, y, measure, overshoot=0.0)
@@ -218,27 +218,11 @@ def _asked(attack: Minimal, model: nn.Module) -> Callable[[Tensor, Tensor], Tens
     def ask(x: Tensor, y: Tensor) -> Tensor:
         watched, given = Watched(model).eval(), x.clone()
         out = require_answer(attack(watched, given, y.clone(), STEPS, OVERSHOOT), x)
-        _unchanged(given, x)
-        if watched.trained or watched.training:
-            raise Wrong(
-                "the model was asked in training mode",
-                "model.train() instead of model.eval()",
-                "Dropout and batch normalization act differently in training, so the attack would meet another model.",
-                "The model comes in eval mode: leave it there.",
-            )
+        require_unchanged(given, x)
+        watched.require_eval()
         return out
 
     return ask
-
-
-def _unchanged(given: Tensor, x: Tensor) -> None:
-    if not torch.equal(given, x):
-        raise Wrong(
-            "x is not what it was before the call",
-            "x was changed in place",
-            "Operations whose name ends in _ , and += on a tensor, change the caller's tensor.",
-            "Start from x.clone(), or compute a new tensor in each step.",
-        )
 
 
 def _nearest(

@@ -13,7 +13,20 @@ from robustlab.verification.semantic.tube import Tube
 
 
 class Change(ABC):
-    """A change of images by the parameters θ; θ = 0 changes nothing.
+    """A change of images by the parameters θ; θ = 0 changes nothing."""
+
+    @abstractmethod
+    def images(self, x: Tensor, theta: Tensor) -> Tensor:
+        """(N, C, H, W) images in [0, 1] and (N, d) parameters → the changed images."""
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError where the images cannot be changed so."""
+        if x.dim() != 4:
+            raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
+
+
+class Enclosed(Change):
+    """A change by real numbers, whose images between two parameters are enclosed by a tube.
 
     Attributes:
         names: of the parameters.
@@ -26,33 +39,16 @@ class Change(ABC):
     widest: tuple[float, ...]
 
     @abstractmethod
-    def images(self, x: Tensor, theta: Tensor) -> Tensor:
-        """(N, C, H, W) images in [0, 1] and (N, d) parameters → the changed images."""
-
-    @abstractmethod
     def tube(self, x: Tensor, low: Tensor, high: Tensor) -> Tube:
         """Encloses all images for parameters between ``low`` and ``high``, (N, d)."""
-
-    def check(self, x: Tensor) -> None:
-        """Raises ValueError where the images cannot be changed so."""
-        if x.dim() != 4:
-            raise ValueError(f"x: want images (N, C, H, W), got shape {tuple(x.shape)}")
 
 
 class Listed(Change):
     """A change with finitely many parameters: all images are tried, so the answer is exact."""
 
-    names = ()
-    valid = ()
-    widest = ()
-
     @abstractmethod
     def parameters(self, x: Tensor) -> Tensor:
-        """(P, 2) all parameters."""
-
-    def tube(self, x: Tensor, low: Tensor, high: Tensor) -> Tube:
-        """None is needed."""
-        raise NotImplementedError("finitely many images are tried one by one")
+        """(P, d) all parameters."""
 
 
 def beside_axes(numbers: Tensor, x: Tensor, kept: int = 1) -> Tensor:
@@ -70,7 +66,7 @@ def rounded_tube(
     return Tube(low, high, slope, below - wide, above + wide, lower - spare, upper + spare)
 
 
-def as_box(change: Change, low: float | Sequence[float], high: float | Sequence[float]) -> list[tuple[float, float]]:
+def as_box(change: Enclosed, low: float | Sequence[float], high: float | Sequence[float]) -> list[tuple[float, float]]:
     """The interval of each parameter; raises ValueError where it leaves the valid range."""
     ends = [[float(end)] if isinstance(end, int | float) else [float(e) for e in end] for end in (low, high)]
     for name, end in zip(("low", "high"), ends, strict=True):

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.data.color import rgb_to_hsv
-from robustlab.verification.semantic.change import Change, beside_axes, rounded_tube
+from robustlab.verification.semantic.change import Enclosed, beside_axes, rounded_tube
 from robustlab.verification.semantic.tube import Tube
 
 __all__ = ["BrightnessContrast", "Hue", "Lightness", "Piecewise", "Saturation"]
 
 
-class Piecewise(Change):
+class Piecewise(Enclosed):
     """A change under which every pixel is piecewise linear in one parameter."""
 
     @abstractmethod
@@ -171,7 +171,7 @@ class Lightness(_OfHsl):
 
 
 @dataclass(frozen=True)
-class BrightnessContrast(Change):
+class BrightnessContrast(Enclosed):
     """clip((1 + contrast)·x + brightness, 0, 1)."""
 
     names = ("brightness", "contrast")

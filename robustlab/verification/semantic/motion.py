@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.verification.semantic.change import Change, Listed, beside_axes, rounded_tube
+from robustlab.verification.semantic.change import Enclosed, Listed, beside_axes, rounded_tube
 from robustlab.verification.semantic.tube import Tube
 
 __all__ = ["Occlusion", "Rotation", "Shift", "Translation"]
 
 
-class Moved(Change):
+class Moved(Enclosed):
     """A change that takes each pixel from another point of the image, bilinear, with ``fill`` outside."""
 
     subdivisions: int | None

@@ -33,7 +33,7 @@ from robustlab.graph.node import Graph
 from robustlab.verification.propagation.certificate import positive, prepare
 from robustlab.verification.propagation.certify import METHODS
 from robustlab.verification.propagation.specification import margins
-from robustlab.verification.semantic.change import Change, Listed, as_box
+from robustlab.verification.semantic.change import Change, Enclosed, Listed, as_box
 
 __all__ = ["SemanticCertificate", "semantify"]
 
@@ -120,59 +120,71 @@ def semantify(
     choices = ("ibp", "fast_lin", "crown", "crown_ibp", "alpha_crown", "lirpa")
     checks.one_of("method", method, choices)
     checks.at_least("splits", splits, 1, integer=True)
-    if not isinstance(change, Change):
+    if not isinstance(change, Enclosed | Listed):
         raise TypeError(f"change: want a change such as Hue(), got {type(change).__name__}")
     change.check(x)
     graph, _, y, _ = prepare(model, x, y, "linf", (0.0, 1.0), None)
     if isinstance(change, Listed):
         if low is not None or high is not None:
             raise ValueError("low, high: want none, for all parameters of this change are tried")
-        return _all_of(change, graph, x, y)
+        kept, image = _tried(change, graph, x, y, change.parameters(x))
+        verified = kept.all(dim=1)
+        radius = torch.where(verified, torch.inf, 0.0).to(x.dtype)
+        return _certificate(verified, ~verified, radius, image, pieces=kept)
     if low is None or high is None:
         raise ValueError("low, high: want the range of the parameters, got None")
     box = as_box(change, low, high)
-    share = torch.linspace(0, 1, splits + 1, dtype=x.dtype, device=x.device)
-    edges = torch.stack([least + (most - least) * share for least, most in box], dim=1)
-    edges[-1] = x.new_tensor([most for _, most in box])
-    grids = torch.meshgrid(*[torch.arange(splits, device=x.device)] * len(box), indexing="ij")
-    cells = torch.stack([grid.flatten() for grid in grids], dim=1)  # (S^d, d)
-    least, most = (torch.stack([edges[cells[:, k] + up, k] for k in range(len(box))], dim=1) for up in (0, 1))
+    edges = torch.stack([_edges(least, most, splits, x) for least, most in box], dim=1)  # (S + 1, d)
+    kept, image = _tried(change, graph, x, y, _product(edges))
+    clean = graph(x).argmax(dim=1) == y if len(x) else kept.all(dim=1)
+    failed = ~(clean & kept.all(dim=1))
+    cells = _product(torch.arange(splits, device=x.device)[:, None].expand(-1, len(box)))  # (S^d, d)
+    least, most = edges.gather(0, cells), edges.gather(0, cells + 1)
     pieces = torch.zeros(len(x), len(cells), dtype=torch.bool, device=x.device)
-    failed, image = x.new_zeros(len(x), dtype=torch.bool), torch.full_like(x, torch.nan)
-    rows = torch.cartesian_prod(torch.arange(len(x), device=x.device), torch.arange(len(cells), device=x.device))
-    for some in rows.split(max(1, PIXELS // max(1, x[0].numel()))) if len(x) else ():
-        sample, cell = some.unbind(1)
-        for end in (least, most):
-            changed = change.images(x[sample], end[cell])
-            wrong = graph(changed).argmax(dim=1) != y[sample]
-            failed[sample[wrong]] = True
-            image[sample[wrong]] = changed[wrong]
+    for sample, cell in _passes(x, len(cells)):
         tube = change.tube(x[sample], least[cell], most[cell])
         C = margins(y[sample], graph.output_shape[0], x.dtype)
         pieces[sample, cell] = positive(METHODS[method](graph, tube, C))
-    failed_at_x = graph(x).argmax(dim=1) != y if len(x) else failed
-    image = torch.where(beside(failed_at_x, x), x, image)
-    failed = failed | failed_at_x
     verified = pieces.all(dim=1) & ~failed
-    reach = max(0.0, min(min(-least_, most_) for least_, most_ in box))
-    return SemanticCertificate(
-        verified, failed, torch.where(verified, reach, 0.0), "linf", "semantify",
-        counterexample=image if bool(failed.any()) else None,
-        edges=edges, pieces=pieces.reshape(len(x), *[splits] * len(box)),
-    )  # fmt: skip
+    radius = torch.where(verified, max(0.0, min(min(-down, up) for down, up in box)), 0.0)
+    image = torch.where(beside(clean, x), image, x)
+    return _certificate(verified, failed, radius, image, edges, pieces.reshape(len(x), *[splits] * len(box)))
 
 
-def _all_of(change: Listed, graph: Graph, x: Tensor, y: Tensor) -> SemanticCertificate:
-    """Every parameter is tried; the first that changes the label gives the counterexample."""
-    parameters = change.parameters(x)
-    kept = torch.zeros(len(x), len(parameters), dtype=torch.bool, device=x.device)
-    image = torch.full_like(x, torch.nan)
-    for k in reversed(range(len(parameters))) if len(x) else ():
-        changed = change.images(x, parameters[k].expand(len(x), -1))
-        kept[:, k] = graph(changed).argmax(dim=1) == y
-        image = torch.where(beside(kept[:, k], x), image, changed)
-    verified = kept.all(dim=1)
+def _edges(low: float, high: float, splits: int, x: Tensor) -> Tensor:
+    """(S + 1,): where the parts of an interval begin and end, its own ends to the last bit."""
+    edges = low + (high - low) * torch.linspace(0, 1, splits + 1, dtype=x.dtype, device=x.device)
+    edges[-1] = high
+    return edges
+
+
+def _product(columns: Tensor) -> Tensor:
+    """(m, d) → (m^d, d): all rows with an entry of each column."""
+    return torch.cartesian_prod(*columns.unbind(1)).reshape(-1, columns.shape[1])
+
+
+def _passes(x: Tensor, count: int) -> Sequence[tuple[Tensor, Tensor]]:
+    """All pairs of a sample and one of ``count`` things, as many in one pass as memory likes."""
+    rows = torch.cartesian_prod(torch.arange(len(x), device=x.device), torch.arange(count, device=x.device))
+    return [(*some.unbind(1),) for some in rows.split(max(1, PIXELS // max(1, x[0].numel())))] if len(rows) else []
+
+
+def _tried(change: Change, graph: Graph, x: Tensor, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, P) which parameters (P, d) keep the label, and the image of the first that does not, NaN where all do."""
+    kept = torch.ones(len(x), len(parameters), dtype=torch.bool, device=x.device)
+    for sample, number in _passes(x, len(parameters)):
+        changed = change.images(x[sample], parameters[number])
+        kept[sample, number] = graph(changed).argmax(dim=1) == y[sample]
+    first = (~kept).int().argmax(dim=1)
+    image = change.images(x, parameters[first])
+    return kept, image.masked_fill(beside(kept.all(dim=1), image), torch.nan)
+
+
+def _certificate(
+    verified: Tensor, failed: Tensor, radius: Tensor, image: Tensor, edges: Tensor | None = None,
+    pieces: Tensor | None = None,
+) -> SemanticCertificate:  # fmt: skip
     return SemanticCertificate(
-        verified, ~verified, torch.where(verified, torch.inf, 0.0).to(x.dtype), "linf", "semantify",
-        counterexample=None if bool(verified.all()) else image, pieces=kept,
+        verified, failed, radius, "linf", "semantify",
+        counterexample=image if bool(failed.any()) else None, edges=edges, pieces=pieces,
     )  # fmt: skip

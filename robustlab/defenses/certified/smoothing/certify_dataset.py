@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.defenses.certified.smoothing.votes import Smoothed
-from robustlab.files import digest, require_writable, write_together
+from robustlab.files import RunFiles, digest, require_writable
 from robustlab.progress import bar
 
 __all__ = ["certify_dataset"]
@@ -64,7 +62,10 @@ def certify_dataset(
         "method": method.__name__, "settings": json.dumps(told, sort_keys=True, default=_told),
         "model": digest(model.state_dict()), "inputs": digest({"x": x, "ids": ids} | ({} if y is None else {"y": y})),
     }  # fmt: skip
-    done = _read(path, run) if path.exists() else {}
+    files = RunFiles("file", "certify_dataset", run)
+    done = files.read(path)[0] if path.exists() else {}
+    if done and set(done) != set(_KEPT):
+        raise files.unlike(path, f"it holds {sorted(done)[:9]}")
     first = len(next(iter(done.values()))) if done else 0
     part = method(model, x[:0], None if y is None else y[:0], ids=ids[:0], **told)
     for start in bar(range(first, len(x), rows), show=progress, label=method.__name__):
@@ -72,7 +73,7 @@ def certify_dataset(
         part = method(model, x[among], None if y is None else y[among], ids=ids[among], **told)
         new = {name: getattr(part, name).cpu() for name in _KEPT}
         done = {name: torch.cat([done[name], value]) if start else value for name, value in new.items()}
-        write_together({path: serialize(done, run)})
+        files.write(path, done)
     found = {name: value.to(x.device) for name, value in done.items()} or {name: getattr(part, name) for name in _KEPT}
     return Smoothed(
         falsified=torch.zeros_like(found["verified"]), norm=part.norm, method=part.method, confidence=part.confidence,
@@ -82,16 +83,3 @@ def certify_dataset(
 
 def _told(value: object) -> str:
     return digest({"": value}) if isinstance(value, Tensor) else repr(value)
-
-
-def _read(path: Path, run: dict[str, str]) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            known = file.metadata() or {}
-            done = {name: file.get_tensor(name) for name in _KEPT}
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"file: want one that certify_dataset has written, got {path} ({error})") from None
-    other = [name for name, value in run.items() if known.get(name) != value]
-    if other:
-        raise ValueError(f"file: want that of this run, got {path}, of another {', '.join(other)}")
-    return done
