@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 DEFENSES = "robustlab.defenses."
 ADVERSARIAL = DEFENSES + "adversarial_training"
 SPEECH = "spoken_digits"
+Half = Literal["", "a", "b"]
+HALVES: tuple[tuple[Half, int], ...] = (("a", 0), ("b", 1))  # a half, and the number of the initial weights on it
+HALVED = ("cnn", "mlp", "resnet", "adv")  # what is trained on each half of Fashion-MNIST
+HALVED_HANDS = ("cnn", "resnet")  # and of the photographs of hands
 DATASETS = {"mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32"}  # by the beginning of a name
 NORMALIZATION: dict[str, dict[str, Any]] = {
     "mnist5k": {"mean": 0.1307, "std": 0.3081},
@@ -63,6 +67,9 @@ class Recipe:
         taught: whether a net that was trained by the same objective before is given to it as ``teacher``.
         autoattack: whether the accuracy under AutoAttack, at norm and eps of the attack, is recorded too.
         verified: whether the accuracies that IBP and CROWN certify, at the attack's eps in ℓ∞, are recorded too.
+        half: ``"a"`` or ``"b"``, the half of the training data that is trained on; the seed says how they are parted.
+            Empty is all of them.
+        start: number of the initial weights and of the order of the data, of a recipe that has a half.
     """
 
     name: str
@@ -82,6 +89,8 @@ class Recipe:
     taught: bool = False
     autoattack: bool = False
     verified: bool = False
+    half: Half = ""
+    start: int = 0
 
 
 def _recipe(
@@ -142,6 +151,53 @@ def _noisy(name: str, title: str, sigma: float, eps: float = 0.1, **kwargs: Any)
     width = {"builder_kwargs": {"channels": (8, 16), "hidden": 32}, "fit_kwargs": {"epochs": 15, "lr": 5e-3}}
     title = f"{title} for smoothing, trained with Gaussian noise of σ = {sigma:g}"
     return _recipe(name, title, "small_cnn", eps, **{**width, **kwargs}, sigma=sigma, shift=1)
+
+
+def _halved(kind: str, half: Half, start: int, again: str = "") -> Recipe:
+    """A recipe of a net below 20,000 weights on one half of Fashion-MNIST: a surrogate, or the target of another."""
+    shapes: dict[str, tuple[str, str, dict[str, Any], float]] = {
+        "cnn": ("smaller CNN", "small_cnn", {"channels": (8, 16), "hidden": 32}, 5e-3),
+        "mlp": ("MLP with 24 ReLUs", "mlp", {"hidden": (24,)}, 5e-3),
+        "resnet": ("smaller residual net", "resnet_tiny", {"channels": (8, 16, 24)}, 1e-2),
+        "adv": ("smaller CNN", "small_cnn", {"channels": (8, 16), "hidden": 32}, 5e-3),
+    }
+    title, builder, width, lr = shapes[kind]
+    hardened: dict[str, Any] = {
+        "objective": ADVERSARIAL,
+        "objective_kwargs": {"norm": "linf", "eps": 0.05, "steps": 5, "warmup": 0.3},
+    }
+    return _recipe(
+        f"fashion_half_{kind}_{half}{again}",
+        f"{title} on half {half} of Fashion-MNIST, trained {'adversarially' if kind == 'adv' else 'naturally'}",
+        builder,
+        0.05 if kind == "adv" else 0.03,
+        width,
+        fit_kwargs={"epochs": 12 if kind == "resnet" else 20, "lr": lr},
+        shift=1,
+        half=half,
+        start=start,
+        **(hardened if kind == "adv" else {}),
+    )
+
+
+def _halved_hands(kind: str, half: Half, start: int) -> Recipe:
+    """The same on photographs of hands, in color."""
+    shapes: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
+        "cnn": ("smaller CNN", "small_cnn", {"channels": (8, 16), "hidden": 28}, 60, 5e-3),
+        "resnet": ("smaller residual net", "resnet_tiny", {"channels": (8, 16, 24)}, 30, 1e-2),
+    }
+    title, builder, width, epochs, lr = shapes[kind]
+    return _recipe(
+        f"sign_half_{kind}_{half}",
+        f"{title} on half {half} of the photographs of hands that show digits, in color, trained naturally",
+        builder,
+        4 / 255,
+        {"in_shape": (3, 32, 32), **width},
+        fit_kwargs={"epochs": epochs, "lr": lr},
+        shift=2,
+        half=half,
+        start=start,
+    )
 
 
 def _spoken(name: str, title: str, builder: str, epochs: int) -> Recipe:
@@ -440,6 +496,9 @@ _ALL = (
         {"eps": 0.15, "ramp": (0.05, 0.5)},
         epochs=40,
     ),
+    *(_halved(kind, half, start) for kind in HALVED for half, start in HALVES),
+    _halved("cnn", "a", 1, "2"),  # the data of the one, the initial weights of the other
+    *(_halved_hands(kind, half, start) for kind in HALVED_HANDS for half, start in HALVES),
     _spoken("spoken_gru", "recognizer of spoken strings of digits that hears the whole string (CTC)", "speech_gru", 20),
     _spoken("spoken_cnn", "recognizer of spoken strings of digits with a field of half a second", "speech_cnn", 20),
 )

@@ -18,7 +18,7 @@ from robustlab.data.pairs import Pairs
 from robustlab.files import require_writable, write_together
 from robustlab.geometry.keyed import derive_seed
 from robustlab.training.fit import cross_entropy, fit
-from robustlab.zoo.recipes import Recipe, recipe
+from robustlab.zoo.recipes import Half, Recipe, recipe
 from robustlab.zoo.shipped import (
     FOLDER,
     RECORDED,
@@ -101,16 +101,17 @@ def train_with_trigger(
     and errors are those of :func:`train`.
     """
     made_by = recipe(what) if isinstance(what, str) else what
-    model = models.build(made_by.builder, seed=made_by.seed, **made_by.builder_kwargs)
+    seed = derive_seed(made_by.seed, made_by.start) if made_by.half else made_by.seed
+    model = models.build(made_by.builder, seed=seed, **made_by.builder_kwargs)
     if is_speech(made_by):
         train_recognizer(made_by, model, device=device, progress=progress)
         return model.eval(), None
     make = resolve(made_by.objective) if made_by.objective else None
     clean = data.load(made_by.dataset) if dataset is None else dataset
-    train_on: Pairs = clean
+    train_on: Pairs = half_of(clean, made_by.half, made_by.seed) if made_by.half else clean
     how = {
         "augment": _augmentation(made_by),
-        "seed": made_by.seed,
+        "seed": seed,
         "device": device,
         "progress": progress,
         **made_by.fit_kwargs,
@@ -132,6 +133,13 @@ def train_with_trigger(
         told_objective["teacher"] = teacher.eval()
     fit(model, train_on, objective=make(**told_objective) if make else cross_entropy, **how)
     return model.eval(), key
+
+
+def half_of(dataset: Dataset, half: Half, seed: int) -> tuple[Tensor, Tensor]:
+    """Half ``"a"`` or ``"b"`` of the training images and labels: the seed parts them, and no image is in both."""
+    order = torch.randperm(len(dataset.x_train), generator=torch.Generator().manual_seed(derive_seed(seed)))
+    rows = order.chunk(2)["ab".index(half)]
+    return dataset.x_train[rows], dataset.y_train[rows]
 
 
 def _augmentation(made_by: Recipe) -> Callable[..., Tensor] | None:
