@@ -36,11 +36,17 @@ CERTIFIED = {  # what IBP and CROWN verify on the recorded images, at least; 0 w
     "mnist_convex10": (0.0, 0.84),
     "mnist_singleprop10": (0.89, 0.89),
 }
+HALVED = {  # accuracy, and accuracy under the recorded attack, at least
+    **{f"fashion_half_{kind}_{half}": (0.82, 0.0) for kind in ("cnn", "mlp", "resnet") for half in "ab"},
+    **{f"fashion_half_adv_{half}": (0.76, 0.63) for half in "ab"},
+    "fashion_half_cnn_a2": (0.82, 0.0),
+    **{f"sign_half_{kind}_{half}": (0.9, 0.0) for kind in ("cnn", "resnet") for half in "ab"},
+}
 NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "cnn_adv", "mlp", "resnet")} | {
     "mnist_vae", "sign_cnn", "mnist_adv", "mnist_sprout", "mnist_trades", "mnist_thermometer",
     "mnist_noise12", "mnist_noise25", "mnist_noise50", "mnist_noise100", "mnist_cat", "sign_noise12", "sign_noise25",
     "mnist_distilled", "mnist_mixup", "mnist_self_trained", "mnist_uat",
-    *BACKDOORED, *CERTIFIED,
+    *BACKDOORED, *CERTIFIED, *HALVED,
 }  # fmt: skip
 SPEECH = {"spoken_gru", "spoken_cnn"}  # they read strings, not images
 LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded attack
@@ -79,6 +85,7 @@ LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded 
     "mnist_crown_ibp30": (0.935, 0.81),
     "mnist_convex10": (0.96, 0.88),
     "mnist_singleprop10": (0.95, 0.9),
+    **HALVED,
 }
 LEAST_READ = {"spoken_gru": 0.97, "spoken_cnn": 0.65}  # strings without an error
 TINY = recipes.Recipe(
@@ -281,6 +288,24 @@ def test_the_seed_is_that_of_the_weights_and_of_the_training(monkeypatch: pytest
     untrained = zoo.train(dataclasses.replace(TINY, seed=7), dataset=data.gaussians()).state_dict()
     fresh = build(TINY.builder, seed=7, **TINY.builder_kwargs).state_dict()
     assert seeds == [7] and all(torch.equal(fresh[key], untrained[key]) for key in fresh)
+
+
+def test_halves_share_no_image_and_starts_are_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fit is given: halves a and b part the data, another start has other weights on equal data."""
+    d, seen = data.load("mnist5k").subset(101, 20), list[tuple[torch.Tensor, int]]()
+    monkeypatch.setattr(training, "fit", lambda model, on, **how: seen.append((on[0].flatten(1), how["seed"])))
+
+    def untrained(half: recipes.Half, start: int, seed: int = 0) -> torch.Tensor:
+        made_by = dataclasses.replace(TINY, half=half, start=start, seed=seed)
+        return torch.cat([p.flatten() for p in zoo.train(made_by, dataset=d).parameters()]).detach()
+
+    a, a2, b, other = untrained("a", 0), untrained("a", 1), untrained("b", 1), untrained("a", 0, seed=1)
+    (of_a, seed_a), (of_a2, seed_a2), (of_b, seed_b), (of_other, _) = seen
+    assert torch.equal(of_a, of_a2) and len(of_a) - len(of_b) in (0, 1)
+    rows, whole = (torch.tensor(sorted(x.tolist())) for x in (torch.cat([of_a, of_b]), d.x_train.flatten(1)))
+    assert torch.equal(rows, whole) and not torch.equal(of_a, of_other)
+    assert torch.equal(a2, b) and seed_a2 == seed_b and not torch.equal(a, b) and seed_a != seed_b
+    assert not torch.equal(a, other)
 
 
 def test_where_labels_are_hidden_a_teacher_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
