@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _list() -> int:
-    print(f"{'name':<21}{'data':<14}{'weights':>8}{'accuracy':>10}{'under PGD-40':>19}   model")
+    print(f"{'name':<22}{'data':<14}{'weights':>8}{'accuracy':>10}{'under PGD-40':>19}   model")
     for name in names():
         facts = info(name)
         robust = f"{facts['robust_accuracy']:.3f} @ {facts['attack']['eps']:g}"
         print(
-            f"{name:<21}{facts['dataset']:<14}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>19}   "
+            f"{name:<22}{facts['dataset']:<14}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>19}   "
             f"{facts['title']}"
         )
     return 0
