@@ -47,7 +47,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "DI 1": {"diversity": 1.0, "smallest": 0.8}, "TI 3": {"translation": 3}, "TI 7": {"translation": 7},
     "all three": {"momentum": 1.0, "diversity": 0.5, "smallest": 0.8, "translation": 3},
 }  # fmt: skip
-ORACLES, FIRST = ("cnn_b", "resnet_b", "adv_b", "forest", "svm"), 100
+ORACLES, FIRST = ("cnn_b", "adv_b", "forest", "svm"), 100
 WAYS = ("augmented", "jittered", "real", "true labels")
 ROUNDS, DOUBLINGS, FRESH, JUMP = (1, 3, 6), 2, 400, 0.1
 TRAININGS = ("natural", "own", "ensemble", "adversarial")
