@@ -9,10 +9,10 @@ Rates are of 200 test images that all nine read rightly, drawn anew for each see
 target's gradient, and what this predicts: the target attacked directly in the radius times that number. *Ensembles*:
 all sets of the four networks of half a against those of half b; a label other than the true one, or a drawn label. Of
 single surrogates also as many gradients as four together ask. *Options*: momentum, diversity and translation.
-*Substitute*: 100 images of half a, and labels from what was trained on half b, a forest too; the Jacobian's augmentation against as many labels of jittered or of other real images, against
-as many images with their true labels and no query, and against random signs. *Training*: a small CNN on half b,
-trained on its own step or on an ensemble's, under transfer and under white-box PGD. *Hands*: the pairs again, of color
-photographs.
+*Substitute*: 100 images of half a, and labels from what was trained on half b, a forest too; the Jacobian's
+augmentation against as many labels of jittered or of other real images, against as many images with their true labels
+and no query, and against random signs. *Training*: a small CNN on half b, trained on its own step or on an ensemble's,
+under transfer and under white-box PGD. *Hands*: the pairs again, of color photographs.
 """
 
 from __future__ import annotations
