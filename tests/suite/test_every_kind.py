@@ -15,6 +15,7 @@ import tests.suite.verification.cases as verification
 from robustlab.teaching.catalogue import KINDS, rows
 from tests.suite import test_together
 from tests.suite.kinds import (
+    test_aggregators,
     test_applications,
     test_certified,
     test_evaluation,
@@ -39,6 +40,7 @@ SUITES: dict[str, Iterable[Any]] = {
     "detector": training.DETECTORS,
     "repair": test_repair.CASES,
     "trainer": [*training.STUDIES, *test_trainers.CASES],
+    "aggregator": test_aggregators.CASES,
     "certified_defense": test_certified.CASES,
     "verifier": [*verification.CASES, *SEMANTIC],
     "estimate": ESTIMATES,

@@ -64,6 +64,31 @@ def test_poison_comes_at_its_time_and_in_equal_number(
     assert [number for number, count in enumerate(seen) if count] == when and sum(seen) == pytest.approx(24, abs=2)
 
 
+def test_gathered_data_are_even_and_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The malicious keep their number of samples, of each class as many up to one; the honest and the index stay."""
+    seen: list[Any] = []
+    own = module.simulate
+
+    def spy(model: Any, team: Any, **kw: Any) -> Any:
+        seen.append(team)
+        return own(model, team, **kw)
+
+    monkeypatch.setattr(module, "simulate", spy)
+    run: Any = {"model": trained(), "test": images(20), "values": (0.2,), "clients": 4, "rounds": 1, "malicious": 2}
+    run["local"] = LocalTraining(1, 20, 0.005)
+    found = [heterogeneity(images(240), poison_on=whose, **run) for whose in ("own", "even")]
+    for i, (before, after) in enumerate(zip(*seen, strict=True)):
+        counts = after.data[1].bincount(minlength=3)
+        assert len(before.data[1]) == len(after.data[1]) and (before.attack is None) == (after.attack is None)
+        assert torch.equal(before.data[0], after.data[0]) == (i >= 2)
+        if i < 2:
+            assert int(counts.max() - counts.min()) <= 1, counts
+    few, many = sorted((seen[1][i].data[0].flatten(1) for i in range(2)), key=len)
+    among = (few[:, None] == many[None]).all(dim=2).any(dim=1)
+    assert not bool(among.all()), "both malicious clients drew in the same order"
+    assert torch.equal(found[0].index, found[1].index)
+
+
 def test_a_sweep_has_a_row_per_value() -> None:
     local = LocalTraining(2, 20, 0.005)
     run: Any = {"model": trained(), "test": images(60, seed=9), "clients": 4, "rounds": 3, "local": local}
@@ -81,6 +106,7 @@ def test_a_sweep_has_a_row_per_value() -> None:
     [
         ({"knob": "beta"}, "knob"),
         ({"timing": "later"}, "timing"),
+        ({"poison_on": "all"}, "poison_on"),
         ({"part": 0.0}, "part"),
         ({"share": 0.9, "timing": "last"}, "share"),
         ({"malicious": 4}, "clients: .*all malicious"),

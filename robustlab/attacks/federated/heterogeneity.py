@@ -31,6 +31,7 @@ from robustlab.attacks.backdoor.badnets import PatchTrigger
 from robustlab.attacks.backdoor.trigger import stamped
 from robustlab.attacks.federated.malicious_update import MixedBatches, watch_backdoor
 from robustlab.data.pairs import Pairs, read_labeled
+from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import count_outputs
 from robustlab.training.clients import Client, LocalTraining, Pair, Turn, local_update
 from robustlab.training.federated import simulate
@@ -41,8 +42,10 @@ __all__ = ["Heterogeneity", "heterogeneity", "heterogeneity_index"]
 
 Knob = Literal["alpha", "classes"]
 Timing = Literal["first", "spread", "last"]
+Whose = Literal["own", "even"]
 KNOBS = get_args(Knob)
 TIMINGS = get_args(Timing)
+WHOSE = get_args(Whose)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,6 +80,7 @@ def heterogeneity(
     timing: Timing = "spread",
     part: float = 0.5,
     share: float = 0.3,
+    poison_on: Whose = "own",
     rounds: int = 10,
     selected: int | None = None,
     local: LocalTraining | None = None,
@@ -102,6 +106,8 @@ def heterogeneity(
             of it, or ``"spread"`` over all. The number of poisoned samples is the same.
         part: of the training, in (0, 1], for ``"first"`` and ``"last"``.
         share: of the samples of all batches that are poisoned; at most ``part``.
+        poison_on: what a malicious client trains on: its ``"own"`` part of the division, or as many samples of all
+            clients' data, drawn ``"even"`` over the classes, as if it had gathered them.
         rounds, selected, seed, progress: as :func:`~robustlab.training.federated.simulate` takes them.
         local: how all clients train; None is :class:`~robustlab.training.clients.LocalTraining`.
         trigger: default a white square in the corner.
@@ -125,6 +131,7 @@ def heterogeneity(
     checks.below("target", target, classes)
     checks.one_of("knob", knob, KNOBS)
     checks.one_of("timing", timing, TIMINGS)
+    checks.one_of("poison_on", poison_on, WHOSE)
     checks.at_least("malicious", malicious, 0, integer=True)
     checks.positive("part", part)
     checks.at_most("part", part, 1)
@@ -139,12 +146,14 @@ def heterogeneity(
             rows = dirichlet_split(y, clients, alpha=value, seed=seed, at_least=2)
         else:
             rows = label_split(y, clients, classes=int(value), seed=seed)
+        index.append(heterogeneity_index(y, rows))
+        if poison_on == "even":
+            rows = [_evenly(y, len(own), seed, i) if i < malicious else own for i, own in enumerate(rows)]
         team = [Client((x[own], y[own]), bad if i < malicious else None) for i, own in enumerate(rows)]
         result = simulate(
             model, team, rounds=rounds, selected=selected, honest=local, seed=seed, progress=progress,
             on_round=watch_backdoor(test, trigger, target),
         )  # fmt: skip
-        index.append(heterogeneity_index(y, rows))
         main.append([seen["main"] for seen in result.monitor])
         backdoor.append([seen["backdoor"] for seen in result.monitor])
         models.append(result.model)
@@ -171,6 +180,15 @@ def heterogeneity_index(y: Tensor, rows: Sequence[Tensor]) -> float:
     shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     effective = torch.special.entr(shares).sum(dim=1).exp().mean()
     return float(1 - (effective - 1) / (len(labels) - 1))
+
+
+def _evenly(y: Tensor, n: int, seed: int, client: int) -> Tensor:
+    """So many rows, of each class as many as of any other up to one, as far as it has them."""
+    order = Noise(seed, y.new_full((1,), client, dtype=torch.int64)).permutation(0, len(y))[0]
+    labels, code = y[order].unique(return_inverse=True)
+    members = torch.nn.functional.one_hot(code, len(labels))
+    rank = (members.cumsum(dim=0) * members).sum(dim=1)  # first, second, … of its class in this order
+    return order[rank.argsort(stable=True)[:n]].sort().values
 
 
 class _Timed(MixedBatches):

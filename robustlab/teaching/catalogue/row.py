@@ -30,6 +30,7 @@ KINDS: Mapping[str, str] = {
     "detector": "detector",
     "repair": "repair",
     "trainer": "training",
+    "aggregator": "robust aggregation",
     "certified_defense": "certified defense",
     "verifier": "verifier",
     "estimate": "estimate, not a guarantee",

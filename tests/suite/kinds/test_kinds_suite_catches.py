@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.victim import Victim
+from robustlab.defenses import coordinate_median, krum_scores, norm_clipping, trimmed_mean
+from robustlab.defenses.aggregation.vectors import lexicographic
 from robustlab.evaluation import autoattack
+from tests.suite.kinds import test_aggregators as aggregator
 from tests.suite.kinds import test_evaluation as evaluation
 from tests.suite.kinds import test_repair as repair
 from tests.suite.kinds.cases import CPU
@@ -155,3 +158,91 @@ def repairs_data(model: Any, x: Any, y: Any = None, **kw: Any) -> Any:
 def test_broken_evaluations_are_seen(bug: Callable[..., Any], check: Callable[..., None]) -> None:
     with pytest.raises(CAUGHT):
         check(with_function(AUTO, bug), CPU)
+
+
+# Aggregators ---------------------------------------------------------------------------------------------------------
+
+
+def first_of_ties(updates: Tensor, *, f: int) -> Tensor:
+    """Krum that breaks ties by the client's number."""
+    return updates[krum_scores(updates, f=f).argmin()]
+
+
+def from_zero(updates: Tensor, *, f: int) -> Tensor:
+    """Krum by length instead of by distance."""
+    return updates[lexicographic(torch.cat([updates.norm(dim=1, keepdim=True), updates], dim=1))[0]]
+
+
+def one_neighbor(updates: Tensor, *, f: int) -> Tensor:
+    """Krum that asks for a single neighbor, so that two outliers vouch for each other."""
+    krum_scores(updates, f=f)
+    distances = torch.cdist(updates, updates).fill_diagonal_(torch.inf)
+    return updates[distances.amin(dim=1).argmin()]
+
+
+def one_side(updates: Tensor, *, f: int) -> Tensor:
+    """A trimmed mean that keeps the smallest."""
+    trimmed_mean(updates, f=f)
+    return updates.sort(dim=0).values[: len(updates) - f].mean(dim=0)
+
+
+def summed(updates: Tensor, *, f: int) -> Tensor:
+    return trimmed_mean(updates, f=f) * (len(updates) - 2 * f)
+
+
+def unclipped(updates: Tensor, *, bound: float, sigma: float = 0.0, seed: int = 0) -> Tensor:
+    """Clips the mean instead of each update."""
+    mean = norm_clipping(updates, bound=1e30, sigma=sigma, seed=seed)
+    return mean / max(1.0, float(mean.norm()) / bound)
+
+
+def fixed_bound(updates: Tensor, *, bound: float, sigma: float = 0.0, seed: int = 0) -> Tensor:
+    return norm_clipping(updates, bound=min(bound, 1.0), sigma=sigma, seed=seed)
+
+
+def global_noise(updates: Tensor, *, bound: float, sigma: float = 0.0, seed: int = 0) -> Tensor:
+    return norm_clipping(updates, bound=bound) + sigma * torch.randn(updates.shape[1:], dtype=updates.dtype)
+
+
+def in_the_rows(updates: Tensor) -> Tensor:
+    merged = coordinate_median(updates)
+    updates[0] = merged
+    return merged
+
+
+def lower(updates: Tensor) -> Tensor:
+    """A float32 median whatever the dtype, that forgives NaN."""
+    return coordinate_median(updates.nan_to_num().float())
+
+
+def with_batch(updates: Tensor) -> Tensor:
+    return coordinate_median(updates)[None]
+
+
+AGGREGATORS: list[tuple[str, Callable[..., Any], Callable[..., None]]] = [
+    ("krum", first_of_ties, aggregator.check_order),
+    ("krum", from_zero, aggregator.check_origin_and_scale),
+    ("krum", one_neighbor, aggregator.check_breakdown),
+    ("trimmed_mean", one_side, aggregator.check_breakdown),
+    ("trimmed_mean", summed, aggregator.check_agreement),
+    ("coordinate_median", lambda updates: updates.mean(dim=0), aggregator.check_breakdown),
+    ("coordinate_median", with_batch, aggregator.check_as_a_rule),
+    ("coordinate_median", in_the_rows, aggregator.check_aggregator_manners),
+    ("coordinate_median", lower, aggregator.check_aggregator_manners),
+    (
+        "coordinate_median",
+        lambda updates: coordinate_median(updates.nan_to_num()),
+        aggregator.check_aggregator_bad_input,
+    ),
+    ("norm_clipping", unclipped, aggregator.check_breakdown),
+    ("norm_clipping", fixed_bound, aggregator.check_origin_and_scale),
+    ("norm_clipping", global_noise, aggregator.check_aggregator_manners),
+]
+
+
+@pytest.mark.parametrize(("key", "bug", "check"), AGGREGATORS)
+def test_broken_aggregators_are_seen(key: str, bug: Callable[..., Any], check: Callable[..., None]) -> None:
+    case = of(aggregator.CASES, key)
+    check(case, CPU)
+    with pytest.raises((*CAUGHT, RuntimeError, ValueError)):
+        check(with_function(case, bug), CPU)
