@@ -29,6 +29,7 @@ DEFECTS = {
     "wider than the window": '<div style="width: 2000px">wide</div>',
     "label (": '<input type="radio" name="a">',
     "color-contrast (": '<p style="color: #bbb; background: #fff">pale</p>',
+    "color-contrast (1)": '<div class="highlight"><pre>' + 2 * '<span style="color: #bbb">pale</span>' + "</pre></div>",
 }
 
 
@@ -42,6 +43,7 @@ def _complaints(browser: Browser, folder: Path) -> list[str]:
         visit.check_mathematics()
         visit.check_images()
         visit.check_layout("light", "wide")
+        visit.thin()
         visit.check_accessibility("light", "wide")
         return [complaint for complaint in visit.complaints if "favicon" not in complaint]
 

@@ -5,31 +5,36 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser.site import NOT_BUILT, pages, some
+from tests.browser.site import NOT_BUILT, chapters, pages, some
 from tests.browser.visit import LOOKS, Visit
 
 MAKES = ("_modules/", "book/api/", "book/generated/api/")
-
-
-def _is_of_one_make(page: str) -> bool:
-    return page.startswith(MAKES)
 
 
 def _made(make: str) -> list[str]:
     return [page for page in pages() if page.startswith(make)] or [NOT_BUILT]
 
 
-# Each page is seen light and dark, wide and narrow, but in all four combinations only by `make test-full`.
+BOOK = [page for page in pages() if not page.startswith(MAKES)]
+
+
+# Each page is seen light and dark, wide and narrow, but in all four combinations only by `make test-full`; and the
+# accessibility of most is looked at without the insides of formulas and of code.
 class TestBookPages:
     """Chapters and front matter. A class of its own, so that two processes can share the work."""
 
-    @pytest.mark.parametrize("page", [page for page in pages() if not _is_of_one_make(page)])
+    @pytest.mark.parametrize("page", BOOK)
     def test_nothing_is_wrong(self, browser: Browser, site: str, page: str) -> None:
+        with Visit(browser, site, page) as visit:
+            assert visit.check_everything(LOOKS[::2], whole=False) == []
+
+    @pytest.mark.parametrize("page", some(chapters(), 2))
+    def test_nothing_is_wrong_within_formulas_and_code(self, browser: Browser, site: str, page: str) -> None:
         with Visit(browser, site, page) as visit:
             assert visit.check_everything(LOOKS[::2]) == []
 
     @pytest.mark.full
-    @pytest.mark.parametrize("page", [page for page in pages() if not _is_of_one_make(page)])
+    @pytest.mark.parametrize("page", BOOK)
     def test_nothing_is_wrong_in_the_other_looks(self, browser: Browser, site: str, page: str) -> None:
         with Visit(browser, site, page) as visit:
             assert visit.check_everything(LOOKS[1::2]) == []
