@@ -8,9 +8,12 @@ from robustlab.data.augment import gaussian_noise, random_shift
 from robustlab.data.dataset import Dataset
 from robustlab.data.embedded import SOURCES, Source, load_embedded
 from robustlab.data.external import EXTERNAL, load_external
+from robustlab.data.faces import PERSONS, faces_in_the_wild, rendered_faces
 from robustlab.data.notes import encode, notes
 from robustlab.data.parts import hide_labels, hold_out
+from robustlab.data.photographs import Photos, backgrounds, photos
 from robustlab.data.sentences import sentences
+from robustlab.data.signs import ROAD_SIGNS, road_signs, sign_faces
 from robustlab.data.spam import Messages, TextMap, mapped, sms_spam, text_map
 from robustlab.data.spoken import Recordings, Strings, digit_strings, said_anew, spoken_digits, spoken_strings
 from robustlab.data.tabular import RegressionData, diabetes
@@ -18,17 +21,22 @@ from robustlab.data.tinted import tinted
 from robustlab.data.toy import gaussians, two_moons
 
 __all__ = [
+    "PERSONS",
+    "ROAD_SIGNS",
     "SOURCES",
     "Dataset",
     "Messages",
+    "Photos",
     "Recordings",
     "RegressionData",
     "Source",
     "Strings",
     "TextMap",
+    "backgrounds",
     "diabetes",
     "digit_strings",
     "encode",
+    "faces_in_the_wild",
     "gaussian_noise",
     "gaussians",
     "hide_labels",
@@ -37,9 +45,13 @@ __all__ = [
     "mapped",
     "names",
     "notes",
+    "photos",
     "random_shift",
+    "rendered_faces",
+    "road_signs",
     "said_anew",
     "sentences",
+    "sign_faces",
     "sms_spam",
     "spoken_digits",
     "spoken_strings",
@@ -49,9 +61,12 @@ __all__ = [
 ]
 
 
+RENDERED = {"road_signs": road_signs, "rendered_faces": rendered_faces}
+
+
 def names() -> tuple[str, ...]:
-    """The names that :func:`load` knows: the embedded sets first, then those of torchvision."""
-    return (*SOURCES, *EXTERNAL)
+    """The names that :func:`load` knows: the embedded sets first, then rendered ones, then those of torchvision."""
+    return (*SOURCES, *RENDERED, *EXTERNAL)
 
 
 def load(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
@@ -63,8 +78,9 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False) -
     Args:
         name: ``"mnist5k"`` (4,000 training and 1,000 test images, 1x28x28), ``"fashion"`` (10,000 and 2,000)
             and ``"sign_digits32"`` (1,647 and 415 photographs of hands, 3x32x32, by different students) ship with
-            robustlab and need neither network nor torchvision. ``"mnist_full"``, ``"fashion_full"`` and
-            ``"cifar10"`` are read through torchvision.
+            robustlab and need neither network nor torchvision, as do ``"road_signs"`` (4,000 and 480, 3x48x48) and
+            ``"rendered_faces"`` (2,400 and 500, 3x48x48), which are rendered when they are asked for.
+            ``"mnist_full"``, ``"fashion_full"`` and ``"cifar10"`` are read through torchvision.
         root: for torchvision's sets, the folder that holds them, or will.
         download: for torchvision's sets, whether a set that is not in `root` is downloaded into it.
 
@@ -74,10 +90,10 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False) -
         FileNotFoundError: if a torchvision set is not in `root` and `download` is False.
         ImportError: if a torchvision set is asked for and torchvision is not installed.
     """
-    if name in SOURCES:
+    if name in SOURCES or name in RENDERED:
         if root is not None or download:
             raise ValueError(f"root, download: want neither for {name!r}, which ships here, got {root!r}, {download}")
-        return load_embedded(name)
+        return load_embedded(name) if name in SOURCES else RENDERED[name]()
     if name in EXTERNAL:
         return load_external(name, root=root, download=download)
     raise ValueError(f"name: want one of {', '.join(names())}, got {name!r}")

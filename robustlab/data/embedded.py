@@ -107,11 +107,17 @@ def load_embedded(name: str) -> Dataset:
     )
 
 
-def _undo_differences(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Photographs stored as differences, red and blue from green and each pixel from its neighbors (mod 256)."""
-    pixels = np.cumsum(np.cumsum(arrays["diff"], axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
+def decoded(diff: np.ndarray) -> np.ndarray:
+    """Color images (N, 3, H, W) from their differences: red and blue from green, each pixel from its neighbors."""
+    pixels = np.cumsum(np.cumsum(diff, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
     pixels[:, 0] += pixels[:, 1]
     pixels[:, 2] += pixels[:, 1]
+    return pixels
+
+
+def _undo_differences(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Photographs that are stored as differences (mod 256), split and put in order."""
+    pixels = decoded(arrays["diff"])
     found: dict[str, np.ndarray] = {}
     for part, number in (("train", 1), ("test", 3)):
         rows = np.flatnonzero(arrays["split"] == number)

@@ -13,11 +13,15 @@ Half = Literal["", "a", "b"]
 HALVES: tuple[tuple[Half, int], ...] = (("a", 0), ("b", 1))  # a half, and the number of the initial weights on it
 HALVED = ("cnn", "mlp", "resnet", "adv")  # what is trained on each half of Fashion-MNIST
 HALVED_HANDS = ("cnn", "resnet")  # and of the photographs of hands
-DATASETS = {"mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32"}  # by the beginning of a name
+DATASETS = {  # by the beginning of a name
+    "mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32", "road": "road_signs", "face": "rendered_faces",
+}  # fmt: skip
 NORMALIZATION: dict[str, dict[str, Any]] = {
     "mnist5k": {"mean": 0.1307, "std": 0.3081},
     "fashion": {"mean": 0.2860, "std": 0.3530},
     "sign_digits32": {"mean": (0.675, 0.646, 0.616), "std": (0.137, 0.154, 0.182)},
+    "road_signs": {"mean": (0.472, 0.386, 0.375), "std": (0.262, 0.231, 0.244)},
+    "rendered_faces": {"mean": (0.489, 0.402, 0.345), "std": (0.238, 0.212, 0.212)},
 }
 
 
@@ -499,6 +503,24 @@ _ALL = (
     *(_halved(kind, half, start) for kind in HALVED for half, start in HALVES),
     _halved("cnn", "a", 1, "2"),  # the data of the one, the initial weights of the other
     *(_halved_hands(kind, half, start) for kind in HALVED_HANDS for half, start in HALVES),
+    _recipe(
+        "road_cnn",
+        "small CNN on rendered road signs, in color, trained naturally",
+        "small_cnn",
+        8 / 255,
+        {"in_shape": (3, 48, 48), "channels": (8, 16, 24), "hidden": 24, "classes": 8},
+        fit_kwargs={"epochs": 40, "lr": 4e-3},
+        shift=2,
+    ),
+    _recipe(
+        "face_cnn",
+        "small CNN on rendered faces of ten persons, in color, trained naturally",
+        "small_cnn",
+        8 / 255,
+        {"in_shape": (3, 48, 48), "channels": (8, 16, 24), "hidden": 24},
+        fit_kwargs={"epochs": 15, "lr": 4e-3},
+        shift=1,
+    ),
     _spoken("spoken_gru", "recognizer of spoken strings of digits that hears the whole string (CTC)", "speech_gru", 20),
     _spoken("spoken_cnn", "recognizer of spoken strings of digits with a field of half a second", "speech_cnn", 20),
 )

@@ -72,6 +72,12 @@ class Listed(Scenes):
     def __init__(self, views: Sequence[View]) -> None:
         self.given = list(views)
 
+    def texture_size(self, images: Tensor) -> tuple[int, int] | None:
+        """What the families want that the views come from; views of the caller's own take one like the images."""
+        whole = (images.shape[2], images.shape[3])
+        sizes = [view.family.texture_size(images) if isinstance(view, _Fixed) else whole for view in self.given]
+        return next((size for size in sizes if size is not None), None)
+
     def before(self, images: Tensor, mask: Tensor, noise: Noise, number: int) -> Rendered:
         """As for every family; what a view itself draws is its own."""
         count = len(self.given)
