@@ -54,6 +54,14 @@ class Domain(ABC):
             raise RuntimeError(f"a query was outside the domain {self}: a bug of the attack") from error
         return copied(x), None
 
+    def relaxed(self) -> Domain:
+        """The inputs about which an attack with gradients may ask on its way, where those of this domain have none.
+
+        What it is given and what it returns stays in this domain; see
+        :meth:`robustlab.attacker.session.Session.relax`.
+        """
+        return self
+
     def either(self, evidence: Any, other: Any) -> Any:
         """What tells of one ``x`` and of another, by what :meth:`inside` returned of each; the first may be changed."""
         return evidence if other is None else evidence.logical_or_(other)
@@ -221,10 +229,21 @@ class Graphs(Domain):
             shapes = tuple(features.shape), tuple(adjacency.shape)
             raise ValueError(f"{name}: want shapes (N, V, F) and (N, V, V), got {shapes[0]} and {shapes[1]}")
         checks.finite(name, features)
-        binary = ((adjacency == 0) | (adjacency == 1)).all()
         even = (adjacency == adjacency.mT).all() & (adjacency.diagonal(dim1=1, dim2=2) == 0).all()
-        if not bool(binary & even):
-            raise ValueError(f"{name}: want an adjacency of 0 and 1, symmetric and without loops, got another matrix")
+        if not bool(self._values(adjacency).all() & even):
+            raise ValueError(
+                f"{name}: want an adjacency of {self._wish}, symmetric and without loops, got another matrix"
+            )
+
+    _wish = "0 and 1"
+
+    def _values(self, adjacency: Tensor) -> Tensor:
+        """Whether each entry may be one."""
+        return (adjacency == 0) | (adjacency == 1)
+
+    def relaxed(self) -> Domain:
+        """Graphs whose edges have weights."""
+        return WeightedGraphs()
 
     def distances(self, x: tuple[Tensor, Tensor], x_adv: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """``edges``: how many were added or removed; ``features``: how many entries were changed."""
@@ -234,7 +253,16 @@ class Graphs(Domain):
         }
 
     def __repr__(self) -> str:
-        return "Graphs()"
+        return f"{type(self).__name__}()"
+
+
+class WeightedGraphs(Graphs):
+    """Graphs whose edges have weights in [0, 1]: :class:`Graphs`, relaxed."""
+
+    _wish = "weights in [0, 1]"
+
+    def _values(self, adjacency: Tensor) -> Tensor:
+        return (adjacency >= 0) & (adjacency <= 1)
 
 
 class Several(Domain):

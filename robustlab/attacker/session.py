@@ -7,7 +7,8 @@ Opened by :meth:`robustlab.attacker.victim.Victim.session`. An attack asks about
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -92,6 +93,7 @@ class Session:
     ) -> None:
         n, device = size(x), first(x).device
         self._model, self.domain, self.access, self.budget = model, domain, access, budget
+        self._questions = domain  # where the points are about which the model is asked
         self._dtype = dtype  # of the caller's x, where that is another than the attack computes in
         self.x, self.target, self.ids, self.kappa, self.answer, self._goal = x, target, ids, kappa, answer, goal
         if isinstance(domain, Box):
@@ -248,7 +250,7 @@ class Session:
         target = None if live.target is None else live.target.repeat_interleave(m)
         return self.met(answer, Live(self, rows, y=y, target=target)).reshape(len(live), m)
 
-    def values(self, live: Live, loss: LossFunction) -> Callable[[Tensor], Tensor]:
+    def values(self, live: Live, loss: LossFunction) -> Callable[[Batch], Tensor]:
         """The loss as a function of points (n, m, ...) → (n, m), float64, for estimates of its gradient.
 
         Each point costs its sample one query. Whether the goal is met there is not looked at: such probes need not be
@@ -256,11 +258,11 @@ class Session:
         """
         self._need("soft")
 
-        def ask(points: Tensor) -> Tensor:
-            n, m = points.shape[:2]
-            logits = self._answer(points.flatten(0, 1)).double()
-            y, target = (None if label is None else label.repeat_interleave(m) for label in (live.y, live.target))
-            self._book(live, torch.zeros(n, m, dtype=torch.bool, device=points.device))
+        def ask(points: Batch) -> Tensor:
+            n, m = first(points).shape[:2]
+            logits = self._answer(every(lambda part: part.flatten(0, 1), points)).double()
+            y, target = (None if label is None else label.repeat_interleave(m, 0) for label in (live.y, live.target))
+            self._book(live, torch.zeros(n, m, dtype=torch.bool, device=first(points).device))
             value: Tensor = loss(logits, y, target, self.kappa)
             return value.reshape(n, m)
 
@@ -508,6 +510,20 @@ class Session:
             raise RuntimeError(f"a query was outside the domain {self.domain}: a bug of the attack")
         return self._wrapped(final, success, trace)
 
+    @contextmanager
+    def relax(self) -> Iterator[None]:
+        """Let questions be about the domain's relaxation, such as graphs whose edges have weights.
+
+        No answer about such points is a success, so that what ``first_success`` notes meanwhile is taken back.
+        """
+        before = self.first_success
+        self._questions = self.domain.relaxed()
+        try:
+            yield
+        finally:
+            self._questions = self.domain
+            self.forget_successes(before)
+
     def keep_shared(self, delta: Tensor, met: Tensor, live: Live) -> None:
         """(Universal attacks) Put aside the best δ so far, the shape of a sample, and where it met the goal, (n,)."""
         self._shared = delta, torch.zeros_like(self.lost).index_put_((live.rows,), met)
@@ -625,7 +641,7 @@ class Session:
 
     def _inside(self, points: Batch, last: bool = False) -> Batch:
         """A copy for the model, in which nothing is outside the domain; whether anything was is told at the end."""
-        copy, strayed = self.domain.inside(points, last)
+        copy, strayed = self._questions.inside(points, last)
         self._strayed = strayed if self._strayed is None else self.domain.either(self._strayed, strayed)
         return copy
 

@@ -1,10 +1,11 @@
-"""Data sets: images, a table, messages and spoken digits that ship here, torchvision's beside them, and toys."""
+"""Data sets: images, a table, messages, spoken digits and graphs that ship here, torchvision's beside them, toys."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from robustlab.data.augment import gaussian_noise, random_shift
+from robustlab.data.citations import Citations, citations
 from robustlab.data.dataset import Dataset
 from robustlab.data.embedded import SOURCES, Source, load_embedded
 from robustlab.data.external import EXTERNAL, load_external
@@ -24,6 +25,7 @@ __all__ = [
     "PERSONS",
     "ROAD_SIGNS",
     "SOURCES",
+    "Citations",
     "Dataset",
     "Messages",
     "Photos",
@@ -33,6 +35,7 @@ __all__ = [
     "Strings",
     "TextMap",
     "backgrounds",
+    "citations",
     "diabetes",
     "digit_strings",
     "encode",

@@ -2,6 +2,7 @@
 
 from robustlab.models.architectures import ResidualBlock, mlp, resnet_tiny, small_cnn
 from robustlab.models.characters import CharacterGRU, character_gru, next_character
+from robustlab.models.graphs import GraphConvolution, GraphNet, OnGraph, graph_net
 from robustlab.models.hiding import Thermometer, thermometer_cnn
 from robustlab.models.normalize import Normalize
 from robustlab.models.registry import build, builders, register
@@ -12,7 +13,10 @@ from robustlab.models.vae import ClassVAE, class_vae
 __all__ = [
     "CharacterGRU",
     "ClassVAE",
+    "GraphConvolution",
+    "GraphNet",
     "Normalize",
+    "OnGraph",
     "Recognizer",
     "ResidualBlock",
     "Spectrogram",
@@ -22,6 +26,7 @@ __all__ = [
     "character_gru",
     "class_vae",
     "ctc_loss",
+    "graph_net",
     "mlp",
     "next_character",
     "register",

@@ -131,7 +131,8 @@ def cases(selected: Iterable[Row]) -> list[Case]:
     return found
 
 
-ATTACKS = [row for row in rows("attack", done=True) if row.per_sample and row.dims]  # others have tests of their own
+# Others have tests of their own: those whose samples share a cost, and those of another domain than floats in a box.
+ATTACKS = [row for row in rows("attack", done=True) if row.per_sample and SHAPES.keys() & set(row.dims)]
 CASES = cases(ATTACKS)
 TARGETED = [case for case in CASES if case.targeted]
 

@@ -13,7 +13,7 @@ import tests.suite.cases as attacks
 import tests.suite.training.cases as training
 import tests.suite.verification.cases as verification
 from robustlab.teaching.catalogue import KINDS, rows
-from tests.suite import test_together
+from tests.suite import test_graphs, test_together
 from tests.suite.kinds import (
     test_aggregators,
     test_applications,
@@ -31,7 +31,7 @@ from tests.suite.verification.test_semantic import VERIFIERS as SEMANTIC
 
 WITHOUT = {"study"}  # its claim is its test
 SUITES: dict[str, Iterable[Any]] = {
-    "attack": [*attacks.CASES, *test_together.CASES],
+    "attack": [*attacks.CASES, *test_together.CASES, *test_graphs.CASES],
     "universal": test_universal.CASES,
     "physical": test_physical.CASES,
     "poisoning": training.POISONS,
@@ -47,7 +47,7 @@ SUITES: dict[str, Iterable[Any]] = {
     "evaluation": test_evaluation.CASES,
     "application": test_applications.CASES,
 }
-# Attacks on words and graphs have no box, no norm and no suite in common: a test of their own holds each.
+# Attacks on words have no box, no norm and no suite in common: a test of their own holds each.
 DISCRETE = {row.key for row in rows("attack") if not row.dims}
 
 

@@ -129,10 +129,11 @@ TRANSFER_ON: tuple[Row, ...] = (
     Row(
         key="topology",
         title="Topology attack and defense on graphs",
-        cite="xu2019a",
+        cite=("xu2019a", "zugner2019", "waniek2018", "kipf2017"),
         kind="attack",
+        folder="attacks/discrete",
         chapter="14",
-        per_sample=False,
-        dims=(),
+        dims=("graph",),
+        quick={"budget": 2, "steps": 12, "draws": 4},
     ),
 )
