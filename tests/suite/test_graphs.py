@@ -131,7 +131,9 @@ def check_domain(case: GraphCase, device: torch.device) -> None:
     assert torch.equal(result.radius("edges").isinf(), ~result.success)
     with torch.no_grad():
         assert torch.equal(case.goal(model(result.x_adv), y), result.success)
-    assert bool(result.success.any()) and bool((result.first_success[result.success] > 1).all())
+    assert bool(result.success.any()) and bool((result.first_success[~result.success] == -1).all())
+    won = result.success & (result.queries > 1)
+    assert torch.equal(result.first_success[won], result.queries[won] - 1), "a graph with weights was a success"
     none = case.run(seen, x, y, budget=0)
     assert torch.equal(none.x_adv, x)
     calls = seen.calls

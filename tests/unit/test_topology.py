@@ -209,16 +209,21 @@ def test_exact_greedy_reaches_its_share_where_the_loss_is_submodular() -> None:
     assert below, "greedy is never below the optimum: the bound is not put to a test"
 
 
-def test_greedy_by_slope_takes_the_steepest_pair() -> None:
-    model, x = net(Nodes, 2), graphs(1, seed=7)
-    y, adjacency = own(model, x), graphs(1, seed=7)[1].clone().requires_grad_(True)
-    (grad,) = torch.autograd.grad(_mean(model(x[0], adjacency), y).sum(), adjacency)
-    slopes = {(i, j): float((1 - 2 * x[1][0, i, j]) * (grad[0, i, j] + grad[0, j, i])) for i, j in ALL}
-    result = greedy_edges(victim(model), x, budget=1)
-    steepest = min(slopes, key=slopes.__getitem__)
-    with torch.no_grad():  # x stays where the flip makes things no worse
-        worse = _mean(model(x[0], flip(x[1], [steepest])), y) < _mean(model(*x), y)
-    assert torch.equal(result.x_adv[1], flip(x[1], [steepest]) if bool(worse) else x[1])
+def test_greedy_by_slope_takes_the_steepest_pairs_one_after_the_other() -> None:
+    for seed in range(4):
+        model, x = net(Nodes, 2), graphs(1, seed=seed)
+        y, taken, tried = own(model, x), list[tuple[int, int]](), [x[1]]
+        for _ in range(3):
+            now = flip(x[1], taken).requires_grad_(True)
+            (grad,) = torch.autograd.grad(_mean(model(x[0], now), y).sum(), now)
+            slopes = {(i, j): float((1 - 2 * x[1][0, i, j]) * (grad[0, i, j] + grad[0, j, i])) for i, j in ALL}
+            taken.append(min((pair for pair in ALL if pair not in taken), key=slopes.__getitem__))
+            if slopes[taken[-1]] >= 0:
+                break
+            tried.append(flip(x[1], taken))
+        with torch.no_grad():  # the best of these: most nodes lost, then the smallest f
+            best = min(tried, key=lambda a: (-int(lost(model, x[0], a, y)), float(_mean(model(x[0], a), y))))
+        assert torch.equal(greedy_edges(victim(model), x, budget=3).x_adv[1], best)
 
 
 # What is returned ----------------------------------------------------------------------------------------------------
@@ -299,9 +304,11 @@ def test_min_max_trains_beside_the_attack() -> None:
         stepper.step()
     with torch.no_grad():
         assert torch.allclose(result.trace["loss"][0], _mean(twin(*x), own(model, x)))
-    longer = topology(victim(model), x, budget=3, retrain=how, steps=25)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-    assert torch.equal(longer.success, lost(model, *longer.x_adv, own(model, x)) == V)
+    for lr in (0.05, 1.0):  # with the second the copy soon says something else altogether
+        wild = Retraining(nodes, labels, steps=2, lr=lr)
+        longer = topology(victim(model), x, budget=1, retrain=wild, steps=8, share=0.5)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+        assert torch.equal(longer.success, lost(model, *longer.x_adv, own(model, x)) >= 3), "judged by another net"
 
 
 # Wrong input ---------------------------------------------------------------------------------------------------------

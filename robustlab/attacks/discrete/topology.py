@@ -138,7 +138,8 @@ def topology(
             told.try_flips(session, best, live, chosen, live.s)
         if weights is not None:
             weights.restore()
-        return session.result(best.points, asked=True, trace={"loss": torch.stack(losses)} if losses else None)
+        traced = {"loss": torch.stack(losses)} if losses else None
+        return session.result(best.points, asked=weights is None, trace=traced)
 
 
 @dataclass(frozen=True)
