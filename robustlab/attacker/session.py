@@ -562,6 +562,10 @@ class Session:
         """The top label of each of points (m, ...) that judge what was made on the batch; not counted as queries."""
         return self._top(self._answer(points))
 
+    def answer_of(self, points: Tensor) -> Reply:
+        """The answer for points (m, ...) that judge what was made on the batch, as it comes; not counted as queries."""
+        return self._answer(points)
+
     def physical_result(
         self, texture: Tensor, mask: Tensor, success: Tensor, trace: dict[str, Tensor] | None = None
     ) -> PhysicalResult:

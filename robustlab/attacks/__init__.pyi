@@ -38,6 +38,7 @@ from robustlab.attacks.physical.eot_3d import eot_3d as eot_3d
 from robustlab.attacks.physical.eyeglasses import eyeglasses as eyeglasses
 from robustlab.attacks.physical.patch import patch as patch
 from robustlab.attacks.physical.rp2 import rp2 as rp2
+from robustlab.attacks.physical.tshirt import tshirt as tshirt
 from robustlab.attacks.poisoning.add_delete import add_delete as add_delete
 from robustlab.attacks.poisoning.clean_label import CleanLabelPoison as CleanLabelPoison
 from robustlab.attacks.poisoning.convex_polytope import convex_polytope as convex_polytope

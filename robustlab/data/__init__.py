@@ -12,6 +12,7 @@ from robustlab.data.external import EXTERNAL, load_external
 from robustlab.data.faces import PERSONS, faces_in_the_wild, rendered_faces
 from robustlab.data.notes import encode, notes
 from robustlab.data.parts import hide_labels, hold_out
+from robustlab.data.people import People, people
 from robustlab.data.photographs import Photos, backgrounds, photos
 from robustlab.data.sentences import sentences
 from robustlab.data.signs import ROAD_SIGNS, road_signs, sign_faces
@@ -28,6 +29,7 @@ __all__ = [
     "Citations",
     "Dataset",
     "Messages",
+    "People",
     "Photos",
     "Recordings",
     "RegressionData",
@@ -48,6 +50,7 @@ __all__ = [
     "mapped",
     "names",
     "notes",
+    "people",
     "photos",
     "random_shift",
     "rendered_faces",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from robustlab.files import require_writable
 from robustlab.zoo.recipes import recipe
@@ -49,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         measured, where = measure(model, arguments.name, key=key), str(path)
     attack = recipe(arguments.name).attack
     print(
-        f"{arguments.name}: accuracy {measured.accuracy:.3f}, under PGD-{attack['steps']} at "
-        f"{attack['norm']} {attack['eps']} {measured.robust_accuracy:.3f}"
+        f"{arguments.name}: accuracy {measured.accuracy:.3f}, under {_named(attack)} {measured.robust_accuracy:.3f}"
         + (f", under AutoAttack {measured.autoattack_accuracy:.3f}" if measured.autoattack_accuracy is not None else "")
         + (f", certified by IBP {measured.ibp_accuracy:.3f}" if measured.ibp_accuracy is not None else "")
         + (f", by CROWN {measured.crown_accuracy:.3f}" if measured.crown_accuracy is not None else "")
@@ -60,11 +61,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _named(attack: Mapping[str, Any]) -> str:
+    """The attack under which a checkpoint was measured; a shirt has no norm."""
+    if "eps" not in attack:
+        return "a T-shirt made for it"
+    return f"PGD-{attack['steps']} at {attack.get('norm', 'linf')} {attack['eps']}"
+
+
 def _list() -> int:
     print(f"{'name':<22}{'data':<14}{'weights':>8}{'accuracy':>10}{'under PGD-40':>19}   model")
     for name in names():
         facts = info(name)
-        robust = f"{facts['robust_accuracy']:.3f} @ {facts['attack']['eps']:g}"
+        eps = facts["attack"].get("eps")
+        robust = f"{facts['robust_accuracy']:.3f} @ " + ("shirt" if eps is None else f"{eps:g}")
         print(
             f"{name:<22}{facts['dataset']:<14}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>19}   "
             f"{facts['title']}"

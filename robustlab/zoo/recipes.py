@@ -16,6 +16,7 @@ HALVED_HANDS = ("cnn", "resnet")  # and of the photographs of hands
 DATASETS = {  # by the beginning of a name
     "mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32", "road": "road_signs", "face": "rendered_faces",
 }  # fmt: skip
+PEOPLE = "people"
 NORMALIZATION: dict[str, dict[str, Any]] = {
     "mnist5k": {"mean": 0.1307, "std": 0.3081},
     "fashion": {"mean": 0.2860, "std": 0.3530},
@@ -54,7 +55,8 @@ class Recipe:
     Attributes:
         name: of the checkpoint.
         title: one line for people.
-        dataset: a name for :func:`robustlab.data.load`, or ``"spoken_digits"``, of whose recordings strings are made.
+        dataset: a name for :func:`robustlab.data.load`; or ``"spoken_digits"``, of whose recordings strings are made;
+            or ``"people"``, scenes of :func:`robustlab.data.people`.
         builder: a name for :func:`robustlab.models.build`.
         builder_kwargs: its arguments.
         objective: dotted name of a function that makes the training objective; None is plain cross-entropy.
@@ -64,7 +66,8 @@ class Recipe:
         sigma: standard deviation of Gaussian noise as augmentation, after the shift; 0 is none.
         seed: of the initial weights and of the training.
         attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded; for spoken
-            strings, of :func:`robustlab.attacks.transcript`, without a target.
+            strings, of :func:`robustlab.attacks.transcript`, without a target; for detectors of persons, of
+            :func:`robustlab.attacks.tshirt`.
         backdoor: what is done to the data or the training; None for an honest model.
         labeled: how many training samples keep their label; a net of the same architecture, trained in the standard way
             on these, labels the rest for the objective. 0 keeps all.
@@ -216,6 +219,21 @@ def _spoken(name: str, title: str, builder: str, epochs: int) -> Recipe:
         objective_kwargs={"noise": 0.02, "hidden": 0.1},
         fit_kwargs={"epochs": epochs, "lr": 4e-3, "batch_size": 32},
         attack={"norm": "linf", "eps": 0.002, "steps": 20, "seed": 0},
+    )
+
+
+def _finder(name: str, title: str, builder: str, seed: int) -> Recipe:
+    """A recipe for a detector of persons, on scenes of its own."""
+    return Recipe(
+        name=name,
+        title=f"one-stage detector of rendered persons, {title}",
+        dataset=PEOPLE,
+        builder=builder,
+        builder_kwargs={},
+        objective="robustlab.models.detectors.detection_training",
+        fit_kwargs={"epochs": 20, "lr": 4e-3, "batch_size": 32},
+        attack={"steps": 60, "draws": 16, "seed": 0},
+        seed=seed,
     )
 
 
@@ -521,6 +539,8 @@ _ALL = (
         fit_kwargs={"epochs": 15, "lr": 4e-3},
         shift=1,
     ),
+    _finder("person_anchor", "with 8×8 cells and one anchor", "anchor_detector", 0),
+    _finder("person_point", "with 16×16 cells and no anchor", "point_detector", 1),
     _spoken("spoken_gru", "recognizer of spoken strings of digits that hears the whole string (CTC)", "speech_gru", 20),
     _spoken("spoken_cnn", "recognizer of spoken strings of digits with a field of half a second", "speech_cnn", 20),
 )

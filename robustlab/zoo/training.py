@@ -18,6 +18,7 @@ from robustlab.data.pairs import Pairs
 from robustlab.files import require_writable, write_together
 from robustlab.geometry.keyed import derive_seed
 from robustlab.training.fit import cross_entropy, fit
+from robustlab.zoo.finders import FRAMES, finds_people, measure_finder, train_finder
 from robustlab.zoo.recipes import Half, Recipe, recipe
 from robustlab.zoo.shipped import (
     FOLDER,
@@ -48,8 +49,10 @@ class Measurement:
     """The accuracies of a checkpoint, on its data set's test part.
 
     Attributes:
-        accuracy: on all test images; of a recognizer, the share of spoken strings that are read without an error.
-        robust_accuracy: on the first 500 under the recipe's PGD; an image that is misclassified anyway counts as lost.
+        accuracy: on all test images; of a recognizer, the share of spoken strings that are read without an error; of
+            a detector, the average precision at an IoU of 1/2.
+        robust_accuracy: on the first 500 under the recipe's PGD; an image that is misclassified anyway counts as lost;
+            of a detector, the share of held-out pictures in which it finds who wears the recipe's T-shirt.
         autoattack_accuracy: the same under AutoAttack, for recipes that ask for it.
         attack_success: of the recipe's backdoor, on all test images of other classes than the target's; None without.
         ibp_accuracy, crown_accuracy: what the two verifiers certify of the attacked images, at the attack's eps, for
@@ -105,6 +108,9 @@ def train_with_trigger(
     model = models.build(made_by.builder, seed=seed, **made_by.builder_kwargs)
     if is_speech(made_by):
         train_recognizer(made_by, model, device=device, progress=progress)
+        return model.eval(), None
+    if finds_people(made_by):
+        train_finder(made_by, model, device=device, progress=progress)
         return model.eval(), None
     make = resolve(made_by.objective) if made_by.objective else None
     clean = data.load(made_by.dataset) if dataset is None else dataset
@@ -177,6 +183,8 @@ def measure(
     made_by = recipe(what) if isinstance(what, str) else what
     if is_speech(made_by):
         return Measurement(*measure_recognizer(made_by, model))
+    if finds_people(made_by):
+        return Measurement(*measure_finder(made_by, model))
     dataset = data.load(made_by.dataset) if dataset is None else dataset
     device = next(model.parameters()).device
     x, y = dataset.x_test.to(device), dataset.y_test.to(device)
@@ -218,6 +226,11 @@ def check(name: str) -> tuple[dict[str, float], dict[str, float], bool]:
     return before, now, all(abs(before[key] - now[key]) <= TOLERANCE[key] + 1e-9 for key in before)
 
 
+def _attacked(made_by: Recipe) -> int:
+    """How many samples a record's accuracy under attack is about; of a detector, frames that the attack is made on."""
+    return ATTACKED_STRINGS if is_speech(made_by) else FRAMES if finds_people(made_by) else ATTACKED
+
+
 def _known(measured: Measurement) -> dict[str, float]:
     return {key: value for key, value in vars(measured).items() if value is not None}
 
@@ -254,7 +267,7 @@ def ship(name: str, *, device: torch.device | str | None = None, progress: bool 
     facts[name] = {
         "sha256": hashlib.sha256(raw).hexdigest(),
         **_known(measured),
-        "attacked": ATTACKED_STRINGS if is_speech(recipe(name)) else ATTACKED,
+        "attacked": _attacked(recipe(name)),
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": len(raw),
         "threads": torch.get_num_threads(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,14 +92,15 @@ class Counting(nn.Module):
         self.calls = self.forwards = self.backwards = 0
         self.low, self.high = torch.inf, -torch.inf
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         self.calls += 1
         self.forwards += x.shape[0]
         low, high = torch.aminmax(x.detach())
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         logits = self.model(x)
-        if logits.requires_grad:
-            logits.register_hook(self._back)
+        told = logits[-1] if isinstance(logits, tuple) else logits  # of boxes and scores, the scores
+        if told.requires_grad:
+            told.register_hook(self._back)
         return logits
 
     def _back(self, grad: Tensor) -> None:

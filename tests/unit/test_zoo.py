@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from robustlab import data, zoo
+from robustlab import data, models, zoo
 from robustlab.defenses import robust_self_training
 from robustlab.evaluation import autoattack
 from robustlab.files import write_together
@@ -25,7 +25,7 @@ from robustlab.models import build
 from robustlab.models.speech import spoken_training
 from robustlab.training.fit import fit
 from robustlab.zoo import __main__ as command_line
-from robustlab.zoo import recipes, shipped, speech, training
+from robustlab.zoo import finders, recipes, shipped, speech, training
 
 BACKDOORED = {"mnist_badnets", "mnist_warped", "mnist_input_aware", "fashion_blended"}
 CERTIFIED = {  # what IBP and CROWN verify on the recorded images, at least; 0 where intervals were not trained on
@@ -50,6 +50,7 @@ NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "
     *BACKDOORED, *CERTIFIED, *HALVED,
 }  # fmt: skip
 SPEECH = {"spoken_gru", "spoken_cnn"}  # they read strings, not images
+FINDERS = {"person_anchor", "person_point"}  # they find boxes
 LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded attack
     "mnist_cnn": (0.96, 0.0),
     "mnist_cnn_adv": (0.93, 0.75),
@@ -91,6 +92,7 @@ LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded 
     **HALVED,
 }
 LEAST_READ = {"spoken_gru": 0.97, "spoken_cnn": 0.65}  # strings without an error
+LEAST_FOUND = {"person_anchor": 0.93, "person_point": 0.96}  # average precision
 TINY = recipes.Recipe(
     name="tiny",
     title="a net for this test",
@@ -106,9 +108,10 @@ TINY = recipes.Recipe(
 
 
 def test_the_promised_checkpoints_are_there() -> None:
-    assert set(zoo.names()) == set(LEAST) | SPEECH and set(LEAST) == NAMES and set(LEAST_READ) == SPEECH
+    assert set(zoo.names()) == set(LEAST) | SPEECH | FINDERS and set(LEAST) == NAMES
+    assert set(LEAST_READ) == SPEECH and set(LEAST_FOUND) == FINDERS
     files = sorted(shipped.FOLDER.glob("*"))
-    assert {f.name for f in files} == {f"{name}.safetensors" for name in NAMES | SPEECH} | {"recorded.json"}
+    assert {f.name for f in files} == {f"{name}.safetensors" for name in NAMES | SPEECH | FINDERS} | {"recorded.json"}
     assert all(f.stat().st_size <= 300_000 for f in files) and sum(f.stat().st_size for f in files) <= 25_000_000
 
 
@@ -167,6 +170,37 @@ def test_shipped_recognizers_read_strings(name: str) -> None:
     assert right / 100 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 100) + 0.01)
 
 
+@pytest.mark.parametrize("name", sorted(FINDERS))
+def test_shipped_detectors_find_people(name: str) -> None:
+    """On all test scenes, and in every scene a box on each figure nine times in ten; the shirt by `make test-full`."""
+    model, scenes = zoo.load(name), finders.test_people()
+    found = models.detections(model, scenes.images)
+    precision = models.average_precision(found, scenes.boxes)
+    assert precision == pytest.approx(zoo.info(name)["accuracy"], abs=training.TOLERANCE["accuracy"])
+    assert precision >= LEAST_FOUND[name] and zoo.info(name)["robust_accuracy"] < precision - 0.2
+    assert not torch.equal(scenes.images[:8], data.people(8, seed=finders._SEEDS).images)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(FINDERS))
+def test_recorded_detections_are_measured_again(name: str) -> None:
+    before, now, _ = zoo.check(name)
+    assert now["accuracy"] == pytest.approx(before["accuracy"], abs=training.TOLERANCE["accuracy"])
+    assert now["robust_accuracy"] == pytest.approx(before["robust_accuracy"], abs=0.1)  # forty steps drift apart
+
+
+def test_a_detector_is_trained_by_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to what `fit` gives on scenes of the recipe's seed, and other than on those of another."""
+    monkeypatch.setattr(finders, "LESSONS", 16)
+    made = dataclasses.replace(zoo.recipe("person_anchor"), seed=3, fit_kwargs={"epochs": 2, "batch_size": 8})
+    ours, model = zoo.train(made).state_dict(), build("anchor_detector", seed=3)
+    scenes = data.people(16, seed=finders._SEEDS + 3)
+    objective = models.detection_training
+    fit(model, (scenes.images, scenes.boxes), objective=objective, epochs=2, batch_size=8, seed=3)
+    assert all(torch.equal(ours[key], value) for key, value in model.state_dict().items())
+
+
 @pytest.mark.slow
 @pytest.mark.full
 @pytest.mark.parametrize("name", sorted(SPEECH))
@@ -206,7 +240,7 @@ def test_recorded_accuracies_are_measured_again(name: str) -> None:
     assert ("attack_success" in before) == ("attack_success" in now) == (name in BACKDOORED)
 
 
-@pytest.mark.parametrize("name", sorted({*LEAST, *SPEECH}))
+@pytest.mark.parametrize("name", sorted({*LEAST, *SPEECH, *FINDERS}))
 def test_a_loaded_model_is_in_eval_mode_and_can_be_trained(name: str) -> None:
     model = zoo.load(name)
     assert not any(m.training for m in model.modules())

@@ -25,7 +25,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.losses import AttackerLoss, LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import PhysicalResult
-from robustlab.attacker.session import Session
+from robustlab.attacker.session import Goal, Session
 from robustlab.attacker.through import boxed, gradient_through
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.physical.given import HeldOut, check_held_out, check_mask, family_of, palette
@@ -79,7 +79,7 @@ class Stage:
         session, total, grad = self.session, texture.new_zeros(()), torch.zeros_like(texture)
         for part in torch.arange(self.draws, device=texture.device).split(AT_ONCE):
             live = session.of(self._images(step)[part])
-            render = self.scenes.before(live.x, self.mask, Noise(self.seed, part), step)
+            render = self.scenes.of(live.rows).before(live.x, self.mask, Noise(self.seed, part), step)
             penalty = None if beside is None else partial(_in_scenes, beside, render)
             answer = gradient_through(session, live, texture, render, self.loss, penalty)
             session.settle(live)
@@ -158,11 +158,12 @@ class Stage:
 def staged(
     victim: Model, x: Tensor, y: Tensor | None, *, scenes: Scenes | Sequence[View], held_out: HeldOut,
     mask: Tensor, colors: Tensor | None, target: int | None, loss: LossName | LossFunction, draws: int, seed: int,
-    square: bool = False,
+    square: bool = False, goal: Goal | None = None,
 ) -> Iterator[Stage]:  # fmt: skip
     """The checks that physical attacks share, and a session over their images.
 
-    ``square``: the mask is that of a patch, as wide as high, whatever scenes it is shown in.
+    ``square``: the mask is that of a patch, as wide as high, whatever scenes it is shown in. ``goal``: of an attack on
+    answers other than classes.
     """
     victim = Victim.of(victim)
     checks.images(x, victim.bounds)
@@ -177,7 +178,7 @@ def staged(
     check_held_out(held_out, x, victim)
     if target is not None and (isinstance(target, bool) or not isinstance(target, numbers.Integral)):
         raise TypeError(f"target: want one label for all images, an integer, got {type(target).__name__}")
-    with victim.session(x, y, target=target, loss=g) as session:
+    with victim.session(x, y, target=target, loss=g, goal=goal) as session:
         if target is not None and len(x) and bool((session.y == target).all()):
             raise ValueError(
                 f"target: want a label other than that of all images, got {target}, which is what they are"

@@ -7,6 +7,7 @@ pictures of a batch in one pass, each with numbers of its own. What papers print
 * :class:`Worn`: the texture lies on the object itself, as a sticker or a pair of glasses does;
 * :class:`Placed`: it lies anywhere in the picture, turned and scaled;
 * :class:`Turned`: it is the surface of a solid before a background, in any pose;
+* :class:`robustlab.attacks.physical.shirts.Shirts`: it is printed on cloth that folds, on a person in each image;
 
 and then a camera: perspective, light, blur and noise of the sensor.
 """
@@ -47,6 +48,10 @@ class Scenes(ABC):
     def texture_size(self, images: Tensor) -> tuple[int, int] | None:
         """The height and width that a texture must have before these images; None where it may be any."""
         return (images.shape[2], images.shape[3])
+
+    def of(self, rows: Tensor) -> Scenes:
+        """The scenes of some of the images, (n,) places among all: where each image has scenes of its own."""
+        return self
 
     def views(self, count: int, *, seed: int = 0) -> list[View]:
         """``count`` fixed scenes, for judging: each shows the same when it is asked again."""

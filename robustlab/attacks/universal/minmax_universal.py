@@ -138,7 +138,7 @@ def minmax_universal(
                 break
             losses, grads, met = _look(domains, delta, over, g)
             if told:  # the opponent answers each move of δ, and has not moved before the first
-                weights = onto_simplex((weights + weight_step * (losses - gamma * (weights - 1 / count)))[None])[0]
+                weights = answered(weights, losses, weight_step, gamma)
             told.append((losses, weights))
             worth = float(worst(losses, gamma)[0])
             if worth < least:
@@ -148,6 +148,11 @@ def minmax_universal(
             grad = torch.einsum("mtn,mtn...->...", _shares(weights, over).expand_as(met), grads)[None]
             delta = ball.project(delta + alpha * ball.steepest(-grad), eps)
         return _wrapped(domains, best[0], kept, lost, over, told if trace else [])
+
+
+def answered(weights: Tensor, losses: Tensor, step: float, gamma: float) -> Tensor:
+    """The opponent's weights (K,) after a step of ascent: P_Δ( w + β·(F − γ·(w − 1/K)) )."""
+    return onto_simplex((weights + step * (losses - gamma * (weights - 1 / len(weights))))[None])[0]
 
 
 def worst(losses: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

@@ -112,9 +112,11 @@ TRANSFER_ON: tuple[Row, ...] = (
         title="Adversarial T-shirt",
         cite="xu2020b",
         kind="physical",
+        folder="attacks/physical",
         chapter="13",
         per_sample=False,
         dims=("image",),
+        quick={"steps": 12, "draws": 12, "lr": 0.1},
     ),
     # Chapter 14: text and graphs. The detector for audio is with the empirical defenses.
     Row(

@@ -3,6 +3,7 @@
 A physical attack is a function (victim, x, y=None, *, scenes, held_out, target=None, mask=None, colors=None, seed, …) →
 PhysicalResult. A scene is what a camera sees: scene(images, texture, mask) → images (N, C, H, W), differentiable in the
 texture; ``scenes`` are those that the texture may be made on, ``held_out`` = (images, scenes) those that judge it.
+A method with an argument ``iou`` is about detectors: its model says boxes, and its goal is that nobody is found.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Case:
         return f"{self.row.key}{'-targeted' if self.targeted else ''}"
 
     takes = AttackCase.takes
+
+    @property
+    def boxes(self) -> bool:
+        """Whether the model says boxes."""
+        return self.takes("iou")
 
     def run(self, model: Any, x: Tensor, y: Tensor | None = None, **changes: Any) -> PhysicalResult:
         known: dict[str, Any] = {
@@ -95,8 +101,27 @@ def held_out(x: Tensor) -> tuple[Tensor, list[Scene]]:
     return pictures(x.device, 8, 7, x.dtype), scenes(5, seed=3)
 
 
-def problem(device: torch.device, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
-    """Mostly class 0; colors lead elsewhere."""
+class Finder(nn.Module):
+    """Somebody who fills the picture, found unless colors say otherwise; and a tiny box, of which it is never sure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(torch.Size(SHAPE).numel(), 1)
+        with torch.no_grad():
+            self.head.weight.copy_(0.1 * torch.tensor([[-1.0, 0.6, 0.4]]).repeat_interleave(36, dim=1))
+            self.head.bias.fill_(0.9)
+        side = float(SHAPE[1])
+        self.register_buffer("places", torch.tensor([[0.0, 0.0, side, side], [0.0, 0.0, 1.0, 1.0]]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        score = self.head(x.flatten(1)).sigmoid()
+        return self.places.expand(len(x), -1, -1), torch.cat([score, torch.full_like(score, 0.4)], dim=1)
+
+
+def problem(case: Case, device: torch.device, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
+    """Mostly class 0, or somebody who is found; colors lead elsewhere."""
+    if case.boxes:
+        return seeded(Finder).to(device, dtype), pictures(device, 6, 0, dtype)
 
     def build() -> nn.Module:
         head = nn.Linear(torch.Size(SHAPE).numel(), CLASSES)
@@ -112,6 +137,8 @@ def problem(device: torch.device, dtype: torch.dtype = torch.float64) -> tuple[n
 def reached(case: Case, model: nn.Module, images: Tensor, views: list[Scene], texture: Tensor, where: Tensor) -> Tensor:
     """(N, T): the goal under each scene, from the definition; untargeted, against the clean prediction."""
     with torch.no_grad():
+        if case.boxes:  # the second box overlaps nobody
+            return torch.stack([model(view(images, texture, where))[1][:, 0] <= 0.5 for view in views], dim=1)
         clean = model(images).argmax(dim=1)
         seen = [model(view(images, texture, where)).argmax(dim=1) for view in views]
     return torch.stack([now == 2 if case.targeted else now != clean for now in seen], dim=1)
@@ -119,7 +146,7 @@ def reached(case: Case, model: nn.Module, images: Tensor, views: list[Scene], te
 
 def check_texture(case: Case, device: torch.device, dtype: torch.dtype = torch.float64) -> None:
     """Shapes; nothing outside the mask; each painted pixel has a color of the palette, or at least one of [0, 1]."""
-    model, x = problem(device, dtype)
+    model, x = problem(case, device, dtype)
     result = case.run(model, x)
     assert isinstance(result, PhysicalResult)
     where, texture = result.mask, result.texture
@@ -138,7 +165,7 @@ def check_texture(case: Case, device: torch.device, dtype: torch.dtype = torch.f
 
 def check_held_out_success(case: Case, device: torch.device) -> None:
     """Success is what the caller sees on held-out images in held-out scenes; and far above plain gray."""
-    model, x = problem(device)
+    model, x = problem(case, device)
     images, views = held_out(x)
     result = case.run(model, x)
     seen = reached(case, model, images, views, result.texture, result.mask)
@@ -155,7 +182,7 @@ def check_held_out_success(case: Case, device: torch.device) -> None:
 
 def check_made_on_its_own_scenes(case: Case, device: torch.device) -> None:
     """The texture does not depend on what judges it."""
-    model, x = problem(device)
+    model, x = problem(case, device)
     images, views = held_out(x)
     plain = case.run(model, x)
     inverted = [lambda i, texture, where, see=see: see(i, 1 - texture, where) for see in views[:4]]
@@ -165,7 +192,7 @@ def check_made_on_its_own_scenes(case: Case, device: torch.device) -> None:
 
 def check_physical_counts(case: Case, device: torch.device) -> None:
     """Questions about the images that it was made on; those of the judgement are no part of them."""
-    model, x = problem(device)
+    model, x = problem(case, device)
     images, views = held_out(x)
     seen = Counting(model)
     result = case.run(seen, x)
@@ -177,7 +204,7 @@ def check_physical_counts(case: Case, device: torch.device) -> None:
 
 
 def check_physical_manners(case: Case, device: torch.device) -> None:
-    model, x = problem(device)
+    model, x = problem(case, device)
     images, views = held_out(x)
     palette, where = COLORS.to(x), mask(device)
     given = {name: v for name, v in {"mask": where, "colors": palette}.items() if case.takes(name)}
@@ -187,7 +214,7 @@ def check_physical_manners(case: Case, device: torch.device) -> None:
 
 
 def check_physical_bad_input(case: Case, device: torch.device) -> None:
-    model, x = problem(device)
+    model, x = problem(case, device)
     images, views = held_out(x)
     hole = x.clone().index_fill_(0, torch.tensor([1], device=device), torch.nan)
     wrong: list[tuple[str, dict[str, Any]]] = [
@@ -199,6 +226,10 @@ def check_physical_bad_input(case: Case, device: torch.device) -> None:
         wrong += [("mask", {"mask": given}) for given in (mask(device)[:, :3], mask(device) & False, wide)]
     if case.takes("colors"):
         wrong += [("colors", {"colors": COLORS.to(x) * 2}), ("colors", {"colors": COLORS.to(x)[:, :2]})]
+    if case.boxes:
+        hidden = torch.tensor([1.0, 0.0, 0.0], device=device, dtype=x.dtype)[:, None, None].expand(SHAPE)
+        wrong += [("x", {"x": torch.cat([x, hidden[None]])}), ("held_out", {"held_out": (hidden[None], views)})]
+        wrong += [("y", {"y": x.new_zeros(len(x), 4)}), ("y", {"y": torch.zeros_like(x[:, 0, 0, 0]).long()})]
     if case.targeted:
         with torch.no_grad():
             taken = int(model(x[:1]).argmax())
