@@ -63,6 +63,8 @@ from robustlab.defenses.training.singleprop import singleprop as singleprop
 from robustlab.defenses.training.smooth_adv import smooth_adv as smooth_adv
 from robustlab.defenses.training.sprout import sprout as sprout
 from robustlab.defenses.training.stability_training import stability_training as stability_training
+from robustlab.defenses.training.topology_training import TopologyTraining as TopologyTraining
+from robustlab.defenses.training.topology_training import topology_training as topology_training
 from robustlab.defenses.training.tradeoff import Tradeoff as Tradeoff
 from robustlab.defenses.training.tradeoff import architectures as architectures
 from robustlab.defenses.training.tradeoff import tradeoff as tradeoff

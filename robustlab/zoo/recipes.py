@@ -56,7 +56,7 @@ class Recipe:
         name: of the checkpoint.
         title: one line for people.
         dataset: a name for :func:`robustlab.data.load`; or ``"spoken_digits"``, of whose recordings strings are made;
-            or ``"people"``, scenes of :func:`robustlab.data.people`.
+            or ``"people"``, scenes of :func:`robustlab.data.people`; or the name of a citation graph.
         builder: a name for :func:`robustlab.models.build`.
         builder_kwargs: its arguments.
         objective: dotted name of a function that makes the training objective; None is plain cross-entropy.
@@ -67,7 +67,8 @@ class Recipe:
         seed: of the initial weights and of the training.
         attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded; for spoken
             strings, of :func:`robustlab.attacks.transcript`, without a target; for detectors of persons, of
-            :func:`robustlab.attacks.tshirt`.
+            :func:`robustlab.attacks.tshirt`; for graphs, of :func:`robustlab.attacks.topology`, where ``eps`` is the
+            share of edges that may be flipped.
         backdoor: what is done to the data or the training; None for an honest model.
         labeled: how many training samples keep their label; a net of the same architecture, trained in the standard way
             on these, labels the rest for the objective. 0 keeps all.
@@ -234,6 +235,19 @@ def _finder(name: str, title: str, builder: str, seed: int) -> Recipe:
         fit_kwargs={"epochs": 20, "lr": 4e-3, "batch_size": 32},
         attack={"steps": 60, "draws": 16, "seed": 0},
         seed=seed,
+    )
+
+
+def _citing(name: str, title: str, features: int, classes: int) -> Recipe:
+    """A recipe for a graph convolution net on a citation graph, with the training of Kipf and Welling (2017)."""
+    return Recipe(
+        name=name,
+        title=title,
+        dataset=name.split("_")[0],
+        builder="graph_net",
+        builder_kwargs={"features": features, "classes": classes},
+        fit_kwargs={"epochs": 200, "lr": 0.01, "weight_decay": 5e-4, "batch_size": 1000, "schedule": "constant"},
+        attack={"norm": "edges", "eps": 0.05, "steps": 40, "seed": 0},
     )
 
 
@@ -543,6 +557,8 @@ _ALL = (
     _finder("person_point", "with 16×16 cells and no anchor", "point_detector", 1),
     _spoken("spoken_gru", "recognizer of spoken strings of digits that hears the whole string (CTC)", "speech_gru", 20),
     _spoken("spoken_cnn", "recognizer of spoken strings of digits with a field of half a second", "speech_cnn", 20),
+    _citing("cora_gcn", "graph convolution net on the papers of Cora", 1433, 7),
+    _citing("citeseer_gcn", "graph convolution net on the papers of Citeseer", 3703, 6),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

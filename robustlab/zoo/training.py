@@ -19,6 +19,7 @@ from robustlab.files import require_writable, write_together
 from robustlab.geometry.keyed import derive_seed
 from robustlab.training.fit import cross_entropy, fit
 from robustlab.zoo.finders import FRAMES, finds_people, measure_finder, train_finder
+from robustlab.zoo.graphs import PART, is_graph, measure_on_graph, train_on_graph
 from robustlab.zoo.recipes import Half, Recipe, recipe
 from robustlab.zoo.shipped import (
     FOLDER,
@@ -112,6 +113,9 @@ def train_with_trigger(
     if finds_people(made_by):
         train_finder(made_by, model, device=device, progress=progress)
         return model.eval(), None
+    if is_graph(made_by):
+        train_on_graph(made_by, model, device=device, progress=progress)
+        return model.eval(), None
     make = resolve(made_by.objective) if made_by.objective else None
     clean = data.load(made_by.dataset) if dataset is None else dataset
     train_on: Pairs = half_of(clean, made_by.half, made_by.seed) if made_by.half else clean
@@ -185,6 +189,8 @@ def measure(
         return Measurement(*measure_recognizer(made_by, model))
     if finds_people(made_by):
         return Measurement(*measure_finder(made_by, model))
+    if is_graph(made_by):
+        return Measurement(*measure_on_graph(made_by, model))
     dataset = data.load(made_by.dataset) if dataset is None else dataset
     device = next(model.parameters()).device
     x, y = dataset.x_test.to(device), dataset.y_test.to(device)
@@ -228,7 +234,15 @@ def check(name: str) -> tuple[dict[str, float], dict[str, float], bool]:
 
 def _attacked(made_by: Recipe) -> int:
     """How many samples a record's accuracy under attack is about; of a detector, frames that the attack is made on."""
-    return ATTACKED_STRINGS if is_speech(made_by) else FRAMES if finds_people(made_by) else ATTACKED
+    return (
+        ATTACKED_STRINGS
+        if is_speech(made_by)
+        else FRAMES
+        if finds_people(made_by)
+        else PART
+        if is_graph(made_by)
+        else ATTACKED
+    )
 
 
 def _known(measured: Measurement) -> dict[str, float]:
