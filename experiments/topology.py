@@ -31,7 +31,7 @@ from robustlab.intervals import Rate
 from robustlab.training.fit import fit
 
 GRAPHS, DRAWS, SHARES = ("cora", "citeseer"), (0, 1, 2), (0.01, 0.03, 0.05)
-NODES, STEPS, WHOLE_STEPS, WHOLE_DRAWS = 500, 60, 25, 5
+NODES, STEPS, WHOLE_STEPS, WHOLE_DRAWS = 500, 40, 25, 5
 DEFENDED = {"control": 0.0, "adversarial": 0.05}  # the share of edges that the training's own attack may flip
 Graph = tuple[Tensor, Tensor]
 ATTACKS: dict[str, Any] = {
@@ -60,7 +60,7 @@ def trained(part: Citations, nodes: Tensor, labels: Tensor, *, share: float, see
     net = models.build("graph_net", seed=seed, **sizes)
     x = part.dense()
     on_graph = models.OnGraph(net, x[0][0], x[1][0]) if share else models.OnGraph(net, part.features, part.adjacency)
-    how = {"epochs": 200, "lr": 0.02, "weight_decay": 5e-4, "batch_size": len(part), "schedule": "constant"}
+    how = {"epochs": 150, "lr": 0.02, "weight_decay": 5e-4, "batch_size": len(part), "schedule": "constant"}
     fit(on_graph, (nodes, labels[nodes]), objective=topology_training(share=share, steps=5), seed=seed, **how)
     return net.eval()
 
