@@ -27,7 +27,7 @@ import torch
 
 import robustlab
 from experiments import nets as networks
-from robustlab.data import SOURCES
+from robustlab.data import SOURCES, TEXT_SOURCES, WORDS, Source
 from robustlab.data.citations import CITATIONS
 from robustlab.data.photographs import PHOTOS
 from robustlab.data.spoken import SPOKEN_DIGITS
@@ -60,7 +60,7 @@ class Experiment:
         measure: ``measure(**case)`` gives the row's result: shares as ``Rate``, numbers, lists of numbers, words.
         n: how many of each thing it varies over, and how many trials stand behind a share, by name.
         seeds: of all that is drawn or trained.
-        data: names of embedded data sets, "spoken_digits", "photos128", or those of citation graphs.
+        data: names of embedded data sets, of texts, "words", "spoken_digits", "photos128", or those of citation graphs.
         nets: names of networks, as :func:`experiments.nets.load` has them.
         tolerance: by which each result that is no share may differ when it is computed again, by name. Rounding differs
             between machines: state what that may do, found by a run on other draws or on another thread count.
@@ -153,7 +153,8 @@ class Experiment:
 
 def hashes_of_data(names: Sequence[str]) -> dict[str, str]:
     """SHA-256 of the files of embedded data sets."""
-    known = {**SOURCES, "spoken_digits": SPOKEN_DIGITS, "photos128": PHOTOS, **CITATIONS}
+    also: dict[str, Source] = {"words": WORDS, "spoken_digits": SPOKEN_DIGITS, "photos128": PHOTOS, **CITATIONS}
+    known = {**SOURCES, **TEXT_SOURCES, **also}
     return {name: known[name].sha256 for name in names}
 
 

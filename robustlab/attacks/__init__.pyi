@@ -14,11 +14,15 @@ from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset as Poiso
 from robustlab.attacks.backdoor.trigger import Trigger as Trigger
 from robustlab.attacks.backdoor.warped import WarpedTrigger as WarpedTrigger
 from robustlab.attacks.backdoor.warped import warped as warped
+from robustlab.attacks.discrete.augmented_by_paraphrases import augmented_by_paraphrases as augmented_by_paraphrases
 from robustlab.attacks.discrete.edge_baselines import dice as dice
 from robustlab.attacks.discrete.edge_baselines import greedy_edges as greedy_edges
 from robustlab.attacks.discrete.edge_baselines import random_edges as random_edges
+from robustlab.attacks.discrete.paraphrase import paraphrase as paraphrase
+from robustlab.attacks.discrete.sentence_paraphrases import sentence_paraphrases as sentence_paraphrases
 from robustlab.attacks.discrete.topology import Retraining as Retraining
 from robustlab.attacks.discrete.topology import topology as topology
+from robustlab.attacks.discrete.word_substitution import word_substitution as word_substitution
 from robustlab.attacks.federated.distributed_backdoor import FourBars as FourBars
 from robustlab.attacks.federated.distributed_backdoor import distributed_backdoor as distributed_backdoor
 from robustlab.attacks.federated.distributed_backdoor import falling_rate as falling_rate

@@ -19,13 +19,17 @@ from robustlab.data.signs import ROAD_SIGNS, road_signs, sign_faces
 from robustlab.data.spam import Messages, TextMap, mapped, sms_spam, text_map
 from robustlab.data.spoken import Recordings, Strings, digit_strings, said_anew, spoken_digits, spoken_strings
 from robustlab.data.tabular import RegressionData, diabetes
+from robustlab.data.texts import TEXT_SOURCES, Texts, Vocabulary, load_texts, load_tokens, vocabulary_of
 from robustlab.data.tinted import tinted
 from robustlab.data.toy import gaussians, two_moons
+from robustlab.data.words import WORDS, WordTable, synonyms, word_table, word_vectors
 
 __all__ = [
     "PERSONS",
     "ROAD_SIGNS",
     "SOURCES",
+    "TEXT_SOURCES",
+    "WORDS",
     "Citations",
     "Dataset",
     "Messages",
@@ -36,6 +40,9 @@ __all__ = [
     "Source",
     "Strings",
     "TextMap",
+    "Texts",
+    "Vocabulary",
+    "WordTable",
     "backgrounds",
     "citations",
     "diabetes",
@@ -47,6 +54,8 @@ __all__ = [
     "hide_labels",
     "hold_out",
     "load",
+    "load_texts",
+    "load_tokens",
     "mapped",
     "names",
     "notes",
@@ -61,9 +70,13 @@ __all__ = [
     "sms_spam",
     "spoken_digits",
     "spoken_strings",
+    "synonyms",
     "text_map",
     "tinted",
     "two_moons",
+    "vocabulary_of",
+    "word_table",
+    "word_vectors",
 ]
 
 

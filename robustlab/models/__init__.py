@@ -9,7 +9,7 @@ from robustlab.models.hiding import Thermometer, thermometer_cnn
 from robustlab.models.normalize import Normalize
 from robustlab.models.registry import build, builders, register
 from robustlab.models.speech import Recognizer, Spectrogram, ctc_loss, speech_cnn, speech_gru, transcripts
-from robustlab.models.text import text_cnn
+from robustlab.models.text import NaiveBayes, text_bag, text_cnn, text_lstm
 from robustlab.models.vae import ClassVAE, class_vae
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Detector",
     "GraphConvolution",
     "GraphNet",
+    "NaiveBayes",
     "Normalize",
     "OnGraph",
     "Recognizer",
@@ -43,7 +44,9 @@ __all__ = [
     "small_cnn",
     "speech_cnn",
     "speech_gru",
+    "text_bag",
     "text_cnn",
+    "text_lstm",
     "thermometer_cnn",
     "transcripts",
 ]

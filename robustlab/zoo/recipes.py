@@ -9,6 +9,7 @@ from typing import Any, Literal
 DEFENSES = "robustlab.defenses."
 ADVERSARIAL = DEFENSES + "adversarial_training"
 SPEECH = "spoken_digits"
+TEXTS = ("sentence_polarity", "banking77")
 Half = Literal["", "a", "b"]
 HALVES: tuple[tuple[Half, int], ...] = (("a", 0), ("b", 1))  # a half, and the number of the initial weights on it
 HALVED = ("cnn", "mlp", "resnet", "adv")  # what is trained on each half of Fashion-MNIST
@@ -56,7 +57,8 @@ class Recipe:
         name: of the checkpoint.
         title: one line for people.
         dataset: a name for :func:`robustlab.data.load`; or ``"spoken_digits"``, of whose recordings strings are made;
-            or ``"people"``, scenes of :func:`robustlab.data.people`; or the name of a citation graph.
+            or ``"people"``, scenes of :func:`robustlab.data.people`; or the name of a citation graph, or one for
+            :func:`robustlab.data.load_tokens`.
         builder: a name for :func:`robustlab.models.build`.
         builder_kwargs: its arguments.
         objective: dotted name of a function that makes the training objective; None is plain cross-entropy.
@@ -68,7 +70,8 @@ class Recipe:
         attack: arguments of :func:`robustlab.attacks.pgd`, under which the robust accuracy is recorded; for spoken
             strings, of :func:`robustlab.attacks.transcript`, without a target; for detectors of persons, of
             :func:`robustlab.attacks.tshirt`; for graphs, of :func:`robustlab.attacks.topology`, where ``eps`` is the
-            share of edges that may be flipped.
+            share of edges that may be flipped; for texts, of :func:`robustlab.attacks.paraphrase`, with the synonyms
+            of their vocabulary.
         backdoor: what is done to the data or the training; None for an honest model.
         labeled: how many training samples keep their label; a net of the same architecture, trained in the standard way
             on these, labels the rest for the objective. 0 keeps all.
@@ -248,6 +251,20 @@ def _citing(name: str, title: str, features: int, classes: int) -> Recipe:
         builder_kwargs={"features": features, "classes": classes},
         fit_kwargs={"epochs": 200, "lr": 0.01, "weight_decay": 5e-4, "batch_size": 1000, "schedule": "constant"},
         attack={"norm": "edges", "eps": 0.05, "steps": 40, "seed": 0},
+    )
+
+
+def _reader(name: str, title: str, builder: str, vocabulary: int, epochs: int, **kwargs: Any) -> Recipe:
+    """A recipe for a classifier of texts."""
+    films = name.startswith("polarity")
+    return Recipe(
+        name=name,
+        title=f"{title} {'sentences of film reviews' if films else 'questions to a bank'}",
+        dataset=TEXTS[0 if films else 1],
+        builder=builder,
+        builder_kwargs={"vocabulary": vocabulary, "embedding": 10 if films else 16, "dropout": 0.3, **kwargs},
+        fit_kwargs={"epochs": epochs, "lr": 1e-2, "optimizer": "adamw", "weight_decay": 0.1},
+        attack={"changes": 0.2},
     )
 
 
@@ -559,6 +576,12 @@ _ALL = (
     _spoken("spoken_cnn", "recognizer of spoken strings of digits with a field of half a second", "speech_cnn", 20),
     _citing("cora_gcn", "graph convolution net on the papers of Cora", 1433, 7),
     _citing("citeseer_gcn", "graph convolution net on the papers of Citeseer", 3703, 6),
+    _reader("polarity_cnn", "convolution over the words of", "text_cnn", 6218, 12, channels=64),
+    _reader("polarity_lstm", "LSTM that reads", "text_lstm", 6218, 10),
+    _reader("polarity_bag", "bag of embeddings of", "text_bag", 6218, 12),
+    _reader("banking_cnn", "convolution over the words of", "text_cnn", 1243, 20, channels=64, classes=77),
+    _reader("banking_lstm", "LSTM that reads", "text_lstm", 1243, 20, hidden=40, classes=77),
+    _reader("banking_bag", "bag of embeddings of", "text_bag", 1243, 15, classes=77),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

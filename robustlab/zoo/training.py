@@ -33,6 +33,7 @@ from robustlab.zoo.shipped import (
     untrained_trigger,
 )
 from robustlab.zoo.speech import ATTACKED_STRINGS, is_speech, measure_recognizer, train_recognizer
+from robustlab.zoo.texts import ATTACKED_TEXTS, is_text, measure_reader
 
 ATTACKED = 500  # the robust accuracy is measured on the first so many test images, 50 a class
 TOLERANCE = {
@@ -117,7 +118,7 @@ def train_with_trigger(
         train_on_graph(made_by, model, device=device, progress=progress)
         return model.eval(), None
     make = resolve(made_by.objective) if made_by.objective else None
-    clean = data.load(made_by.dataset) if dataset is None else dataset
+    clean = (data.load_tokens if is_text(made_by) else data.load)(made_by.dataset) if dataset is None else dataset
     train_on: Pairs = half_of(clean, made_by.half, made_by.seed) if made_by.half else clean
     how = {
         "augment": _augmentation(made_by),
@@ -191,6 +192,8 @@ def measure(
         return Measurement(*measure_finder(made_by, model))
     if is_graph(made_by):
         return Measurement(*measure_on_graph(made_by, model))
+    if is_text(made_by):
+        return Measurement(*measure_reader(made_by, model, dataset))
     dataset = data.load(made_by.dataset) if dataset is None else dataset
     device = next(model.parameters()).device
     x, y = dataset.x_test.to(device), dataset.y_test.to(device)
@@ -234,15 +237,8 @@ def check(name: str) -> tuple[dict[str, float], dict[str, float], bool]:
 
 def _attacked(made_by: Recipe) -> int:
     """How many samples a record's accuracy under attack is about; of a detector, frames that the attack is made on."""
-    return (
-        ATTACKED_STRINGS
-        if is_speech(made_by)
-        else FRAMES
-        if finds_people(made_by)
-        else PART
-        if is_graph(made_by)
-        else ATTACKED
-    )
+    kinds = ((is_speech, ATTACKED_STRINGS), (finds_people, FRAMES), (is_graph, PART), (is_text, ATTACKED_TEXTS))
+    return next((number for is_it, number in kinds if is_it(made_by)), ATTACKED)
 
 
 def _known(measured: Measurement) -> dict[str, float]:

@@ -33,6 +33,9 @@ PLAIN: dict[str, Any] = {
     "manifold": SimpleNamespace(encode=lambda x, y: x.clone(), decode=lambda z, y: z.clone()),  # all of space
     "surrogates": [nn.Flatten()],  # in the suite a twin of the model
     "detector": lambda points: points.new_full(points.shape[:1], -0.5),  # never fires
+    "neighbors": torch.tensor(
+        [[-1, -1, -1], *([1 + i % 11, 1 + (i + 4) % 11, 1 + (i + 7) % 11] for i in range(1, 12))]
+    ),
 }
 SHAPES = {"flat": FLAT, "image": IMAGE, "color": (3, 4, 4)}
 
@@ -133,6 +136,7 @@ def cases(selected: Iterable[Row]) -> list[Case]:
 
 # Others have tests of their own: those whose samples share a cost, and those of another domain than floats in a box.
 ATTACKS = [row for row in rows("attack", done=True) if row.per_sample and SHAPES.keys() & set(row.dims)]
+TOKENS = [row for row in rows("attack", done=True) if "tokens" in row.dims]  # under the suite of tokens, by its door
 CASES = cases(ATTACKS)
 TARGETED = [case for case in CASES if case.targeted]
 

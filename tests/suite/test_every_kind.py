@@ -13,7 +13,7 @@ import tests.suite.cases as attacks
 import tests.suite.training.cases as training
 import tests.suite.verification.cases as verification
 from robustlab.teaching.catalogue import KINDS, rows
-from tests.suite import test_graphs, test_together
+from tests.suite import test_graphs, test_together, test_tokens
 from tests.suite.kinds import (
     test_aggregators,
     test_applications,
@@ -31,7 +31,7 @@ from tests.suite.verification.test_semantic import VERIFIERS as SEMANTIC
 
 WITHOUT = {"study"}  # its claim is its test
 SUITES: dict[str, Iterable[Any]] = {
-    "attack": [*attacks.CASES, *test_together.CASES, *test_graphs.CASES],
+    "attack": [*attacks.CASES, *test_together.CASES, *test_graphs.CASES, *test_tokens.CASES],
     "universal": test_universal.CASES,
     "physical": test_physical.CASES,
     "poisoning": training.POISONS,

@@ -1,4 +1,4 @@
-"""An attack on tokens under the checks of the suite that ask for no floats: a random substitution, as a toy method.
+"""Attacks on tokens under the checks of the suite that ask for no floats, and a random substitution, as a toy method.
 
 What is not checked here asks for floats: ε, norms, gradients, layouts, models that write into their input.
 """
@@ -27,7 +27,7 @@ from robustlab.attacker.losses import attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.teaching.catalogue import Row
-from tests.suite.cases import Case, batch
+from tests.suite.cases import TOKENS, Case, batch, cases
 from tests.suite.models import Counting
 from tests.suite.other_inputs import LENGTH, PADDING, VOCABULARY, Words, net, sentences
 
@@ -82,6 +82,10 @@ class TokenCase(Case):
     """A case whose inputs are tokens."""
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return (LENGTH,)
+
+    @property
     def domain(self) -> Tokens:
         return Tokens(VOCABULARY, fixed=(PADDING,))
 
@@ -96,12 +100,14 @@ class TokenCase(Case):
 
     def run(self, model: Any, x: Any, y: Any, **changes: Any) -> AttackResult:
         """On a victim that takes tokens, and is else as the one given."""
-        given = Victim.of(model) if isinstance(model, Victim) else Victim(model, access="soft")
+        given = model if isinstance(model, Victim) else Victim(model, access=self.row.access)  # type: ignore[arg-type]
         victim = Victim(given.model, domain=self.domain, access=given.access, budget=given.budget, mode=given.mode)
         return super().run(victim, x, y, **changes)
 
 
-CASES = [TokenCase(ROW, substitution, None, targeted) for targeted in (False, True)]
+TOYS = [TokenCase(ROW, substitution, None, targeted) for targeted in (False, True)]
+CASES = [*TOYS, *(TokenCase(**vars(case)) for case in cases(TOKENS))]
+TARGETED = [case for case in CASES if case.targeted]
 
 
 def check_domain(case: TokenCase, device: torch.device) -> None:
@@ -140,7 +146,7 @@ def check_refusals(case: TokenCase, device: torch.device) -> None:
         with pytest.raises(error, match=message):
             case.run(seen, wrong, y)
     with pytest.raises(TypeError, match=r"^victim: this attack wants inputs of Tokens, got Box\(0.0, 1.0\)"):
-        case.attack(seen, x, y)
+        case.attack(Victim(seen), x, y, **case.arguments())
     assert seen.calls == 0
 
 
@@ -177,10 +183,11 @@ def test_suite(case: TokenCase, check: str, device: torch.device) -> None:
     CHECKS[check](case, device)
 
 
-def test_targeted_means_targeted(device: torch.device) -> None:
-    success.check_targeted_means_targeted(CASES[1], device)
-    in_batch.check_scalars_stand_for_all(CASES[1], device)
-    bad_input.check_target_names_the_rows(CASES[1], device)
+@pytest.mark.parametrize("case", TARGETED, ids=str)
+def test_targeted_means_targeted(case: TokenCase, device: torch.device) -> None:
+    success.check_targeted_means_targeted(case, device)
+    in_batch.check_scalars_stand_for_all(case, device)
+    bad_input.check_target_names_the_rows(case, device)
 
 
 # Seen to fail --------------------------------------------------------------------------------------------------------

@@ -101,5 +101,5 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(TypeError):
         models.build("mlp", depth=3)
     built = {"mlp", "small_cnn", "resnet_tiny", "character_gru", "thermometer_cnn", "text_cnn", "class_vae"}
-    built |= {"speech_gru", "speech_cnn", "graph_net", "anchor_detector", "point_detector"}
+    built |= {"speech_gru", "speech_cnn", "graph_net", "anchor_detector", "point_detector", "text_lstm", "text_bag"}
     assert set(models.builders()) == built

@@ -52,6 +52,7 @@ NAMES = {f"{name}_{kind}" for name in ("mnist", "fashion") for kind in ("cnn", "
 SPEECH = {"spoken_gru", "spoken_cnn"}  # they read strings, not images
 FINDERS = {"person_anchor", "person_point"}  # they find boxes
 CITING = {"cora_gcn": (0.8, 0.6), "citeseer_gcn": (0.69, 0.55)}  # graphs: accuracy, also under the recorded attack
+TEXTS = {f"{text}_{kind}" for text in ("polarity", "banking") for kind in ("cnn", "lstm", "bag")}
 LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded attack
     "mnist_cnn": (0.96, 0.0),
     "mnist_cnn_adv": (0.93, 0.75),
@@ -94,6 +95,14 @@ LEAST = {  # what the book counts on: accuracy, and accuracy under the recorded 
 }
 LEAST_READ = {"spoken_gru": 0.97, "spoken_cnn": 0.65}  # strings without an error
 LEAST_FOUND = {"person_anchor": 0.93, "person_point": 0.96}  # average precision
+LEAST_TEXTS = {  # accuracy, and the most that paraphrases leave
+    "polarity_cnn": (0.70, 0.5),
+    "polarity_lstm": (0.73, 0.5),
+    "polarity_bag": (0.73, 0.5),
+    "banking_cnn": (0.84, 0.5),
+    "banking_lstm": (0.80, 0.5),
+    "banking_bag": (0.84, 0.5),
+}
 TINY = recipes.Recipe(
     name="tiny",
     title="a net for this test",
@@ -109,9 +118,9 @@ TINY = recipes.Recipe(
 
 
 def test_the_promised_checkpoints_are_there() -> None:
-    others = SPEECH | FINDERS | set(CITING)
+    others = SPEECH | FINDERS | set(CITING) | TEXTS
     assert set(zoo.names()) == set(LEAST) | others and set(LEAST) == NAMES
-    assert set(LEAST_READ) == SPEECH and set(LEAST_FOUND) == FINDERS
+    assert set(LEAST_READ) == SPEECH and set(LEAST_FOUND) == FINDERS and set(LEAST_TEXTS) == TEXTS
     files = sorted(shipped.FOLDER.glob("*"))
     assert {f.name for f in files} == {f"{name}.safetensors" for name in NAMES | others} | {"recorded.json"}
     assert all(f.stat().st_size <= 300_000 for f in files) and sum(f.stat().st_size for f in files) <= 25_000_000
@@ -203,6 +212,14 @@ def test_a_detector_is_trained_by_its_recipe(monkeypatch: pytest.MonkeyPatch) ->
     assert all(torch.equal(ours[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_shipped_readers_are_what_their_records_say(name: str) -> None:
+    """All of it: it takes a second."""
+    before, now, agree = zoo.check(name)
+    least, most = LEAST_TEXTS[name]
+    assert agree and now["accuracy"] >= least and now["robust_accuracy"] <= most, f"recorded {before}, measured {now}"
+
+
 @pytest.mark.slow
 @pytest.mark.full
 @pytest.mark.parametrize("name", sorted(SPEECH))
@@ -261,7 +278,7 @@ def test_recorded_accuracies_are_measured_again(name: str) -> None:
     assert ("attack_success" in before) == ("attack_success" in now) == (name in BACKDOORED)
 
 
-@pytest.mark.parametrize("name", sorted({*LEAST, *SPEECH, *FINDERS, *CITING}))
+@pytest.mark.parametrize("name", sorted({*LEAST, *SPEECH, *FINDERS, *CITING, *TEXTS}))
 def test_a_loaded_model_is_in_eval_mode_and_can_be_trained(name: str) -> None:
     model = zoo.load(name)
     assert not any(m.training for m in model.modules())

@@ -71,7 +71,7 @@ FOLDERS: Mapping[str, str] = {
 CHAPTERS = tuple(f"{number:02d}" for number in range(1, 33))
 NORMS = ("l0", "l1", "l2", "linf")
 ACCESS = ("white", "soft", "hard")
-DIMS = ("flat", "image", "color", "graph")
+DIMS = ("flat", "image", "color", "tokens", "graph")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,8 @@ class Row:
         min_norm: True if it looks for the smallest perturbation; False if it is given a budget ``eps``.
         min_classes: the fewest classes that it can work with.
         dims: the samples it takes: ``"flat"`` for floats (d,), ``"image"`` for (C, H, W), ``"color"`` for (3, H, W)
-            alone; ``"graph"`` for features (V, F) and an adjacency (V, V), in the domain of graphs.
+            alone; ``"tokens"`` for int64 token ids (T,), in the domain of tokens; ``"graph"`` for features (V, F) and
+            an adjacency (V, V), in the domain of graphs.
         quick: keyword arguments for a run of well under a second, used by the shared suites; what is meant for one norm
             only stands in a mapping under the norm's name.
     """
