@@ -126,6 +126,7 @@ def make(folder: Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m robustlab.data.make_words", description=__doc__.split("\n")[0])
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of WordNet's database")
     parser.add_argument("--check", action="store_true", help="write nothing: compare with the shipped file")

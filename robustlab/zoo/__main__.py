@@ -62,20 +62,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _named(attack: Mapping[str, Any]) -> str:
-    """The attack under which a checkpoint was measured; a shirt has no norm."""
+    """The attack under which a checkpoint was measured; a shirt and words have no norm."""
+    if "changes" in attack:
+        return f"paraphrases of {attack['changes']:.0%} of the words"
     if "eps" not in attack:
         return "a T-shirt made for it"
     return f"PGD-{attack['steps']} at {attack.get('norm', 'linf')} {attack['eps']}"
 
 
 def _list() -> int:
-    print(f"{'name':<22}{'data':<14}{'weights':>8}{'accuracy':>10}{'under PGD-40':>19}   model")
+    print(f"{'name':<22}{'data':<18}{'weights':>8}{'accuracy':>10}{'under PGD-40':>19}   model")
     for name in names():
         facts = info(name)
-        eps = facts["attack"].get("eps")
+        eps = facts["attack"].get("eps", facts["attack"].get("changes"))
         robust = f"{facts['robust_accuracy']:.3f} @ " + ("shirt" if eps is None else f"{eps:g}")
         print(
-            f"{name:<22}{facts['dataset']:<14}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>19}   "
+            f"{name:<22}{facts['dataset']:<18}{facts['parameters']:>8,}{facts['accuracy']:>10.3f}{robust:>19}   "
             f"{facts['title']}"
         )
     return 0
