@@ -59,7 +59,7 @@ def tshirt(
     gamma: float = 1.0,
     steps: int = 100,
     draws: int = 16,
-    lr: float = 0.05,
+    lr: float = 0.1,
     seed: int = 0,
     progress: bool = False,
     trace: bool = False,
