@@ -15,6 +15,7 @@ from robustlab.attacks import topology
 from robustlab.defenses import topology_training
 from robustlab.models import OnGraph, build
 from robustlab.training.fit import cross_entropy, fit
+from tests.pretend.twins import twins
 from tests.suite.other_inputs import graphs
 
 V = 6
@@ -119,3 +120,19 @@ def test_refusals(wrong: dict[str, Any]) -> None:
 def test_another_model_is_refused() -> None:
     with pytest.raises(TypeError, match="model: want an OnGraph, a net on the graph that is attacked, got Linear"):
         fit(nn.Linear(1, 3), (torch.rand(4, 1), LABELS), objective=topology_training(), epochs=1)  # type: ignore[arg-type]
+
+
+def test_where_the_graph_is() -> None:
+    """On the pretend device, as on the CPU; pairs that are given are flipped alone."""
+    few = torch.tensor([[0, 1], [2, 4], [3, 5]])
+
+    def run(device: torch.device) -> Tensor:
+        model, _ = net_on(1)
+        objective = topology_training(share=0.5, steps=3, step_size=20.0, pairs=few)
+        return objective(model.to(device), NODES.to(device), LABELS.to(device), ids=NODES, seed=2).detach()
+
+    twins(run, rtol=1e-9, atol=1e-9)
+    model, net = net_on(1)
+    topology_training(share=0.5, steps=3, step_size=20.0, pairs=few)(model, NODES, LABELS, ids=NODES, seed=2)
+    for i, j in (net.asked[-1][0] != model.adjacency).triu(1).nonzero().tolist():
+        assert [i, j] in few.tolist()

@@ -71,7 +71,9 @@ def topology(
 
         minimize_s  mean_{i ∈ nodes} g(z_i(A'(s)), y_i)  subject to Σ s ≤ b, s ∈ {0, 1}^P
 
-    It computes on all pairs at once: a step on V nodes costs about 60·V² bytes of memory beside the model's own.
+    It computes on all pairs at once, in some 90·V² bytes beside the inputs. On one thread a step with a net of 16
+    hidden units takes about 10 ms on 500 papers of Cora, and a third of a second and 0.6 GB on all 2,708, which are
+    3.7 million pairs; :meth:`robustlab.data.Citations.connected_part` makes such parts.
 
     Args:
         victim: ``Victim(net, domain=Graphs(), answer="sequence")`` of a net from features (N, V, F) and an adjacency
