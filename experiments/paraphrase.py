@@ -99,9 +99,8 @@ def measure(net: str, search: str, filters: str) -> dict[str, Rate | float]:
     x, y = augmented_by_paraphrases(victim, data, neighbors=given["synonyms"], share=0.5, combinations=64)
     made_by = replace(recipe(base), seed=int(seed or 0))
     taught = train(made_by, dataset=replace(data, x_train=x, y_train=y))
-    again = train(made_by, dataset=data)
     found: dict[str, Rate | float] = {"added": float(len(x) - len(data.x_train))}
-    for name, other in (("plain", again), ("taught", taught)):
+    for name, other in (("plain", model), ("taught", taught)):
         found[f"{name}: accuracy"] = Rate.of(predict(other, data.x_test) == data.y_test)
         shown = counted(other, given, attacked(other, given, "gradient", filters))
         found |= {f"{name}: {key}": value for key, value in shown.items() if key in ("success", "queries")}

@@ -27,9 +27,11 @@ from robustlab.attacker.losses import attacker_loss
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.teaching.catalogue import Row
+from tests.pretend.twins import twins
 from tests.suite.cases import TOKENS, Case, batch, cases
 from tests.suite.models import Counting
 from tests.suite.other_inputs import LENGTH, PADDING, VOCABULARY, Words, net, sentences
+from tests.suite.test_pretend import check_nothing_left_behind
 
 
 def substitution(
@@ -150,6 +152,17 @@ def check_refusals(case: TokenCase, device: torch.device) -> None:
     assert seen.calls == 0
 
 
+def check_twin(case: TokenCase) -> None:
+    """Three sentences on the pretend device, one of them misclassified."""
+
+    def run(device: torch.device) -> AttackResult:
+        model, x, y = batch(case, device, n=5)
+        y[1] = (y[1] + 1) % case.classes
+        return case.run(model, x[1:4], y[1:4], seed=3)
+
+    twins(run, rtol=1e-9, atol=1e-9)
+
+
 CHECKS: dict[str, Callable[[Any, torch.device], object]] = {
     "domain": check_domain,
     "refusals": check_refusals,
@@ -174,6 +187,8 @@ CHECKS: dict[str, Callable[[Any, torch.device], object]] = {
     **{
         f"budget {k}": functools.partial(counts.check_budget_of_queries, budget=k) for k in (2, 3, 7)
     },
+    "pretend device": lambda case, device: check_twin(case),
+    "left behind": lambda case, device: check_nothing_left_behind(case),
 }  # fmt: skip
 
 
