@@ -31,7 +31,6 @@ from tests.pretend.twins import twins
 from tests.suite.cases import TOKENS, Case, batch, cases
 from tests.suite.models import Counting
 from tests.suite.other_inputs import LENGTH, PADDING, VOCABULARY, Words, net, sentences
-from tests.suite.test_pretend import check_nothing_left_behind
 
 
 def substitution(
@@ -188,7 +187,6 @@ CHECKS: dict[str, Callable[[Any, torch.device], object]] = {
         f"budget {k}": functools.partial(counts.check_budget_of_queries, budget=k) for k in (2, 3, 7)
     },
     "pretend device": lambda case, device: check_twin(case),
-    "left behind": lambda case, device: check_nothing_left_behind(case),
 }  # fmt: skip
 
 
