@@ -391,6 +391,29 @@ def test_sentences_are_changed_one_by_one_to_the_best_way_of_saying_them(reader:
         paraphrase(Victim(reader, domain=DOMAIN), x.flip(1), y, **told)
 
 
+def test_a_sentence_is_changed_once(reader: nn.Module) -> None:
+    """By hand on drawn ways of saying three, where the third step would often be better by changing the first again."""
+    ways = torch.randint(2, V, (30, 3, 4, 2), generator=torch.Generator().manual_seed(3))
+    x = ways[:, :, 0].flatten(1)
+    y = reader(x).argmax(dim=1)
+    told: dict[str, Any] = {"sentences": ways, "sentence_changes": 1.0, "kappa": 1e6}
+    result = paraphrase(Victim(reader, domain=DOMAIN), x, y, neighbors=torch.full((V, 1), -1), **told)
+    for i in range(30):
+        texts = {c: torch.cat([ways[i, j, c[j]] for j in range(3)]) for c in itertools.product(range(4), repeat=3)}
+        logits = reader(torch.stack(list(texts.values()))).detach()
+        value = dict(zip(texts, (logits[:, y[i]] - logits[:, 1 - y[i]]).tolist(), strict=True))
+        at = (0, 0, 0)
+        for _ in range(3):
+            near = [c for c in texts if sum(a != b for a, b in zip(c, at, strict=True)) == 1]
+            better = min(
+                (c for c in near if all(b in (0, k) for k, b in zip(c, at, strict=True))), key=value.__getitem__
+            )
+            if value[better] >= value[at]:
+                break
+            at = better
+        assert result.x_adv[i].tolist() == texts[at].tolist(), i
+
+
 def test_ways_of_saying_come_from_rules_and_from_questions_of_the_same_intent() -> None:
     pool = ["how do i find my card", "where is my card", "my card is lost , help"]
     asked = ["how do i track my card ? it's late ."]
