@@ -23,6 +23,7 @@ from robustlab.teaching.recorded import Table, recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = {"__init__", "nets", "record"}
+AWAITED = {"topology": "14", "paraphrase": "14"}  # tables that a chapter to come will show, and its number
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in SHARED)
 
 
@@ -54,7 +55,9 @@ def test_a_chapter_shows_a_table_and_computes_a_slice_again(name: str) -> None:
             text = " ".join(" ".join(source(cell).split()) for cell in chapter["cells"])
             assert table.caption in text or f"print({variable}.caption)" in text, f"nowhere {table.caption!r}"
             return
-    pytest.fail(f"no chapter reads the table {name!r}")
+    number = AWAITED.get(name)
+    there = number is None or any(path.name.startswith(f"{number}_") for path in chapter_paths())
+    assert not there, f"no chapter reads the table {name!r}"
 
 
 @pytest.mark.full
