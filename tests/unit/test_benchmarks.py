@@ -46,10 +46,14 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_training_step_beside_its_floor(tmp_path: Path) -> None:
     lines = run(path=tmp_path, script="training.py").splitlines()
-    rows = [line.split() for line in lines[1:]]
+    rows, certified = [line.split() for line in lines[1:3]], [line.split() for line in lines[3:]]
     assert lines[0].split() == ["model", "K", "norm", "floor", "ms", "step", "ms", "ratio"]
     assert [row[:3] for row in rows] == [["mnist_cnn", "2", "linf"], ["mnist_cnn", "2", "l2"]]
-    assert all(float(row[-1]) > 0 for row in rows)
+    assert certified[0] == ["model", "objective", "plain", "ms", "step", "ms", "ratio"]
+    assert [row[:2] for row in certified[1:]] == [
+        ["mnist_cnn", "ibp_training"], ["mnist_cnn", "crown_ibp"], ["mnist_cnn", "singleprop"]
+    ]  # fmt: skip
+    assert all(float(row[-1]) > 0 for row in rows + certified[1:])
 
 
 def test_clean_comparison_of_strength() -> None:
