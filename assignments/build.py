@@ -16,19 +16,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from assignments import cells
-from assignments.grading.task import VARIANTS, Assignment, load, names
+from assignments.grading.task import VARIANTS, Assignment, handed_out, load, names
 from robustlab.teaching import handout
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "_build" / "assignments"
 MIN_KEY = 12
 KEY_FILE = "course.key"
+NUMBERS = [f"{number:02}" for number in range(VARIANTS)]
+Variants = dict[str, dict[str, Any]]
 
 
 def build(
@@ -52,9 +55,15 @@ def build(
     found = [*cells.complaints(source), *_disagreements(assignment, source, key)]
     if found:
         raise ValueError(f"{assignment.name}: " + "; ".join(found))
-    _student(assignment, source, key, _fresh(out / "student" / assignment.name))
-    _instructor(assignment, source, key, _fresh(out / "instructor" / assignment.name), execute)
-    _autograder(assignment, key, _fresh(out / "autograder" / assignment.name), wheel)
+    drawn = {number: assignment.draw(key, number) for number in (handout.INSTRUCTOR, *NUMBERS)}
+    _student(assignment, source, drawn, _fresh(out / "student" / assignment.name))
+    _instructor(assignment, source, drawn, _fresh(out / "instructor" / assignment.name), execute)
+    _autograder(assignment, key, drawn, _fresh(out / "autograder" / assignment.name), wheel)
+
+
+def pack_of(name: str) -> Path:
+    """The variants of an assignment in the grader's pack that was made last."""
+    return OUT / "autograder" / name / "assignments" / name / "variants"
 
 
 def _disagreements(assignment: Assignment, source: NotebookNode, key: str) -> list[str]:
@@ -66,19 +75,19 @@ def _disagreements(assignment: Assignment, source: NotebookNode, key: str) -> li
             if announced.get(cell) != tested[cell]]  # fmt: skip
 
 
-def _student(assignment: Assignment, source: NotebookNode, key: str, folder: Path) -> None:
+def _student(assignment: Assignment, source: NotebookNode, drawn: Variants, folder: Path) -> None:
     nbformat.write(cells.student_copy(source), folder / f"{assignment.name}.ipynb")
-    _variants(assignment, key, folder, [f"{number:02}" for number in range(VARIANTS)])
+    _variants({number: handed_out(drawn[number]) for number in NUMBERS}, folder)
 
 
-def _variants(assignment: Assignment, key: str, folder: Path, numbers: list[str]) -> None:
+def _variants(drawn: Variants, folder: Path) -> None:
     (folder / "variants").mkdir()
-    for number in numbers:
-        (folder / "variants" / f"{number}.safetensors").write_bytes(handout.pack(assignment.draw(key, number)))
+    for number, variant in drawn.items():
+        (folder / "variants" / f"{number}.safetensors").write_bytes(handout.pack(variant))
 
 
-def _instructor(assignment: Assignment, source: NotebookNode, key: str, folder: Path, execute: bool) -> None:
-    _variants(assignment, key, folder, [handout.INSTRUCTOR])
+def _instructor(assignment: Assignment, source: NotebookNode, drawn: Variants, folder: Path, execute: bool) -> None:
+    _variants({handout.INSTRUCTOR: handed_out(drawn[handout.INSTRUCTOR])}, folder)
     shutil.copy(assignment.folder / "rubric.md", folder)
     if execute:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -94,8 +103,8 @@ def _instructor(assignment: Assignment, source: NotebookNode, key: str, folder: 
     nbformat.write(source, folder / f"{assignment.name}.ipynb")
 
 
-def _autograder(assignment: Assignment, key: str, folder: Path, wheel: Path | None) -> None:
-    """What runs without this repository: Gradescope's two scripts, the grader, the tests and the key."""
+def _autograder(assignment: Assignment, key: str, drawn: Variants, folder: Path, wheel: Path | None) -> None:
+    """What runs without this repository: Gradescope's two scripts, the grader, the tests, the variants and the key."""
     here, code = Path(__file__).parent, folder / "assignments"
     ignore = shutil.ignore_patterns("__pycache__", "gradescope")
     shutil.copytree(here / "grading", code / "grading", ignore=ignore)
@@ -104,6 +113,7 @@ def _autograder(assignment: Assignment, key: str, folder: Path, wheel: Path | No
     (code / assignment.name).mkdir()
     for file in ("tasks.py", "source.ipynb"):
         shutil.copy(assignment.folder / file, code / assignment.name)
+    _variants(drawn, code / assignment.name)
     for file in (here / "grading" / "gradescope").iterdir():
         text = file.read_text(encoding="utf-8").replace("ASSIGNMENT", assignment.name)
         (folder / file.name).write_text(text, encoding="utf-8")

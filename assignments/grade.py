@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from assignments.build import KEY_FILE, OUT, ROOT
+from assignments.build import KEY_FILE, OUT, ROOT, pack_of
 from assignments.grading.grade import grade_class
 from assignments.grading.judge import Server
 from assignments.grading.task import load, names
@@ -30,7 +30,7 @@ def main() -> int:
         print(f"Wanted: the key in {key}, which `make assignments KEY=...` writes, and a folder of submissions.")
         return 2
     out = arguments.out or ROOT / "_build" / "grades" / arguments.name
-    assignment, started, count = load(arguments.name), time.perf_counter(), 0
+    assignment, started, count = load(arguments.name, pack_of(arguments.name)), time.perf_counter(), 0
     with Server(hidden=[OUT, out, arguments.folder], blocked=assignment.tasks.BLOCKED) as server:
         print("isolation:", ", ".join(f"{what}: {how}" for what, how in server.found.items()))
         for grade, before in grade_class(assignment, key.read_text(encoding="utf-8"), arguments.folder, out, server):

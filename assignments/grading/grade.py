@@ -15,7 +15,7 @@ from torch import Tensor
 
 from assignments.grading import submission
 from assignments.grading.judge import LIMITS, Server
-from assignments.grading.task import Assignment, Lost, Test
+from assignments.grading.task import Assignment, Lost, Test, handed_out
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,20 @@ def grade_file(assignment: Assignment, key: str, student: str, path: Path, serve
             return grade_data(assignment, key, student, submission.read_data(path, assignment.data))
         cells = submission.read(path)
     except submission.Unreadable as error:
-        tests = assignment.tests(key, student)
-        return Grade(student, [Result(test.name, 0, test.points, str(error)) for test in tests], 0.0)
+        return unread(assignment, key, student, error)
     return grade_cells(assignment, key, student, cells, server)
+
+
+def unread(assignment: Assignment, key: str, student: str, error: submission.Unreadable) -> Grade:
+    """Zero for a file that cannot be read, for the reason that the error gives."""
+    return Grade(student, [Result(t.name, 0, t.points, str(error)) for t in assignment.tests(key, student)], 0.0)
 
 
 def grade_cells(
     assignment: Assignment, key: str, student: str, cells: Sequence[tuple[int, str]], server: Server
 ) -> Grade:
     """Grade code cells: each test in a process of its own."""
-    started, mine = time.perf_counter(), assignment.variant(key, student)
+    started, mine = time.perf_counter(), handed_out(assignment.variant(key, student))
     results = [_result(test, cells, mine, server) for test in assignment.tests(key, student)]
     return Grade(student, results, round(time.perf_counter() - started, 2))
 

@@ -20,6 +20,8 @@ from robustlab.teaching import handout
 SOURCES = Path(__file__).resolve().parents[1]
 VARIANTS = 12
 """How many variants of an assignment a course hands out."""
+JUDGES = "judge"
+"""What a variant holds under this name stays with the judge: it is in the grader's pack and not handed out."""
 
 
 class Lost(Exception):
@@ -64,11 +66,14 @@ class Assignment:
             instructor's copy works out where ``worked``, and of another kind for all students; and
             ``tests(seed, mine) -> list[Test]`` for the variant ``mine``. Where it has ``DATA``, array → shape, then
             arrays are handed in, as an ``.npz``, and every judge gets all of them by their names.
+        variants: a folder with the variants that were handed out, as the grader's pack has it: they are read and not
+            drawn again, since a network that was trained on another machine is another one. None draws them.
     """
 
     name: str
     folder: Path
     tasks: ModuleType
+    variants: Path | None = None
 
     @property
     def source(self) -> Path:
@@ -87,10 +92,12 @@ class Assignment:
         return (".ipynb" if self.data is None else ".npz", ".zip")
 
     def variant(self, key: str, student: str) -> dict[str, Any]:
-        """What a student was given."""
-        if student.strip().lower() == handout.INSTRUCTOR:
-            return self.draw(key, handout.INSTRUCTOR)
-        return self.draw(key, f"{handout.variant_number(student, VARIANTS):02}")
+        """What a student was given, and what of it the judge alone has."""
+        instructors = student.strip().lower() == handout.INSTRUCTOR
+        number = handout.INSTRUCTOR if instructors else f"{handout.variant_number(student, VARIANTS):02}"
+        if self.variants is None:
+            return self.draw(key, number)
+        return handout.unpack((self.variants / f"{number}.safetensors").read_bytes())
 
     def draw(self, key: str, number: str) -> dict[str, Any]:
         """The variant of a number, or the instructor's."""
@@ -104,8 +111,13 @@ class Assignment:
         return found
 
 
-def load(name: str) -> Assignment:
-    """The assignment of a folder such as ``"02_pgd"``.
+def handed_out(variant: dict[str, Any]) -> dict[str, Any]:
+    """A variant without what the judge alone has."""
+    return {name: value for name, value in variant.items() if name != JUDGES}
+
+
+def load(name: str, variants: Path | None = None) -> Assignment:
+    """The assignment of a folder such as ``"02_pgd"``, with the variants of a folder, or of its own pack.
 
     Raises:
         ValueError: there is none.
@@ -119,7 +131,8 @@ def load(name: str) -> Assignment:
     tasks = importlib.util.module_from_spec(spec)
     sys.modules[module] = tasks
     spec.loader.exec_module(tasks)
-    return Assignment(name, folder, tasks)
+    own = folder / "variants"
+    return Assignment(name, folder, tasks, variants or (own if own.is_dir() else None))
 
 
 def names() -> list[str]:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 
 from assignments import build, cells
+from assignments.build import NUMBERS
 from assignments.grading import submission
-from assignments.grading.grade import Grade, grade_cells
-from assignments.grading.judge import Server
-from assignments.grading.task import VARIANTS, Assignment, load, names
+from assignments.grading.grade import Grade, grade_cells, grade_data, unread
+from assignments.grading.judge import LIMITS, Server
+from assignments.grading.task import JUDGES, VARIANTS, Assignment, Lost, handed_out, load, names, seed_of
 from robustlab.teaching import handout
 from tests.course import mutants
 from tests.every import every
 
-KEY, OTHER = "the key of the tests", "the key of another course"
+KEY, OTHER, ADA = "the key of the tests", "the key of another course", "ada@example.org"
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +50,34 @@ def source(assignment: Assignment) -> Any:
 
 
 def graded(server: Server, name: str, notebook: Any, student: str = handout.INSTRUCTOR, key: str = KEY) -> Grade:
-    return grade_cells(load(name), key, student, submission.cells(nbformat.writes(notebook).encode()), server)
+    assignment, read = drawing(name), submission.cells(nbformat.writes(notebook).encode())
+    if assignment.data is None:
+        return grade_cells(assignment, key, student, read, server)
+    return grade_arrays(assignment, handed_in(server, assignment, read, student, key), student, key)
+
+
+@cache
+def drawing(name: str) -> Assignment:
+    """The assignment, loaded once: a variant with trained networks is kept, and not trained again."""
+    return load(name)
+
+
+def handed_in(server: Server, assignment: Assignment, read: Any, student: str, key: str) -> bytes:
+    """The file that a student's notebook writes where data are handed in, from its variable ``answer``."""
+    given, limits = handed_out(assignment.variant(key, student)), LIMITS | {"seconds": 120.0}
+    raw = io.BytesIO()
+    with suppress(Lost):  # a notebook that fails has nothing to hand in
+        answer = server.ask(read, "answer", call=False, given=given, limits=limits).value
+        np.savez(raw, **{name: value.numpy() for name, value in answer.items()})
+    return raw.getvalue()
+
+
+def grade_arrays(assignment: Assignment, raw: bytes, student: str, key: str) -> Grade:
+    assert assignment.data is not None
+    try:
+        return grade_data(assignment, key, student, submission.arrays(raw, assignment.data))
+    except submission.Unreadable as error:
+        return unread(assignment, key, student, error)
 
 
 def replaced(name: str, mutant: mutants.Mutant) -> Any:
@@ -96,7 +130,7 @@ def test_a_right_answer_of_another_make_loses_nothing(
 @pytest.mark.parametrize("name", names())
 def test_replaying_the_public_notebook_loses_what_is_ones_own(name: str, servers: dict[str, Server]) -> None:
     """What the instructor's copy works out is nobody's, so it is worth little to a student."""
-    grade = graded(servers[name], name, source(load(name)), "ada@example.org", OTHER)
+    grade = graded(servers[name], name, source(load(name)), ADA, OTHER)
     assert grade.lost >= set(mutants.of(name).REPLAYED.split()), grade.results
     assert grade.total < sum(result.of for result in grade.results) / 2
 
@@ -111,12 +145,25 @@ def test_replaying_the_executed_numbers_under_another_key_loses_them(servers: di
         assert ("radii" not in grade.lost) == right
 
 
+@pytest.mark.parametrize("name", [name for name in names() if load(name).data is not None])
+def test_the_file_of_the_instructor_is_worth_little_under_another_key(name: str, servers: dict[str, Server]) -> None:
+    """What is handed in can be copied as it is, so under every other variant it loses nearly all."""
+    assignment = drawing(name)
+    read = submission.cells(nbformat.writes(source(assignment)).encode())
+    raw = handed_in(servers[name], assignment, read, handout.INSTRUCTOR, KEY)
+    assert not grade_arrays(assignment, raw, handout.INSTRUCTOR, KEY).lost
+    for student, key in ((ADA, OTHER), (handout.INSTRUCTOR, OTHER)):
+        grade = grade_arrays(assignment, raw, student, key)
+        assert grade.total <= 6 and grade.lost >= {*mutants.of(name).COPIED.split()}, grade.results
+
+
 @every("name", names())
 def test_students_get_other_kinds_networks_and_numbers_than_the_instructor(name: str) -> None:
-    assignment = load(name)
-    drawn = [handout.pack(assignment.draw(key, f"{number:02}")) for key in (KEY, OTHER) for number in range(VARIANTS)]
-    assert len(set(drawn)) == 2 * VARIANTS
-    assert handout.pack(assignment.variant(KEY, "a@b")) == handout.pack(assignment.variant(KEY, " A@B "))
+    assignment = drawing(name)
+    numbers = NUMBERS[:2] if trains(assignment) else NUMBERS
+    drawn = [handout.pack(assignment.draw(key, number)) for key in (KEY, OTHER) for number in numbers]
+    assert len(set(drawn)) == 2 * len(numbers)
+    assert handout.pack(assignment.variant(KEY, ADA)) == handout.pack(assignment.variant(KEY, f" {ADA.upper()} "))
 
 
 @every("name", names())
@@ -147,8 +194,28 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All copies of all assignments, but for the execution of the instructor's and the wheel."""
     out = tmp_path_factory.mktemp("copies")
     for name in names():
-        build.build(load(name), KEY, out, execute=False)
+        build.build(quick(name), KEY, out, execute=False)
     return out
+
+
+def quick(name: str) -> Assignment:
+    """An assignment; where it trains networks, with the same for all variants that nobody in these tests gets."""
+    assignment, adas = drawing(name), f"{handout.variant_number(ADA, VARIANTS):02}"
+    if not trains(assignment):
+        return assignment
+    seeds = [seed_of(KEY, name, number) for number in (adas, handout.INSTRUCTOR)]
+
+    def draw(seed: int, worked: bool) -> dict[str, Any]:
+        drawn: dict[str, Any] = assignment.tasks.draw(seed if seed in seeds else seeds[0], worked)
+        return drawn
+
+    tasks = SimpleNamespace(**{**vars(assignment.tasks), "draw": draw})
+    return replace(assignment, tasks=tasks)  # type: ignore[arg-type]
+
+
+def trains(assignment: Assignment) -> bool:
+    """Whether drawing a variant takes a second."""
+    return hasattr(assignment.tasks, "trained")
 
 
 @pytest.mark.parametrize("name", names())
@@ -162,8 +229,18 @@ def test_the_students_copy_has_stubs_variants_and_nothing_else(name: str, copies
             assert "raise NotImplementedError()" in cell.source or cells.ANSWER in cell.source
     variants = sorted((folder / "variants").iterdir())
     assert [file.name for file in variants] == [f"{number:02}.safetensors" for number in range(VARIANTS)]
-    own = handout.load(folder / "variants", "ada@example.org")
-    assert handout.pack(own) == handout.pack(load(name).variant(KEY, "ada@example.org"))
+    own = handout.load(folder / "variants", ADA)
+    assert handout.pack(own) == handout.pack(handed_out(drawing(name).variant(KEY, ADA))) and JUDGES not in own
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_grader_reads_the_variants_that_were_handed_out(name: str, copies: Path) -> None:
+    """They are in its pack with what the judge alone has, and no other key draws anything else."""
+    pack = copies / "autograder" / name / "assignments" / name / "variants"
+    read = load(name, pack)
+    assert handout.pack(read.variant(OTHER, ADA)) == handout.pack(drawing(name).variant(KEY, ADA))
+    assert [test.name for test in read.tests(KEY, ADA)] == [test.name for test in drawing(name).tests(KEY, ADA)]
+    assert sorted(file.stem for file in pack.iterdir()) == [*NUMBERS, handout.INSTRUCTOR]
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full(name)) for name in names()])
@@ -175,12 +252,13 @@ def test_the_graders_pack_grades_by_itself(name: str, copies: Path, tmp_path: Pa
     assert key.read_text() == KEY and (copies / "autograder" / name / build.KEY_FILE).stat().st_mode & 0o77 == 0
     assert "run_autograder" in {file.name for file in (tmp_path / "source").iterdir()}
     (tmp_path / "submission").mkdir()
-    (tmp_path / "submission" / "mine.ipynb").write_text("no notebook")
-    (tmp_path / "submission_metadata.json").write_text(json.dumps({"users": [{"email": "ada@example.org"}]}))
+    ending, said = ("ipynb", "does not parse") if load(name).data is None else ("npz", "cannot be read")
+    (tmp_path / "submission" / f"mine.{ending}").write_text("no notebook")
+    (tmp_path / "submission_metadata.json").write_text(json.dumps({"users": [{"email": ADA}]}))
     command = [sys.executable, "-m", "assignments.grading.on_gradescope", name, str(tmp_path)]
     subprocess.run(command, cwd=tmp_path / "source", check=True, env={"PYTHONPATH": str(build.ROOT), "PATH": ""})
     results = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert results["score"] == 0 and "does not parse" in results["tests"][0]["output"]
+    assert results["score"] == 0 and said in results["tests"][0]["output"]
     assert sum(test["max_score"] for test in results["tests"]) == sum(cells.points(source(load(name))).values())
 
 

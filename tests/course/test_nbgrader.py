@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from assignments import build, cells
-from assignments.grading.task import load, names
+from assignments.grading.task import handed_out, load, names
 from robustlab.teaching import handout
 
 KEY = "the key of the tests"
@@ -42,7 +42,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "source" / name).mkdir(parents=True)
         (folder / "source" / name / f"{name}.ipynb").write_bytes(load(name).source.read_bytes())
         (folder / "source" / name / "variants").mkdir()
-        variant = handout.pack(load(name).variant(KEY, handout.INSTRUCTOR))
+        variant = handout.pack(handed_out(load(name).variant(KEY, handout.INSTRUCTOR)))
         (folder / "source" / name / "variants" / f"{handout.INSTRUCTOR}.safetensors").write_bytes(variant)
     (folder / "nbgrader_config.py").write_text('c = get_config()\nc.CourseDirectory.course_id = "robustness"\n')
     kernel = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
@@ -81,6 +81,6 @@ def test_its_validation_passes_the_solution_and_not_the_stub(name: str, nbgrader
     assert "Your notebook passes all the tests" in run(nbgrader, course, "validate", str(path))
     stub = path.with_name("stub.ipynb")
     nbformat.write(cells.student_copy(nbformat.read(path, as_version=4)), stub)
-    (path.parent / "variants" / "00.safetensors").write_bytes(handout.pack(load(name).draw(KEY, "00")))
+    (path.parent / "variants" / "00.safetensors").write_bytes(handout.pack(handed_out(load(name).draw(KEY, "00"))))
     assert "VALIDATION FAILED" in run(nbgrader, course, "validate", str(stub)).upper()
     stub.unlink()

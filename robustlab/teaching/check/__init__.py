@@ -10,6 +10,8 @@ from robustlab.teaching.check.linear_bounds import crown, intervals
 from robustlab.teaching.check.minimum_norm import affine_optimum, bisection, deepfool
 from robustlab.teaching.check.onto_sets import ConvexSet, projection
 from robustlab.teaching.check.smoothing import certify, lower_bound
+from robustlab.teaching.check.surrogate import surrogate
+from robustlab.teaching.check.triggers import trigger_search
 
 __all__ = [
     "ConvexSet",
@@ -24,4 +26,6 @@ __all__ = [
     "lower_bound",
     "pgd",
     "projection",
+    "surrogate",
+    "trigger_search",
 ]

@@ -7,6 +7,7 @@ like its folder without the number, with
     HONEST     case → a right answer of another make, which loses nothing
     ALWAYS     the names of two mutants that every run takes
     REPLAYED   the tests that the public solution loses under a student's name, at least
+    COPIED     where data are handed in: the tests that the instructor's file loses under another key, at least
 """
 
 from __future__ import annotations
