@@ -31,7 +31,9 @@ MUTANTS = {
     "painted over": mutant((MASKS, '    "masks": torch.ones_like(masks),\n'), lost="evidence honest"),
     "masks beyond one": mutant((MASKS, '    "masks": 2 * masks,\n'), lost="evidence honest"),
     "success of nothing": mutant((SUCCESS, '    "success": torch.zeros(12),\n'), lost="honest"),
-    "no price, and the last mask": mutant((LOSS, "loss.sum().backward()"), (BETTER, "better = reached"), lost=ALL),
+    "no price, and the last mask": mutant(
+        (LOSS, "loss.sum().backward()"), (BETTER, "better = reached"), lost="evidence honest"
+    ),
     "the best of two images": mutant((SEARCHED, "some, goals = some[:2], goals[:, :2]\n" + SEARCHED), lost="evidence"),
     "compared with nothing": mutant((BELOW, "below = -sizes.log()"), lost=VERDICT + " named evidence honest"),
 }
