@@ -114,7 +114,7 @@ class ResumeFile:
     run: dict[str, Any]
 
     @property
-    def files(self) -> RunFiles:
+    def _files(self) -> RunFiles:
         """Which those of this training are."""
         return RunFiles("resume", "fit()", self.run)
 
@@ -128,7 +128,7 @@ class ResumeFile:
         updates = training.average.updates if training.average else 0
         try:
             scaler = training.scaler.state_dict()
-            self.files.write(self.path, training.tensors(), record=facts, updates=updates, scaler=scaler)
+            self._files.write(self.path, training.tensors(), record=facts, updates=updates, scaler=scaler)
         except TypeError as error:
             raise ValueError(f"on_epoch: want values that JSON holds, beside resume=, got others: {error}") from None
 
@@ -141,7 +141,7 @@ class ResumeFile:
         if not self.path.exists():
             require_writable(self.path, "resume")
             return training.record
-        tensors, facts = self.files.read(self.path)
+        tensors, facts = self._files.read(self.path)
         for name, value in facts["record"].items():
             setattr(training.record, name, value)
         training.scaler.load_state_dict(facts["scaler"])

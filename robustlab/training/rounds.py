@@ -38,7 +38,7 @@ class Rounds:
     run: dict[str, Any]
 
     @property
-    def files(self) -> RunFiles:
+    def _files(self) -> RunFiles:
         """Which those are."""
         return RunFiles("resume", "simulate()", self.run)
 
@@ -54,7 +54,7 @@ class Rounds:
         """
         facts = {"seen": round.seen, "selected": round.selected, "norms": round.norms, "seconds": round.seconds}
         try:
-            self.files.write(self.path(number), round.state, **facts)
+            self._files.write(self.path(number), round.state, **facts)
         except TypeError as error:
             raise ValueError(f"on_round: want values that JSON holds, beside resume=, got others: {error}") from None
 
@@ -71,7 +71,7 @@ class Rounds:
         require_writable(self.path(0), "resume")
         done: list[Round] = []
         while len(done) < rounds and self.path(len(done)).exists():
-            state, facts = self.files.read(self.path(len(done)))
+            state, facts = self._files.read(self.path(len(done)))
             selected, norms = tuple(facts["selected"]), tuple(facts["norms"])
             done.append(Round(state, facts["seen"], selected, norms, facts["seconds"]))
         return done

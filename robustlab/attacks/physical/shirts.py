@@ -34,7 +34,7 @@ class Shirts(Scenes):
 
     Attributes:
         seen: (N, m, 2), where the control points of each frame's shirt are seen, in units of half the image.
-        meant: (m, 2), where they are on the sheet [−1, 1]²; None means :func:`robustlab.data.sheet_points`.
+        meant: (m, 2), where they are on the sheet [−1, 1]²; None means those of the rendered shirts.
         folds: each is seen beside its place by up to so much in each direction, in units of half the shirt's size.
         color: what printer and camera make of colors (…, 3, h, w), differentiable; None leaves them.
         grain: μ, the standard deviation of noise on the texture, drawn for each picture.
