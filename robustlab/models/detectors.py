@@ -1,7 +1,7 @@
 """Small one-stage detectors of one kind of object: a score and a box from every cell of a grid.
 
 Both answer with (boxes (N, J, 4) in pixels, scores (N, J) in [0, 1]), J the cells, most of which see nothing and have a
-score near 0; :func:`robustlab.models.boxes.kept` tells which of them one would be told.
+score near 0; ``robustlab.models.boxes.kept`` tells which of them one would be told.
 
 Source: Redmon and Farhadi, "YOLO9000: better, faster, stronger" (2017), for the box from an anchor; Tian et al.,
 "FCOS: fully convolutional one-stage object detection" (2019), for the box by its distances from a point.
