@@ -22,6 +22,8 @@ SHARED = {
     "graph": ("graph", "Files"),
     "teaching": ("tools", "Files"),
 }
+# Folders of methods whose table stands on a page other than that of their package.
+APART = {f"attacks/{part}": "attacks_on_training" for part in ("poisoning", "backdoor", "federated")}
 
 
 def api_pages(chapters: Sequence[Chapter]) -> dict[str, str]:
@@ -32,7 +34,7 @@ def api_pages(chapters: Sequence[Chapter]) -> dict[str, str]:
     tables: dict[str, list[str]] = {}
     files = {}
     for folder, own in {**there, **{folder: modules(folder) for folder in SHARED}}.items():
-        home, title = SHARED.get(folder) or (folder.partition("/")[0], FOLDERS[folder])
+        home, title = SHARED.get(folder) or (APART.get(folder, folder.partition("/")[0]), FOLDERS[folder])
         tables.setdefault(home, []).append(folder_table(folder, title, own, links))
         files |= {
             f"api/{_stem(folder, module)}.md": file_page(module, links, shared=folder in SHARED) for module in own

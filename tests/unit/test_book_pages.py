@@ -52,7 +52,16 @@ INCLUDED = {
     "book/generated/operators": "book/api/graph.md",
     **{
         f"book/generated/api_{page}": f"book/api/{page}.md"
-        for page in ("attacks", "core", "defenses", "evaluation", "graph", "tools", "verification")
+        for page in (
+            "attacks",
+            "attacks_on_training",
+            "core",
+            "defenses",
+            "evaluation",
+            "graph",
+            "tools",
+            "verification",
+        )
     },
 }
 CHAPTERS = {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("chapters/*.ipynb")}
