@@ -60,7 +60,10 @@ def build(root: Path = ROOT, *, fresh: bool = False) -> bool:
     # A relative path in the settings is relative to the root, which holds no conf.py to say so.
     sys.path.insert(0, str(root))
     output, doctrees = root / "_build" / "html", root / "_build" / "doctrees"
-    if fresh:
+    # Sphinx did not come to an end on pages that it had read under another table of contents.
+    read = doctrees / "environment.pickle"
+    newest = max(path.stat().st_mtime for path in (root / "_toc.yml", root / "_config.yml"))
+    if fresh or (read.exists() and newest > read.stat().st_mtime):
         shutil.rmtree(output, ignore_errors=True)
         shutil.rmtree(doctrees, ignore_errors=True)
     if not color_terminal():

@@ -11,9 +11,10 @@ from robustlab import checks
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction
 from robustlab.attacker.session import Answer, Session
+from robustlab.models.probing import Layer, find_layer
 
 
-def embedding_layer(model: object, layer: nn.Module | str | None) -> nn.Module:
+def embedding_layer(model: object, layer: Layer | None) -> nn.Module:
     """The layer that turns tokens into vectors: a module of the model or its name; None is its first ``nn.Embedding``.
 
     Raises:
@@ -21,19 +22,12 @@ def embedding_layer(model: object, layer: nn.Module | str | None) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"layer: want a model that is a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(layer, str):
-        named = dict(model.named_modules())
-        if layer not in named:
-            raise ValueError(f"layer: want the name of a module of the model, got {layer!r}")
-        return named[layer]
-    if layer is None:
-        found = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
-        if found is None:
-            raise ValueError("layer: want the module that turns tokens into vectors, got None, and no nn.Embedding")
-        return found
-    if not any(module is layer for module in model.modules()):
-        raise ValueError(f"layer: want a module of the model, got another {type(layer).__name__}")
-    return layer
+    if layer is not None:
+        return find_layer(model, layer)[1]
+    found = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
+    if found is None:
+        raise ValueError("layer: want the module that turns tokens into vectors, got None, and no nn.Embedding")
+    return found
 
 
 def gradient_at(session: Session, live: Live, points: Tensor, layer: nn.Module, loss: LossFunction) -> Answer:

@@ -123,6 +123,11 @@ class Victim:
         """A Victim as it is; a bare model wrapped with the defaults."""
         return model if isinstance(model, Victim) else cls(model)
 
+    def on(self, model: Bare) -> Victim:
+        """A victim of another model that is else the same."""
+        names = ("domain", "answer", "access", "budget", "output", "mode", "logits")
+        return Victim(model, **{name: getattr(self, name) for name in names})
+
     @contextmanager
     def session(
         self,

@@ -87,6 +87,15 @@ def read_source(source: Source) -> dict[str, np.ndarray]:
         return {key: stored[key] for key in stored.files}
 
 
+def read_texts(source: Source) -> dict[int, tuple[tuple[str, ...], torch.Tensor]]:
+    """Texts and labels of a file of texts, by part: 1 is for training, 2 for validation, 3 for testing."""
+    arrays = read_source(source)
+    texts = bytes(arrays["text"]).decode().split("\n")
+    labels, split = torch.from_numpy(arrays["labels"]).long(), torch.from_numpy(arrays["split"])
+    rows = {part: (split == part).nonzero().flatten() for part in (1, 2, 3)}
+    return {part: (tuple(texts[i] for i in own.tolist()), labels[own]) for part, own in rows.items()}
+
+
 def load_embedded(name: str) -> Dataset:
     """An embedded data set as float32 images (N, C, H, W) in [0, 1]."""
     arrays = read_arrays(name)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.data.dataset import Dataset
-from robustlab.data.photographs import TEST, TRAIN, Part, backgrounds
-from robustlab.data.signs import AT_ONCE, photographed
+from robustlab.data.pairs import Part
+from robustlab.data.photographs import backgrounds
+from robustlab.data.rendered import photographed, rendered
 from robustlab.geometry.keyed import Noise, derive_seed
 
 PERSONS = tuple(f"person {letter}" for letter in "ABCDEFGHIJ")
@@ -39,15 +40,7 @@ def rendered_faces(n_train: int = 2400, n_test: int = 500, *, side: int = 48, se
     Raises:
         ValueError, TypeError: for a number out of its range.
     """
-    checks.at_least("n_train", n_train, 1, integer=True)
-    checks.at_least("n_test", n_test, 1, integer=True)
-    checks.at_least("side", side, 16, integer=True)
-    x_train, x_test = (
-        torch.cat([_pictures(ids, side, part, seed) for ids in torch.arange(n).split(AT_ONCE)])
-        for n, part in ((n_train, TRAIN), (n_test, TEST))
-    )
-    y_train, y_test = (torch.arange(n) % len(PERSONS) for n in (n_train, n_test))
-    return Dataset("rendered_faces", x_train, y_train, x_test, y_test, PERSONS)
+    return rendered("rendered_faces", _pictures, PERSONS, n_train, n_test, side, seed)
 
 
 def faces_in_the_wild(root: str | Path, *, download: bool = False, least: int = 70, side: int = 48) -> Dataset:
@@ -116,7 +109,7 @@ def _identities() -> dict[str, Tensor]:
 
 
 def _pictures(ids: Tensor, side: int, part: Part, seed: int) -> Tensor:
-    own, n, f32 = derive_seed(seed, 2 if part == TRAIN else 3), len(ids), torch.float32
+    own, n, f32 = derive_seed(seed, 2 if part == "train" else 3), len(ids), torch.float32
     noise, y = Noise(own, ids), ids % len(PERSONS)
     who = {name: value[y] for name, value in _identities().items()}
     axis = (torch.arange(side) + 0.5) * (2 / side) - 1

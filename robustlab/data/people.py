@@ -103,70 +103,111 @@ def _scenes(ids: Tensor, least: int, most: int, side: int, part: Part, seed: int
     return images.clamp(0, 1), torch.stack(boxes, dim=1), torch.stack(shirts, dim=1)
 
 
+@dataclass(frozen=True, eq=False)
+class _Figure:
+    """n figures: lengths (n,) in pixels or in heights of the figure, colors (n, 3), and the pattern of the shirt."""
+
+    center: Tensor
+    top: Tensor
+    tall: Tensor
+    wide: Tensor
+    bend: Tensor
+    phase: Tensor
+    skin: Tensor
+    trousers: Tensor
+    pattern: Tensor
+
+    @classmethod
+    def drawn(cls, center: Tensor, side: int, noise: Noise, k: int) -> _Figure:
+        def number(draw: int, low: float, high: float) -> Tensor:
+            return noise.uniform((draw, k), (), low=low, high=high)
+
+        tall = number(10, 0.5, 0.9) * side
+        top = number(11, 0.02, 1.0) * (0.96 * side - tall) + 0.02 * side
+        wide, bend, phase = number(12, 0.85, 1.15), number(13, -0.03, 0.03), number(14, 0.0, 3.0)
+        skin = torch.tensor([0.85, 0.65, 0.5]) * noise.uniform((15, k), (1,), low=0.4, high=1.1)
+        trousers = noise.uniform((16, k), (3,), high=0.6)
+        pattern = noise.uniform((17, k), (3, 1, 1)) + noise.uniform((18, k), (1, 1, 1), high=0.6) * (
+            noise.uniform((19, k), (3, 6, 6)) - 0.5
+        )
+        return cls(center, top, tall, wide, bend, phase, skin, trousers, pattern)
+
+    def at(self, x: Tensor | float, y: Tensor | float) -> Tensor:
+        """A place (n, 2) in pixels, from one in heights of the figure, beside its middle and below its top."""
+        return torch.stack([self.center + self.wide * x * self.tall, self.top + y * self.tall], dim=-1)
+
+    @property
+    def limb(self) -> Tensor:
+        """Half the thickness of arms and legs."""
+        return _LIMB * self.tall * self.wide
+
+    def limbs(self, noise: Noise, k: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Legs, arms and sleeves: two ends and a color each."""
+        parts = []
+        for sign in (-1.0, 1.0):
+            foot_out, hand_out, hand_down = (
+                noise.uniform((draw + int(sign), k), (), low=low, high=high)
+                for draw, low, high in ((21, 0.06, 0.14), (31, 0.19, 0.27), (41, 0.42, 0.55))
+            )
+            hip, foot = self.at(sign * 0.06, _SHIRT[1]), self.at(sign * foot_out, 1 - _LIMB)
+            shoulder = self.at(sign * (_SHOULDER - 0.02), _SHIRT[0] + _LIMB)
+            hand = self.at(sign * hand_out, hand_down)
+            sleeve = shoulder.lerp(hand, 0.35)
+            parts += [
+                (hip, foot, self.trousers),
+                (shoulder, hand, self.skin),
+                (shoulder, sleeve, self.pattern.mean((2, 3))),
+            ]
+        return parts
+
+    def shirt(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """How far pixels are from the shirt, negative on it, (n, S, S), and its color there."""
+        upper, lower = self.ends
+        v = 2 * (y - _wide(upper)) / _wide(lower - upper) - 1
+        inner = v.clamp(-1, 1)
+        across = _wide(self.wide * self.tall)
+        u = ((x - _wide(self.center)) / across - self.sway(inner, (-1, 1, 1))) / _half(inner)
+        edge = torch.maximum((u.abs() - 1) * _half(inner) * across, (v.abs() - 1) * _wide(lower - upper) / 2)
+        where = torch.stack([u, v.expand_as(u)], dim=-1)
+        return edge, F.grid_sample(self.pattern, where, padding_mode="border", align_corners=False)
+
+    def seen(self) -> Tensor:
+        """(n, 20, 2): where the control points of the shirt are, in pixels."""
+        (upper, lower), (u, v) = self.ends, sheet_points().T
+        right = self.center[:, None] + (self.wide * self.tall)[:, None] * (self.sway(v, (-1, 1)) + u * _half(v))
+        return torch.stack([right, upper[:, None] + (lower - upper)[:, None] * (v + 1) / 2], dim=-1)
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The shirt's upper and lower end, (n,) pixels."""
+        return self.top + _SHIRT[0] * self.tall, self.top + _SHIRT[1] * self.tall
+
+    def sway(self, v: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """How far the middle of the shirt is aside at its height v."""
+        return self.bend.view(shape) * torch.sin(2 * v + self.phase.view(shape))
+
+
+def _half(v: Tensor) -> Tensor:
+    """Half the width of a shirt at its height v in [−1, 1], in heights of the figure."""
+    return _SHOULDER + (_WAIST - _SHOULDER) * (v + 1) / 2
+
+
 def _figure(images: Tensor, center: Tensor, here: Tensor, noise: Noise, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draws a figure where there is one; returns the images, its box, and where its shirt's control points are."""
     side = images.shape[-1]
-
-    def number(draw: int, low: float, high: float) -> Tensor:
-        return noise.uniform((draw, k), (), low=low, high=high)
-
-    tall = number(10, 0.5, 0.9) * side
-    top = number(11, 0.02, 1.0) * (0.96 * side - tall) + 0.02 * side
-    wide, bend, phase = number(12, 0.85, 1.15), number(13, -0.03, 0.03), number(14, 0.0, 3.0)
-    skin = torch.tensor([0.85, 0.65, 0.5]) * noise.uniform((15, k), (1,), low=0.4, high=1.1)
-    trousers = noise.uniform((16, k), (3,), high=0.6)
-    pattern = noise.uniform((17, k), (3, 1, 1)) + noise.uniform((18, k), (1, 1, 1), high=0.6) * (
-        noise.uniform((19, k), (3, 6, 6)) - 0.5
-    )
-
-    def at(x: Tensor | float, y: Tensor | float) -> Tensor:
-        """A place (n, 2) in pixels, from one in heights of the figure, beside its middle and below its top."""
-        return torch.stack([center + wide * x * tall, top + y * tall], dim=-1)
-
-    def half(v: Tensor) -> Tensor:
-        return _SHOULDER + (_WAIST - _SHOULDER) * (v + 1) / 2
-
-    def sway(v: Tensor, n: tuple[int, ...]) -> Tensor:
-        return bend.view(n) * torch.sin(2 * v + phase.view(n))
-
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []  # capsules: two ends and a color
-    for sign in (-1.0, 1.0):
-        hip, foot = at(sign * 0.06, _SHIRT[1]), at(sign * number(21 + int(sign), 0.06, 0.14), 1 - _LIMB)
-        shoulder = at(sign * (_SHOULDER - 0.02), _SHIRT[0] + _LIMB)
-        hand = at(sign * number(31 + int(sign), 0.19, 0.27), number(41 + int(sign), 0.42, 0.55))
-        parts += [
-            (hip, foot, trousers),
-            (shoulder, hand, skin),
-            (shoulder, shoulder.lerp(hand, 0.35), pattern.mean((2, 3))),
-        ]
-    x, y = _pixels(side)
-    for start, end, color in parts:
-        images = _over(images, _capsule(x, y, start, end, _LIMB * tall * wide), color[:, :, None, None], here)
-    head = at(0.0, _HEAD + 0.01)
-    away = torch.hypot((x - _wide(head[:, 0])) / _wide(0.8 * wide), y - _wide(head[:, 1])) - _wide(_HEAD * tall)
-    images = _over(images, away, skin[:, :, None, None], here)
-    upper, lower = top + _SHIRT[0] * tall, top + _SHIRT[1] * tall
-    v = 2 * (y - _wide(upper)) / _wide(lower - upper) - 1
-    inner = v.clamp(-1, 1)
-    u = ((x - _wide(center)) / _wide(wide * tall) - sway(inner, (-1, 1, 1))) / half(inner)
-    edge = torch.maximum((u.abs() - 1) * half(inner) * _wide(wide * tall), (v.abs() - 1) * _wide(lower - upper) / 2)
-    cloth = F.grid_sample(pattern, torch.stack([u, v.expand_as(u)], dim=-1), padding_mode="border", align_corners=False)
-    images = _over(images, edge, cloth, here)
-    sheet = sheet_points()
-    su, sv = sheet[:, 0], sheet[:, 1]
-    seen = torch.stack(
-        [
-            center[:, None] + (wide * tall)[:, None] * (sway(sv, (-1, 1)) + su * half(sv)),
-            upper[:, None] + (lower - upper)[:, None] * (sv + 1) / 2,
-        ],
-        dim=-1,
-    )
-    ends = torch.cat([torch.stack([start, end], dim=1) for start, end, _ in parts], dim=1)
-    reach = (_LIMB * tall * wide)[:, None]
+    body = _Figure.drawn(center, side, noise, k)
+    limbs, head, (x, y) = body.limbs(noise, k), body.at(0.0, _HEAD + 0.01), _pixels(side)
+    for start, end, color in limbs:
+        images = _over(images, _capsule(x, y, start, end, body.limb), color[:, :, None, None], here)
+    away = torch.hypot((x - _wide(head[:, 0])) / _wide(0.8 * body.wide), y - _wide(head[:, 1]))
+    images = _over(images, away - _wide(_HEAD * body.tall), body.skin[:, :, None, None], here)
+    images = _over(images, *body.shirt(x, y), here)
+    seen, reach = body.seen(), body.limb[:, None]
+    ends = torch.cat([torch.stack([start, end], dim=1) for start, end, _ in limbs], dim=1)
     left = torch.minimum(ends[..., 0] - reach, seen[..., 0].amin(dim=1, keepdim=True)).amin(dim=1)
     right = torch.maximum(ends[..., 0] + reach, seen[..., 0].amax(dim=1, keepdim=True)).amax(dim=1)
     bottom = (ends[..., 1] + reach).amax(dim=1)
-    box = torch.stack([left, head[:, 1] - _HEAD * tall, right, bottom], dim=-1).clamp(0, side)
+    box = torch.stack([left, head[:, 1] - _HEAD * body.tall, right, bottom], dim=-1).clamp(0, side)
     return images, box, seen * (2 / side) - 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.data.embedded import Source, decoded, read_source
+from robustlab.data.pairs import Part
 from robustlab.geometry.keyed import Noise
 
 PHOTOS = Source(
@@ -26,9 +27,6 @@ PHOTOS = Source(
     citation="van der Walt and others, scikit-image: image processing in Python, PeerJ 2:e453, 2014; Pedregosa and "
     "others, Scikit-learn, JMLR 12, 2011; the photographers in photos().credits.",
 )
-Part = Literal["train", "test"]
-TRAIN: Part = "train"
-TEST: Part = "test"
 _TRAIN = 20  # the first so many; no photograph of the rest is a part of one of these
 
 
@@ -74,8 +72,8 @@ def backgrounds(ids: int | Tensor, *, side: int = 48, part: Part = "train", seed
         checks.at_least("ids", ids, 1, integer=True)
         ids = torch.arange(ids)
     checks.at_least("side", side, 8, integer=True)
-    checks.one_of("part", part, (TRAIN, TEST))
-    images, noise, n = _images()[:_TRAIN] if part == TRAIN else _images()[_TRAIN:], Noise(seed, ids), len(ids)
+    checks.one_of("part", part, get_args(Part))
+    images, noise, n = _images()[:_TRAIN] if part == "train" else _images()[_TRAIN:], Noise(seed, ids), len(ids)
     which = noise.integers((30,), (), len(images))
     half = noise.uniform((31,), (), torch.float32, side / 128, 1.0)  # of the square, in halves of the photograph
     center = noise.uniform((32,), (2,), torch.float32, -1.0, 1.0) * (1 - half[:, None])

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.data.dataset import Dataset
-from robustlab.data.photographs import TEST, TRAIN, Part, backgrounds
+from robustlab.data.pairs import Part
+from robustlab.data.photographs import backgrounds
+from robustlab.data.rendered import photographed, rendered
 from robustlab.geometry.keyed import Noise, derive_seed
 
 ROAD_SIGNS = ("stop", "speed limit", "no entry", "yield", "warning", "priority", "ahead", "parking")
@@ -24,7 +26,6 @@ ROAD_SIGNS = ("stop", "speed limit", "no entry", "yield", "warning", "priority",
 RED, WHITE, BLUE, YELLOW, BLACK = (
     (0.78, 0.10, 0.13), (0.95, 0.95, 0.95), (0.10, 0.30, 0.68), (0.97, 0.78, 0.12), (0.08, 0.08, 0.08),
 )  # fmt: skip
-AT_ONCE = 200  # pictures rendered together, so that they stay in the processor's cache
 _FINE = 4  # drawn so many times finer than the face
 _GLYPHS = {
     "S": "111100111001111", "T": "111010010010010", "O": "111101101101111", "P": "111101111100100",
@@ -66,19 +67,11 @@ def road_signs(n_train: int = 4000, n_test: int = 480, *, side: int = 48, seed: 
     Raises:
         ValueError, TypeError: for a number out of its range.
     """
-    checks.at_least("n_train", n_train, 1, integer=True)
-    checks.at_least("n_test", n_test, 1, integer=True)
-    checks.at_least("side", side, 16, integer=True)
-    x_train, x_test = (
-        torch.cat([_pictures(ids, side, part, seed) for ids in torch.arange(n).split(AT_ONCE)])
-        for n, part in ((n_train, TRAIN), (n_test, TEST))
-    )
-    y_train, y_test = (torch.arange(n) % len(ROAD_SIGNS) for n in (n_train, n_test))
-    return Dataset("road_signs", x_train, y_train, x_test, y_test, ROAD_SIGNS)
+    return rendered("road_signs", _pictures, ROAD_SIGNS, n_train, n_test, side, seed)
 
 
 def _pictures(ids: Tensor, side: int, part: Part, seed: int) -> Tensor:
-    own, n, f32 = derive_seed(seed, 0 if part == TRAIN else 1), len(ids), torch.float32
+    own, n, f32 = derive_seed(seed, 0 if part == "train" else 1), len(ids), torch.float32
     noise, y = Noise(own, ids), ids % len(ROAD_SIGNS)
     faces, outlines = sign_faces(32)
     sheet = torch.cat([faces * outlines, outlines], dim=1)[y]
@@ -96,16 +89,6 @@ def _pictures(ids: Tensor, side: int, part: Part, seed: int) -> Tensor:
     shown = F.grid_sample(sheet, grid, align_corners=False)
     scene = shown[:, :3] + (1 - shown[:, 3:]) * backgrounds(ids, side=side, part=part, seed=own)
     return photographed(scene, noise)
-
-
-def photographed(scene: Tensor, noise: Noise) -> Tensor:
-    """Light, blur and noise of each picture's own."""
-    gain = noise.uniform((10,), (1, 1, 1), scene.dtype, 0.6, 1.2)
-    offset = noise.uniform((11,), (1, 1, 1), scene.dtype, -0.1, 0.1)
-    soft = noise.uniform((12,), (1, 1, 1), scene.dtype, 0.0, 0.8)
-    near = F.avg_pool2d(F.pad(scene, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    grain = 0.02 * noise.quick_normal((13,), scene.shape[1:]).to(scene)
-    return (gain * (scene + soft * (near - scene)) + offset + grain).clamp_(0, 1)
 
 
 def _stickers(noise: Noise, size: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.data.dataset import Dataset
-from robustlab.data.embedded import Source, read_source
+from robustlab.data.embedded import Source, read_texts
 
 SMS_SPAM = Source(
     title="SMS Spam Collection, 5,160 messages",
@@ -86,11 +86,8 @@ def sms_spam() -> Messages:
     Raises:
         ValueError: if the shipped file was changed.
     """
-    arrays = read_source(SMS_SPAM)
-    texts = bytes(arrays["text"]).decode().split("\n")
-    labels, split = torch.from_numpy(arrays["labels"]).long(), torch.from_numpy(arrays["split"])
-    parts = [tuple(texts[i] for i in (split == part).nonzero().flatten().tolist()) for part in (1, 3)]
-    return Messages(parts[0], labels[split == 1], parts[1], labels[split == 3])
+    parts = read_texts(SMS_SPAM)
+    return Messages(*parts[1], *parts[3])
 
 
 def text_map(messages: Messages, kind: Map = "components", *, d: int = 50) -> TextMap:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.data.dataset import Dataset
-from robustlab.data.embedded import FOLDER, Source, read_source
+from robustlab.data.embedded import FOLDER, Source, read_texts
 
 PADDING, UNKNOWN = 0, 1
 """The token ids that are no words: what fills a row up, and a word that the vocabulary does not hold."""
@@ -151,14 +151,8 @@ def load_texts(name: str) -> Texts:
         ValueError: for another name, or if the shipped file was changed.
     """
     checks.one_of("name", name, TEXT_SOURCES)
-    arrays = read_source(TEXT_SOURCES[name])
-    texts = bytes(arrays["text"]).decode().split("\n")
-    labels, split = torch.from_numpy(arrays["labels"]).long(), torch.from_numpy(arrays["split"])
-    part = {k: tuple(texts[i] for i in (split == k).nonzero().flatten().tolist()) for k in (1, 2, 3)}
-    return Texts(
-        name, TEXT_SOURCES[name].classes, part[1], labels[split == 1], part[3], labels[split == 3],
-        part[2], labels[split == 2],
-    )  # fmt: skip
+    parts = read_texts(TEXT_SOURCES[name])
+    return Texts(name, TEXT_SOURCES[name].classes, *parts[1], *parts[3], *parts[2])
 
 
 LENGTHS: dict[str, int] = {"sentence_polarity": 40, "banking77": 30}

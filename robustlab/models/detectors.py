@@ -9,6 +9,7 @@ Source: Redmon and Farhadi, "YOLO9000: better, faster, stronger" (2017), for the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,7 @@ from robustlab.models.normalize import Normalize
 from robustlab.models.registry import register
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """A body of convolutions, and five numbers from each of its cells.
 
     Attributes:
@@ -37,9 +38,9 @@ class Detector(nn.Module):
         nn.init.constant_(self.head.bias[0], -4.0)  # most cells see nothing
         self.stride, self.reach = stride, reach
 
+    @abstractmethod
     def boxes(self, numbers: Tensor, centers: Tensor) -> Tensor:
         """Boxes (N, J, 4) from numbers (N, J, 4) of cells with centers (J, 2)."""
-        raise NotImplementedError
 
     def seen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (N, J, 4), log-odds (N, J), and the cells' centers (J, 2) in pixels."""
@@ -101,6 +102,18 @@ class _Widened(nn.Module):
         return x + F.relu(self.bn(self.conv(x)))
 
 
+def _strided(channels: Sequence[int]) -> tuple[list[nn.Module], int]:
+    """Convolutions that halve the resolution, and the channels of the last one; raises for none or a width below 1."""
+    if not channels:
+        raise ValueError("channels: want at least one convolution, got none")
+    body, width = list[nn.Module](), 3
+    for out in channels:
+        checks.at_least("channels", out, 1, integer=True)
+        body += _stage(width, out, stride=2)
+        width = out
+    return body, width
+
+
 def _stage(width: int, out: int, stride: int = 1, dilation: int = 1) -> list[nn.Module]:
     conv = nn.Conv2d(width, out, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
     return [conv, nn.BatchNorm2d(out), nn.ReLU()]
@@ -122,13 +135,9 @@ def anchor_detector(
     Raises:
         ValueError: if a size is not positive.
     """
-    _check(channels)
     for size in anchor:
         checks.positive("anchor", size)
-    body, width = list[nn.Module](), 3
-    for out in channels:
-        body += _stage(width, out, stride=2)
-        width = out
+    body, width = _strided(channels)
     body += _stage(width, width) + _stage(width, width, dilation=2)
     return AnchorDetector(nn.Sequential(*body), width, 2 ** len(channels), anchor)
 
@@ -149,13 +158,9 @@ def point_detector(
     Raises:
         ValueError: if a size is not a positive integer.
     """
-    _check(channels)
     for dilation in dilations:
         checks.at_least("dilations", dilation, 1, integer=True)
-    body, width = list[nn.Module](), 3
-    for out in channels:
-        body += _stage(width, out, stride=2)
-        width = out
+    body, width = _strided(channels)
     body += [_Widened(width, dilation) for dilation in dilations]
     return PointDetector(nn.Sequential(*body), width, 2 ** len(channels))
 
@@ -190,10 +195,3 @@ def detection_training(model: Detector, x: Tensor, y: Tensor, *, ids: Tensor, se
     fit = overlap(boxes[answers][:, None], truth[:, None])[:, 0, 0]
     count = answers.sum().clamp_min(1)
     return (4 * score + 2 * (1 - fit).sum()) / count
-
-
-def _check(channels: Sequence[int]) -> None:
-    if not channels:
-        raise ValueError("channels: want at least one convolution, got none")
-    for width in channels:
-        checks.at_least("channels", width, 1, integer=True)

@@ -43,7 +43,13 @@ def test_the_board_shows_aliases_and_names_only_on_demand(
     assert "Ada Lovelace  3 of 9" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(leaderboard, "OUT", tmp_path)
+    folder = grades(tmp_path / "grades", [("Emmy", 9)])
+    assert leaderboard.main(["02_pgd", "--grades", str(folder)]) == 2, "there is no key"
+    assert leaderboard.KEY_FILE in capsys.readouterr().err and not (folder / "leaderboard.txt").exists()
     assert leaderboard.main(["02_pgd", "--grades", str(tmp_path)]) == 2
     assert "which `make grade` writes" in capsys.readouterr().err
     (tmp_path / "grades.csv").write_text("name,mark\nEmmy,9\n", encoding="utf-8")

@@ -17,16 +17,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import tests.suite.test_batch as in_batch
-import tests.suite.test_counts as counts
 import tests.suite.test_invariance as invariance
-import tests.suite.test_no_side_effects as side_effects
-import tests.suite.test_success as success
 from robustlab.attacker.domain import Graphs
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.attacks.discrete.edge_baselines import dice, greedy_edges, random_edges
 from robustlab.teaching.catalogue import Row, rows
+from tests.suite.any_domain import OF_ANY_DOMAIN, Check
 from tests.suite.cases import Case, batch
 from tests.suite.models import Counting, seeded
 from tests.suite.other_inputs import Nodes, graphs
@@ -173,30 +170,14 @@ def check_refusals(case: GraphCase, device: torch.device) -> None:
             case.run(Victim(seen, access="soft"), x, y)
 
 
-CHECKS: dict[str, Callable[[Any, torch.device], object]] = {
+CHECKS: dict[str, Check] = {
+    **OF_ANY_DOMAIN,
     "domain": check_domain,
     "refusals": check_refusals,
-    "counts": counts.check_counts,
-    "large budget": counts.check_large_budget_changes_nothing,
-    "batch": in_batch.check_batch_independence,
-    "ids": in_batch.check_ids_permute,
-    "determinism": in_batch.check_determinism,
-    "side effects": lambda case, device: side_effects.check_no_side_effects(case, device, "eval"),
-    "error": lambda case, device: side_effects.check_no_side_effects_of_errors(
-        case, device, "asis", 2, RuntimeError("planted")
-    ),
-    "untouched": lambda case, device: success.check_untouched_where_goal_is_met(case, device, False),
-    "untouched, all": lambda case, device: success.check_untouched_where_goal_is_met(case, device, True),
-    "prediction": success.check_own_prediction_by_default,
     "no_grad": lambda case, device: invariance.check_gradient_mode(case, device, "no_grad"),
-    "inference mode": lambda case, device: invariance.check_gradient_mode(case, device, "inference_mode"),
-    "shift": lambda case, device: invariance.check_logit_shift(case, device, -300.0),
-    **{
-        f"budget {k}": functools.partial(counts.check_budget_of_queries, budget=k) for k in (2, 3, 7)
-    },
     "pretend device": lambda case, device: check_twin(case),
     "left behind": lambda case, device: check_nothing_left_behind(case),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -16,9 +16,6 @@ from torch import Tensor, nn
 
 import tests.suite.test_bad_input as bad_input
 import tests.suite.test_batch as in_batch
-import tests.suite.test_counts as counts
-import tests.suite.test_invariance as invariance
-import tests.suite.test_no_side_effects as side_effects
 import tests.suite.test_success as success
 from robustlab import checks
 from robustlab.attacker.domain import Tokens
@@ -28,6 +25,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.teaching.catalogue import Row
 from tests.pretend.twins import twins
+from tests.suite.any_domain import OF_ANY_DOMAIN, Check
 from tests.suite.cases import TOKENS, Case, batch, cases
 from tests.suite.models import Counting
 from tests.suite.other_inputs import LENGTH, PADDING, VOCABULARY, Words, net, sentences
@@ -162,32 +160,16 @@ def check_twin(case: TokenCase) -> None:
     twins(run, rtol=1e-9, atol=1e-9)
 
 
-CHECKS: dict[str, Callable[[Any, torch.device], object]] = {
+CHECKS: dict[str, Check] = {
+    **OF_ANY_DOMAIN,
     "domain": check_domain,
     "refusals": check_refusals,
-    "counts": counts.check_counts,
-    "large budget": counts.check_large_budget_changes_nothing,
-    "batch": in_batch.check_batch_independence,
-    "ids": in_batch.check_ids_permute,
-    "determinism": in_batch.check_determinism,
-    "side effects": lambda case, device: side_effects.check_no_side_effects(case, device, "eval"),
-    "error": lambda case, device: side_effects.check_no_side_effects_of_errors(
-        case, device, "asis", 2, RuntimeError("planted")
-    ),
     "success": lambda case, device: success.check_success_is_true(case, device, torch.float64),
     "success, float32": lambda case, device: success.check_success_is_true(case, device, torch.float32),
-    "untouched": lambda case, device: success.check_untouched_where_goal_is_met(case, device, False),
-    "untouched, all": lambda case, device: success.check_untouched_where_goal_is_met(case, device, True),
-    "prediction": success.check_own_prediction_by_default,
-    "inference mode": lambda case, device: invariance.check_gradient_mode(case, device, "inference_mode"),
-    "shift": lambda case, device: invariance.check_logit_shift(case, device, -300.0),
     "access": bad_input.check_access,
     "models": bad_input.check_bad_models,
-    **{
-        f"budget {k}": functools.partial(counts.check_budget_of_queries, budget=k) for k in (2, 3, 7)
-    },
     "pretend device": lambda case, device: check_twin(case),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -42,3 +43,25 @@ def test_generated_pages_that_cannot_be_written_are_the_same_error(
     monkeypatch.setattr("book.generate.write_generated", refuse)
     (line,) = _said(monkeypatch, capsys, tmp_path / "html")
     assert "cannot be written to" in line and "book/generated/method_index.md" in line
+
+
+@pytest.mark.parametrize("changed", [None, "_toc.yml", "_config.yml"])
+def test_pages_read_under_another_table_of_contents_are_read_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: str | None
+) -> None:
+    for k, name in enumerate(("_toc.yml", "_config.yml", "_build/doctrees/environment.pickle", "_build/html/a.html")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (k, k))
+    if changed:
+        os.utime(tmp_path / changed, (9, 9))
+    kept: list[bool] = []
+
+    def look(root: Path, output: Path, doctrees: Path) -> None:
+        kept.extend(folder.exists() for folder in (output, doctrees))
+        raise InterruptedError
+
+    monkeypatch.setattr(build, "_run_sphinx", look)
+    with pytest.raises(InterruptedError):
+        build.build(tmp_path)
+    assert kept == [changed is None] * 2

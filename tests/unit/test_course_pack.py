@@ -138,6 +138,24 @@ def test_the_table_of_assignments_is_that_of_the_folders() -> None:
     assert [int(number) for number, later in rows if not later] == there
 
 
+def test_a_row_of_the_map_is_what_the_chapter_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = (
+        "Why.\n\n**Objectives.** After this chapter you can\n\n- measure it,\n  twice;\n- repair it.\n\n"
+        "**Prerequisites.** {doc}`Chapter 02 <02_availability>`: poison.\n\n**Reading time.** An hour.\n\n"
+    )
+    chapter = read_chapters()[0]
+    monkeypatch.setattr(generate_course, "objectives", lambda chapter: told)
+    (row,) = course_map([chapter]).split("* - ")[2:]
+    assert [cell.strip() for cell in row.replace("```", "").split("\n  - ")] == [
+        f"{{doc}}`01. {chapter.title} </chapters/{chapter.stem}>`",
+        "{doc}`Chapter 02 </chapters/02_availability>`: poison.",
+        "measure it, twice; repair it.",
+    ]
+    monkeypatch.setattr(generate_course, "objectives", lambda chapter: told.replace("- repair it.\n", ""))
+    with pytest.raises(ValueError, match="01_life_cycle"):
+        course_map([chapter])
+
+
 def test_a_chapter_without_objectives_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_course, "objectives", lambda chapter: "**Objectives.** none\n\n")
     with pytest.raises(ValueError, match="01_life_cycle"):

@@ -27,7 +27,7 @@ def test_the_photographs_are_decoded_and_credited() -> None:
 
 def test_backgrounds_are_squares_of_the_photographs() -> None:
     """Of another part none; and a square of a photograph whose colors are their places says where it was cut."""
-    train, test = (data.backgrounds(20, side=24, part=part) for part in (photographs.TRAIN, photographs.TEST))
+    train, test = data.backgrounds(20, side=24, part="train"), data.backgrounds(20, side=24, part="test")
     assert torch.equal(train[10:20], data.backgrounds(torch.arange(10, 20), side=24)) and train.shape == (20, 3, 24, 24)
     assert not torch.equal(train, test)
     axis = (torch.arange(128) + 0.5) / 128

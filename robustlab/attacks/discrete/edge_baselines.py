@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -54,17 +55,12 @@ def random_edges(
     Source:
         The random baseline of Xu et al. (2019), section 5.
     """
-    checks.at_least("draws", draws, 1, integer=True)
+
+    def any_pairs(session: Session, live: Live, score: Tensor) -> Tensor:
+        return torch.ones_like(score, dtype=torch.bool)
+
     told = task(victim, x, y, budget=budget, nodes=nodes, pairs=pairs, share=share)
-    with told.opened(x, ids, access="soft") as session:
-        best, live = Best(session), told.live(session, noise=session.noise(seed))
-        told.consider(best, live, session.clean)
-        for k in range(draws):
-            if not len(live) or not session.all_can_pay(live):
-                break
-            score = live.noise.uniform(k, (len(told.pairs),))
-            told.try_flips(session, best, live, torch.ones_like(score, dtype=torch.bool), score)
-        return session.result(best.points, asked=True)
+    return _best_of(told, x, any_pairs, draws, seed, ids)
 
 
 def dice(
@@ -92,25 +88,18 @@ def dice(
     Source:
         Waniek et al. (2018); Zügner and Günnemann (2019), section 5.
     """
-    checks.at_least("draws", draws, 1, integer=True)
     checks.not_negative("removed", removed)
     checks.at_most("removed", removed, 1)
-    told = task(victim, x, y, budget=budget, nodes=nodes, pairs=pairs, share=share)
-    with told.opened(x, ids, access="soft") as session:
-        best, live = Best(session), told.live(session, noise=session.noise(seed))
-        told.consider(best, live, session.clean)
+
+    def inside_or_across(session: Session, live: Live, score: Tensor) -> Tensor:
         label = torch.where(told.nodes, session.y, _own(session.clean, session.y))[live.rows]
-        live.alike = label[:, told.pairs.i] == label[:, told.pairs.j]
-        for k in range(draws):
-            if not len(live) or not session.all_can_pay(live):
-                break
-            score = live.noise.uniform(k, (len(told.pairs),))
-            inside, across = live.edges & live.alike, ~live.edges & ~live.alike
-            count = torch.minimum((removed * live.budget).floor().long(), inside.sum(dim=1))
-            cut = _first(inside, score, count)
-            joined = _first(across, score, live.budget - count)
-            told.try_flips(session, best, live, cut | joined, score)
-        return session.result(best.points, asked=True)
+        alike = label[:, told.pairs.i] == label[:, told.pairs.j]
+        inside, across = live.edges & alike, ~live.edges & ~alike
+        count = torch.minimum((removed * live.budget).floor().long(), inside.sum(dim=1))
+        return _first(inside, score, count) | _first(across, score, live.budget - count)
+
+    told = task(victim, x, y, budget=budget, nodes=nodes, pairs=pairs, share=share)
+    return _best_of(told, x, inside_or_across, draws, seed, ids)
 
 
 def greedy_edges(
@@ -166,6 +155,22 @@ def greedy_edges(
             live.loss = live.lowest
             live.s = live.s.scatter(1, live.pair[:, None], 1.0)
             told.try_flips(session, best, live, live.s > 0, live.s)
+        return session.result(best.points, asked=True)
+
+
+def _best_of(
+    told: Task, x: Graph, choose: Callable[[Session, Live, Tensor], Tensor], draws: int, seed: int, ids: Tensor | None
+) -> AttackResult:
+    """The best of several sets of flips: those that ``choose`` names (n, P) by random scores (n, P)."""
+    checks.at_least("draws", draws, 1, integer=True)
+    with told.opened(x, ids, access="soft") as session:
+        best, live = Best(session), told.live(session, noise=session.noise(seed))
+        told.consider(best, live, session.clean)
+        for k in range(draws):
+            if not len(live) or not session.all_can_pay(live):
+                break
+            score = live.noise.uniform(k, (len(told.pairs),))
+            told.try_flips(session, best, live, choose(session, live, score), score)
         return session.result(best.points, asked=True)
 
 

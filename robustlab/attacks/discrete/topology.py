@@ -171,7 +171,9 @@ class Weights:
             raise ValueError(f"retrain: want one graph, since its weights are trained on one, got {len(x[1])}")
         if not isinstance(victim.model, nn.Module):
             raise TypeError(f"retrain: want a victim of an nn.Module, got {type(victim.model).__name__}")
-        self.how, self.model, self.victim = how, *_copied(victim)
+        with torch.inference_mode(False):
+            self.model = copy.deepcopy(victim.model)
+        self.how, self.victim = how, victim.on(self.model)
         self.nodes, self.labels = how.nodes.to(x[1].device), how.labels.to(x[1].device)
         if self.nodes.dim() != 1 or self.nodes.shape != self.labels.shape or not len(self.nodes):
             shapes = tuple(self.nodes.shape), tuple(self.labels.shape)
@@ -201,14 +203,3 @@ class Weights:
         with torch.no_grad():
             for name, p in self.model.named_parameters():
                 p.copy_(weights[name])
-
-
-def _copied(victim: Victim) -> tuple[nn.Module, Victim]:
-    """A deep copy of a victim's module, and a victim of it that is else the same."""
-    with torch.inference_mode(False):
-        model = copy.deepcopy(victim.model)
-    assert isinstance(model, nn.Module)
-    kept = {
-        name: getattr(victim, name) for name in ("domain", "answer", "access", "budget", "output", "mode", "logits")
-    }
-    return model, Victim(model, **kept)

@@ -106,7 +106,8 @@ def _importance(session: Session, live: Live, best: Best, g: LossFunction, queri
     told = ask_some(session, live, without, live.open, g, probe=True)
     live.rank = told.loss.argsort(dim=1, stable=True)  # without an important word the loss is small
     for k in bar(range(length), show=show, label="word_substitution"):
-        live.keep(live.open.gather(1, live.rank[:, k : k + 1])[:, 0] & (live.left > 0) & _paying(session, live))
+        live.keep(live.open.gather(1, live.rank[:, k : k + 1])[:, 0] & (live.left > 0))
+        live.keep(session.can_pay(live))
         if not len(live):
             break
         at = live.rank[:, k]
@@ -121,7 +122,8 @@ def _greedy(session: Session, live: Live, best: Best, g: LossFunction, queries: 
     length, width = live.words.shape[1:]
     place = torch.arange(length, device=live.x.device).repeat_interleave(width)
     for _ in bar(range(length), show=show, label="word_substitution"):
-        live.keep(live.open.any(dim=1) & (live.left > 0) & _paying(session, live))
+        live.keep(live.open.any(dim=1) & (live.left > 0))
+        live.keep(session.can_pay(live))
         if not len(live):
             break
         words = live.words.flatten(1)
@@ -136,7 +138,7 @@ def _random(session: Session, live: Live, best: Best, g: LossFunction, queries: 
     """Sentences with as many changes as allowed, in random places, to random neighbors."""
     live.most = live.left
     for k in bar(range(queries), show=show, label="word_substitution"):
-        live.keep(_paying(session, live))
+        live.keep(session.can_pay(live))
         if not len(live):
             break
         tried = _changed_at_random(live, live.x, live.most, k)
@@ -148,7 +150,7 @@ def _genetic(session: Session, live: Live, best: Best, g: LossFunction, queries:
     start = [_changed_at_random(live, live.x, torch.ones_like(live.left), -1 - i) for i in range(POPULATION)]
     live.people = torch.stack(start, dim=1)
     for generation in bar(range(-(-queries // POPULATION)), show=show, label="word_substitution"):
-        live.keep(_paying(session, live))
+        live.keep(session.can_pay(live))
         if not len(live):
             break
         told = ask_some(session, live, live.people, torch.ones_like(live.people[:, :, 0], dtype=torch.bool), g)
@@ -195,11 +197,6 @@ def _changed_at_random(live: Live, x: Tensor, number: Tensor, draw: int | tuple[
     )
     word = live.words.gather(2, which[:, :, None])[:, :, 0]
     return torch.where((rank < number[:, None]) & live.open, word, x)
-
-
-def _paying(session: Session, live: Live) -> Tensor:
-    paying = session.can_pay(live)
-    return torch.ones_like(live.rows, dtype=torch.bool) if paying is None else paying
 
 
 def _step(session: Session, live: Live, best: Best, g: LossFunction, tried: Tensor, asked: Tensor) -> None:
