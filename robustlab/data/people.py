@@ -18,6 +18,7 @@ from robustlab import checks
 from robustlab.data.pairs import Part
 from robustlab.data.photographs import backgrounds
 from robustlab.geometry.keyed import Noise
+from robustlab.models.boxes import present
 
 SIDE = 64
 DOWN, RIGHT = 5, 4  # control points of a shirt
@@ -43,11 +44,6 @@ class People:
     def __repr__(self) -> str:
         figures = int(present(self.boxes).sum())
         return f"People({len(self.images)} scenes {tuple(self.images.shape[1:])} of {figures} figures)"
-
-
-def present(boxes: Tensor) -> Tensor:
-    """(…): which of the boxes (…, 4) are of somebody."""
-    return boxes[..., 2] > boxes[..., 0]
 
 
 def sheet_points() -> Tensor:

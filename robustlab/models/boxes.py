@@ -33,6 +33,11 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).clamp_min(0).prod(dim=-1)
 
 
+def present(boxes: Tensor) -> Tensor:
+    """(…): which of the boxes (…, 4) are of something; zeros fill up where there are fewer."""
+    return boxes[..., 2] > boxes[..., 0]
+
+
 def candidates(answer: Any) -> tuple[Tensor, Tensor]:
     """What a detector said, as boxes (N, J, 4) and scores (N, J).
 
@@ -124,7 +129,7 @@ def average_precision(
     checks.at_most("iou", iou, 1.0)
     if truth.dim() != 3 or truth.shape[::2] != (len(boxes), 4):
         raise ValueError(f"truth: want shape ({len(boxes)}, P, 4), got {tuple(truth.shape)}")
-    there = truth[..., 2] > truth[..., 0]
+    there = present(truth)
     total = int(there.sum())
     if not total:
         raise ValueError("truth: want at least one box, got none")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.models.boxes import overlap
+from robustlab.models.boxes import overlap, present
 from robustlab.models.normalize import Normalize
 from robustlab.models.registry import register
 
@@ -183,7 +183,7 @@ def detection_training(model: Detector, x: Tensor, y: Tensor, *, ids: Tensor, se
         Lin et al., "Focal loss for dense object detection" (2017), for the weights; Tian et al. (2019) for who answers.
     """
     boxes, odds, centers = model.seen(x)
-    there = y[..., 2] > y[..., 0]
+    there = present(y)
     middle = (y[..., :2] + y[..., 2:]) / 2
     away = (centers[None, :, None] - middle[:, None]).abs().amax(dim=-1) / model.stride  # (N, J, P)
     least, whose = away.masked_fill(~there[:, None], torch.inf).min(dim=2)

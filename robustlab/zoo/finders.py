@@ -10,16 +10,11 @@ from torch import nn
 from robustlab.data.people import People, people
 from robustlab.models.boxes import average_precision, detected, detections
 from robustlab.training.fit import fit
-from robustlab.zoo.recipes import PEOPLE, Recipe
+from robustlab.zoo.recipes import Recipe
 from robustlab.zoo.shipped import resolve
 
 LESSONS, SCENES, FRAMES = 4000, 400, 40  # scenes for training, for testing, and frames of one person for the attack
 _SEEDS = 0x5CE4E5
-
-
-def finds_people(made_by: Recipe) -> bool:
-    """Whether a recipe's data are rendered persons in boxes."""
-    return made_by.dataset == PEOPLE
 
 
 def train_finder(made_by: Recipe, model: nn.Module, *, device: torch.device | str | None, progress: bool) -> None:

@@ -7,18 +7,13 @@ from torch import nn
 
 from robustlab.attacker.domain import Graphs
 from robustlab.attacker.victim import Victim
-from robustlab.data.citations import CITATIONS, citations
+from robustlab.data.citations import citations
 from robustlab.models.graphs import OnGraph
 from robustlab.training.fit import fit
 from robustlab.zoo.recipes import Recipe
 from robustlab.zoo.shipped import resolve
 
 PART = 500  # nodes of the connected part that is attacked
-
-
-def is_graph(made_by: Recipe) -> bool:
-    """Whether a recipe's data are a citation graph."""
-    return made_by.dataset in CITATIONS
 
 
 def train_on_graph(made_by: Recipe, model: nn.Module, *, device: torch.device | str | None, progress: bool) -> None:

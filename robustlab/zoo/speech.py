@@ -10,16 +10,11 @@ from torch import nn
 from robustlab.data.spoken import Recordings, Strings, digit_strings, said_anew, spoken_digits, spoken_strings
 from robustlab.models.speech import heard, same_labels
 from robustlab.training.fit import fit
-from robustlab.zoo.recipes import SPEECH, Recipe
+from robustlab.zoo.recipes import Recipe
 from robustlab.zoo.shipped import resolve
 
 STRINGS, LESSONS = 1000, 4000  # strings for testing, and for training
 ATTACKED_STRINGS = 50  # the first so many are attacked
-
-
-def is_speech(made_by: Recipe) -> bool:
-    """Whether a recipe's data are spoken strings."""
-    return made_by.dataset == SPEECH
 
 
 def train_recognizer(made_by: Recipe, model: nn.Module, *, device: torch.device | str | None, progress: bool) -> None:

@@ -9,15 +9,10 @@ from robustlab.attacker.domain import Tokens
 from robustlab.attacker.victim import Victim
 from robustlab.data import Dataset, load_tokens, vocabulary_of
 from robustlab.data.texts import PADDING, UNKNOWN
-from robustlab.zoo.recipes import TEXTS, Recipe
+from robustlab.zoo.recipes import Recipe
 from robustlab.zoo.shipped import resolve
 
 ATTACKED_TEXTS = 100  # the first so many are attacked
-
-
-def is_text(made_by: Recipe) -> bool:
-    """Whether a recipe's data are texts."""
-    return made_by.dataset in TEXTS
 
 
 def measure_reader(made_by: Recipe, model: nn.Module, dataset: Dataset | None = None) -> tuple[float, float]:

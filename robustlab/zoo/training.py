@@ -18,8 +18,7 @@ from robustlab.data.pairs import Pairs
 from robustlab.files import require_writable, write_together
 from robustlab.geometry.keyed import derive_seed
 from robustlab.training.fit import cross_entropy, fit
-from robustlab.zoo.finders import FRAMES, finds_people, measure_finder, train_finder
-from robustlab.zoo.graphs import PART, is_graph, measure_on_graph, train_on_graph
+from robustlab.zoo.kinds import KINDS
 from robustlab.zoo.recipes import Half, Recipe, recipe
 from robustlab.zoo.shipped import (
     FOLDER,
@@ -32,8 +31,6 @@ from robustlab.zoo.shipped import (
     trigger,
     untrained_trigger,
 )
-from robustlab.zoo.speech import ATTACKED_STRINGS, is_speech, measure_recognizer, train_recognizer
-from robustlab.zoo.texts import ATTACKED_TEXTS, is_text, measure_reader
 
 ATTACKED = 500  # the robust accuracy is measured on the first so many test images, 50 a class
 TOLERANCE = {
@@ -108,17 +105,12 @@ def train_with_trigger(
     made_by = recipe(what) if isinstance(what, str) else what
     seed = derive_seed(made_by.seed, made_by.start) if made_by.half else made_by.seed
     model = models.build(made_by.builder, seed=seed, **made_by.builder_kwargs)
-    if is_speech(made_by):
-        train_recognizer(made_by, model, device=device, progress=progress)
-        return model.eval(), None
-    if finds_people(made_by):
-        train_finder(made_by, model, device=device, progress=progress)
-        return model.eval(), None
-    if is_graph(made_by):
-        train_on_graph(made_by, model, device=device, progress=progress)
+    kind = KINDS.get(made_by.dataset)
+    if kind and kind.train:
+        kind.train(made_by, model, device=device, progress=progress)
         return model.eval(), None
     make = resolve(made_by.objective) if made_by.objective else None
-    clean = (data.load_tokens if is_text(made_by) else data.load)(made_by.dataset) if dataset is None else dataset
+    clean = (kind.load if kind else data.load)(made_by.dataset) if dataset is None else dataset
     train_on: Pairs = half_of(clean, made_by.half, made_by.seed) if made_by.half else clean
     how = {
         "augment": _augmentation(made_by),
@@ -186,14 +178,9 @@ def measure(
         key: the trigger of a backdoor, in place of the shipped one.
     """
     made_by = recipe(what) if isinstance(what, str) else what
-    if is_speech(made_by):
-        return Measurement(*measure_recognizer(made_by, model))
-    if finds_people(made_by):
-        return Measurement(*measure_finder(made_by, model))
-    if is_graph(made_by):
-        return Measurement(*measure_on_graph(made_by, model))
-    if is_text(made_by):
-        return Measurement(*measure_reader(made_by, model, dataset))
+    if made_by.dataset in KINDS:
+        told = {} if dataset is None else {"dataset": dataset}
+        return Measurement(*KINDS[made_by.dataset].measure(made_by, model, **told))
     dataset = data.load(made_by.dataset) if dataset is None else dataset
     device = next(model.parameters()).device
     x, y = dataset.x_test.to(device), dataset.y_test.to(device)
@@ -235,12 +222,6 @@ def check(name: str) -> tuple[dict[str, float], dict[str, float], bool]:
     return before, now, all(abs(before[key] - now[key]) <= TOLERANCE[key] + 1e-9 for key in before)
 
 
-def _attacked(made_by: Recipe) -> int:
-    """How many samples a record's accuracy under attack is about; of a detector, frames that the attack is made on."""
-    kinds = ((is_speech, ATTACKED_STRINGS), (finds_people, FRAMES), (is_graph, PART), (is_text, ATTACKED_TEXTS))
-    return next((number for is_it, number in kinds if is_it(made_by)), ATTACKED)
-
-
 def _known(measured: Measurement) -> dict[str, float]:
     return {key: value for key, value in vars(measured).items() if value is not None}
 
@@ -272,12 +253,12 @@ def ship(name: str, *, device: torch.device | str | None = None, progress: bool 
     require_writable(RECORDED)
     model, key = train_with_trigger(name, device=device, progress=progress)
     measured = measure(model.cpu(), name, key=key.cpu() if key else None)
-    raw = _serialized(model, key if carries_trigger(name) else None)
+    raw, dataset = _serialized(model, key if carries_trigger(name) else None), recipe(name).dataset
     facts = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.exists() else {}
     facts[name] = {
         "sha256": hashlib.sha256(raw).hexdigest(),
         **_known(measured),
-        "attacked": _attacked(recipe(name)),
+        "attacked": KINDS[dataset].attacked if dataset in KINDS else ATTACKED,
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": len(raw),
         "threads": torch.get_num_threads(),

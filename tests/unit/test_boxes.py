@@ -9,10 +9,10 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
 from robustlab.data import people
-from robustlab.data.people import _figure, present, sheet_points
+from robustlab.data.people import _figure, sheet_points
 from robustlab.geometry.keyed import Noise
 from robustlab.models import average_precision, build, detected, detection_training
-from robustlab.models.boxes import candidates, kept, overlap
+from robustlab.models.boxes import candidates, kept, overlap, present
 
 Box = tuple[int, int, int, int]
 

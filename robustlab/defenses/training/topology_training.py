@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacks.discrete.edges import Graph, Pairs, onto_budget, within
+from robustlab.attacks.discrete.graph_task import PER_NODE
 from robustlab.geometry.keyed import Noise
 from robustlab.models.graphs import OnGraph
 from robustlab.models.modes import evaluating
 
 __all__ = ["TopologyTraining", "topology_training"]
-
-PER_NODE = 200 / 1140  # as in the attack
 
 
 class TopologyTraining:
@@ -59,7 +58,7 @@ class TopologyTraining:
     def worst(self, net: nn.Module, graph: Graph, pairs: Pairs, edges: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """The relaxed flips s (1, P) after the steps of projected gradient ascent."""
         s, budget = torch.zeros_like(edges, dtype=graph[1].dtype), self._budget(edges)
-        rate = PER_NODE * len(x) if self.step_size is None else self.step_size
+        rate = PER_NODE["ce"] * len(x) if self.step_size is None else self.step_size
         for t in range(1, self.steps + 1):
             features, weighted = pairs.flipped(graph, s, edges)
             with torch.enable_grad():
