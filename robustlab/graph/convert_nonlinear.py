@@ -125,6 +125,8 @@ def _attention(
     """softmax(q·kᵀ·scale)·v."""
     if attn_mask is not None or is_causal or enable_gqa:
         raise ValueError(f"model: node {r.name!r}: want attention without a mask, causal order and grouped queries")
+    if dropout_p:
+        raise ValueError(f"model: node {r.name!r} drops at random; want dropout_p=0 in evaluation, got {dropout_p}")
     scale = r.shape(query)[-1] ** -0.5 if scale is None else scale
     scores = matmul(r, None, query, move(lambda t: t.transpose(-1, -2))(r, None, key))
     return matmul(r, None, _softmax(r, None, r.scale_shift(scores, scale, 0.0), -1), value)

@@ -37,12 +37,18 @@ def test_backgrounds_are_squares_of_the_photographs() -> None:
     photographs._images.cache_clear()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(photographs, "photos", lambda: SimpleNamespace(images=ramp))
-        cut = data.backgrounds(40, side=24)
+        cut = data.backgrounds(400, side=24)
     photographs._images.cache_clear()
     steps = (cut[:, 0, 0, -1] - cut[:, 0, 0, 0]) / 23  # the width of one pixel of the square
     torch.testing.assert_close(steps, (cut[:, 1, -1, 0] - cut[:, 1, 0, 0]) / 23, rtol=0, atol=1e-4)
     assert float(steps.min()) >= 1 / 128 - 1e-4 and float(steps.max()) <= 1 / 24 + 1e-4
-    assert float(cut[:, 0].mean(dim=(1, 2)).std()) > 0.05 < float(cut[:, 1].mean(dim=(1, 2)).std()), "at many places"
+    size = 24 * steps  # of the square, as a share of the photograph, which its middle keeps inside
+    apart = size < 0.9
+    middle = torch.stack([cut[:, 0].mean(dim=(1, 2)), cut[:, 1].mean(dim=(1, 2))])[:, apart]
+    place = (middle - size[apart] / 2) / (1 - size[apart])  # uniform on [0, 1], across and down by themselves
+    assert float(place.min()) > -0.02 and float(place.max()) < 1.02
+    assert bool((place.amin(dim=1) < 0.03).all()) and bool((place.amax(dim=1) > 0.97).all()), "at all places"
+    assert abs(float(torch.corrcoef(place)[0, 1])) < 0.2
     with pytest.raises(ValueError, match=r"^part: "):
         data.backgrounds(2, part="other")  # type: ignore[arg-type]
 
@@ -108,6 +114,7 @@ def test_faces_in_the_wild_arrive_in_the_same_shape(tmp_path: Any, monkeypatch: 
     assert d.sample_shape == (3, 32, 32) and d.classes == ("one", "other") and asked["color"] is True
     assert d.y_test.tolist() == [0, 1] and len(d.x_train) == 8
     torch.testing.assert_close(d.x_test[:, 0, 3, 4], torch.tensor([0.5, 0.7]))  # the fourth photograph of each person
+    torch.testing.assert_close(d.x_train[:, 0, 3, 4], torch.tensor([0, 1, 2, 3, 4, 6, 8, 9]) / 10)
     with pytest.raises(FileNotFoundError, match=r"^root: "):
         data.faces_in_the_wild(tmp_path)
     with pytest.raises(ValueError, match=r"^least: "):

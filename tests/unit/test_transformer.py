@@ -47,6 +47,26 @@ class Transformer(nn.Module):
         return logits.softmax(dim=1) if self.softmax else logits
 
 
+class Dropping(nn.Module):
+    """Attention that drops in evaluation mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
+
+
+class Crossed(nn.Module):
+    """Attention of some rows of the input to others, whose values are a third part; every bias counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 3, batch_first=True)
+        for name, p in self.named_parameters():
+            nn.init.uniform_(p, -1, 1) if "bias" in name else nn.init.normal_(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x[:, :2], x[:, 2:5], x[:, 5:])[0].flatten(1)
+
+
 def net(seed: int = 0, **how: Any) -> Transformer:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -55,6 +75,14 @@ def net(seed: int = 0, **how: Any) -> Transformer:
 
 def images(n: int = 4) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_attention_between_different_inputs_is_read_with_all_its_biases() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Crossed().double().eval().requires_grad_(False)
+    x = torch.rand(5, 8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(trace(model, (8, 6))(x), model(x))
 
 
 @pytest.mark.parametrize("how", [{}, {"module": True}, {"heads": 1}, {"heads": 3, "softmax": True}], ids=str)
@@ -113,6 +141,7 @@ def test_files_of_both_exporters(tmp_path: Path, dynamo: bool, heads: int) -> No
         (lambda: nn.MultiheadAttention(4, 2), (3, 4), "batch_first=True"),
         (lambda: nn.Softmax(dim=0), (4,), "dim=1 or later"),
         (lambda: nn.LayerNorm(3), (4,), "layer norm over the last"),
+        (lambda: Dropping(), (3, 4), "drops at random; want dropout_p=0"),
     ],
 )
 def test_what_is_not_known_is_named(build: object, shape: tuple[int, ...], message: str) -> None:
