@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from socketserver import TCPServer
 from threading import Lock, Thread
@@ -107,11 +107,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         status, answer, headers = self.server.answered(body)
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(answer)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(answer)
+        with suppress(ConnectionError):  # who no longer waits for the answer does not get it
+            self.send_response(status)
+            head = {"Content-Type": "application/json", "Content-Length": str(len(answer)), **headers}
+            for name, value in head.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing is printed."""

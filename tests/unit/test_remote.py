@@ -233,6 +233,25 @@ def test_our_own_server() -> None:
     assert threading.active_count() <= before
 
 
+def test_a_client_that_no_longer_waits(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its answer cannot be sent any more: the server goes on, and prints no traceback."""
+    told = threading.Event()
+
+    def slow(x: Tensor) -> Tensor:
+        if not told.is_set():
+            time.sleep(0.3)
+            told.set()
+        return torch.zeros(len(x), 100_000)  # more than the connection holds back
+
+    with serving(slow) as url:
+        with pytest.raises(RemoteError, match="did not answer within"):
+            RemoteModel(url, timeout=0.05)(torch.zeros(1, 3))
+        assert told.wait(5)
+        assert RemoteModel(url)(torch.zeros(1, 3)).shape == (1, 100_000)
+        time.sleep(0.2)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 # What was found is not lost -----------------------------------------------------------------------------------------
 
 
