@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustlab.geometry.norms import get_norm
 from robustlab.teaching import check
-from robustlab.teaching.check.gradient_attacks import lead, peak_case
+from robustlab.teaching.check.gradient_attacks import corner_case, lead, peak_case
 from robustlab.teaching.check.onto_sets import BALLS, shortfall
 from tests.every import every
 
@@ -223,3 +223,38 @@ def test_the_library_does_not_load_it() -> None:
     code = "import sys, robustlab, robustlab.attacks; print([m for m in sys.modules if 'teaching' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_pgd_may_stop_and_may_take_images_alone() -> None:
+    """Who leaves a sample once it is misclassified, or reads three dimensions per sample, is right where it is said."""
+    stop = (
+        "delta.clamp(-eps, eps)\n",
+        "delta.clamp(-eps, eps)\n        out = model(point).argmax(dim=1) != y\n"
+        "        delta[out] = (point.detach() - x)[out]\n",
+    )
+    stopping = function(PGD, ("START", STARTS[0]), stop)
+    check.pgd(stopping, stops=True)
+    with pytest.raises(check.Wrong):
+        check.pgd(stopping)
+
+    def of_images(model: Any, x: Tensor, *rest: Any) -> Any:
+        assert x.dim() == 4
+        return function(PGD, ("START", STARTS[0]))(model, x, *rest)
+
+    check.pgd(of_images, images=True)
+    for name in ("no clamp to [0, 1]", "last iterate, not the best", "sign lost: the loss goes down"):
+        with pytest.raises(check.Wrong) as wrong:
+            check.pgd(function(PGD, PGD_MUTANTS[name], ("START", STARTS[0])), stops=True, images=True)
+        assert wrong.value.cause == name
+
+
+def test_no_point_of_a_safe_ball_is_misclassified() -> None:
+    for shape in ((3,), (2, 3, 3)):
+        safe = corner_case(shape, seed=5, count=20, safe=True)
+        below, _ = peak_case(shape, seed=5, count=20, eps=0.1, alpha=0.01, height=-0.5)
+        for case in (safe, below):
+            generator = torch.Generator().manual_seed(1)
+            share = 2 * torch.rand(300, *case.x.shape, generator=generator, dtype=case.x.dtype) - 1
+            tried = torch.cat([(case.x + 0.1 * share).clamp(0, 1), case.expected[None]]).flatten(0, 1)
+            assert bool((lead(case.model, tried) < 0).all())
+            assert float(lead(case.model, case.expected).max()) > -1

@@ -4,6 +4,7 @@ A check runs your function on small random models on which the right answer is k
 check says what the result looks like, what the likely cause is, and a first hint; ``hints=2`` shows one more.
 """
 
+from robustlab.teaching.check.black_box import black_box
 from robustlab.teaching.check.finding import Wrong
 from robustlab.teaching.check.gradient_attacks import fgsm, pgd
 from robustlab.teaching.check.linear_bounds import crown, intervals
@@ -18,6 +19,7 @@ __all__ = [
     "Wrong",
     "affine_optimum",
     "bisection",
+    "black_box",
     "certify",
     "crown",
     "deepfool",

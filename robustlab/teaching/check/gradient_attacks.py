@@ -24,7 +24,15 @@ EPS, STEPS, ALPHA = 0.1, 12, 0.03
 ROUNDING = 1e-6
 
 
-def pgd(attack: Attack, *, best: bool = True, seed: int = 0, hints: int = 1) -> None:
+def pgd(
+    attack: Attack,
+    *,
+    best: bool = True,
+    stops: bool = False,
+    images: bool = False,
+    seed: int = 0,
+    hints: int = 1,
+) -> None:
     """Check PGD in the ℓ∞ ball: prints one line where all holds.
 
     Args:
@@ -32,18 +40,25 @@ def pgd(attack: Attack, *, best: bool = True, seed: int = 0, hints: int = 1) -> 
             x (N, ...) in [0, 1] of any shape, y (N,), and three numbers; returns x_adv. It makes ``steps`` steps along
             the sign of the gradient of the cross-entropy, from x or from a random start in the ball.
         best: whether it must return, for each sample, the best of its points; False allows the last.
+        stops: whether it may leave a sample once it is misclassified (default False). Then no point of a ball is.
+        images: whether all inputs are images (N, C, H, W); by default they have one to three dimensions per sample.
         seed: of the models and inputs (default 0).
         hints: how many hints to show (default 1).
 
     Raises:
         Wrong: with what was seen, the likely cause and hints.
     """
+    height = -0.5 if stops else 1.0
+
+    def sized(*shape: int) -> tuple[int, ...]:
+        return (*shape, *[1] * (3 - len(shape))) if images else shape
+
     try:
-        for number, shape in enumerate([(3,), (1, 4, 4), (2, 3, 3)]):
-            case = corner_case(shape, seed=seed + number)
+        for number, shape in enumerate([sized(3), sized(1, 4, 4), sized(2, 3, 3)]):
+            case = corner_case(shape, seed=seed + number, safe=stops)
             _corner(attack, case, STEPS)
-        _alone(attack, corner_case((2, 3), seed=seed + 3))
-        _peaks(attack, seed + 4, best)
+        _alone(attack, corner_case(sized(2, 3), seed=seed + 3, safe=stops))
+        _peaks(attack, seed + 4, best, sized(1), sized(12), height)
     except Wrong as wrong:
         raise wrong.shown_as("pgd", hints) from None
     print("pgd: holds, on affine models of three shapes, sample by sample, and on models with a peak")
@@ -80,9 +95,18 @@ class Case:
 
 
 def corner_case(
-    shape: tuple[int, ...], *, seed: int, count: int = 5, eps: float = EPS, dtype: torch.dtype = torch.float64
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    count: int = 5,
+    eps: float = EPS,
+    dtype: torch.dtype = torch.float64,
+    safe: bool = False,
 ) -> Case:
-    """An affine model with two classes, inputs on both sides and at the ends of the box, and the best corner."""
+    """An affine model with two classes, inputs on both sides and at the ends of the box, and the best corner.
+
+    Where it is ``safe``, all inputs are of class 0, and so is every point of their balls.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(count, *shape, generator=generator, dtype=dtype)
     x = torch.where(torch.rand(x.shape, generator=generator) < 0.3, x.round(), x)
@@ -90,9 +114,12 @@ def corner_case(
     weight = torch.randn(2, d, generator=generator, dtype=dtype)
     gap = weight[1] - weight[0]
     weight[1] += 0.2 * gap.sign()  # no element with hardly a slope
-    y = torch.arange(count) % 2
+    y = torch.zeros(count, dtype=torch.int64) if safe else torch.arange(count) % 2
     uphill = (weight[1 - y] - weight[y]).sign().reshape(x.shape)
-    return Case(linear_network(weight), x, y, uphill, (x + eps * uphill).clamp(0, 1))
+    expected = (x + eps * uphill).clamp(0, 1)
+    most = (expected.flatten(1) @ (weight[1] - weight[0])).max() + 0.5
+    bias = torch.stack([most, torch.zeros_like(most)]) if safe else None
+    return Case(linear_network(weight, bias), x, y, uphill, expected)
 
 
 class Watched(nn.Module):
@@ -281,8 +308,12 @@ def _alone(attack: Attack, case: Case) -> None:
         raise _of_the_batch()
 
 
-def peak_case(shape: tuple[int, ...], *, seed: int, count: int, eps: float, alpha: float) -> tuple[Case, Tensor]:
+def peak_case(
+    shape: tuple[int, ...], *, seed: int, count: int, eps: float, alpha: float, height: float = 1.0
+) -> tuple[Case, Tensor]:
     """A model with one peak inside every sample's ball; and by how much its loss may fall short there, (N,).
+
+    Below a height of 0 no point is misclassified.
 
     With one pixel, the better one of two neighboring points lies within α/2 of the peak. With several, that of each
     pixel is within α.
@@ -295,7 +326,7 @@ def peak_case(shape: tuple[int, ...], *, seed: int, count: int, eps: float, alph
     y = torch.zeros(count, dtype=torch.int64)
     slack = float(slope.sum()) * alpha * (0.5 if center.numel() == 1 else 1.0)
     expected = center.expand_as(x)
-    return Case(peak_network(center, slope, 1.0), x, y, expected - x, expected), torch.full((count,), slack)
+    return Case(peak_network(center, slope, height), x, y, expected - x, expected), torch.full((count,), slack)
 
 
 def lead(model: nn.Module, points: Tensor) -> Tensor:
@@ -306,15 +337,15 @@ def lead(model: nn.Module, points: Tensor) -> Tensor:
     return lead
 
 
-def _peaks(attack: Attack, seed: int, best: bool) -> None:
+def _peaks(attack: Attack, seed: int, best: bool, one: tuple[int, ...], many: tuple[int, ...], height: float) -> None:
     """Raises where a better point was seen than is returned, or where the peak is never found."""
     for steps in (20, 21) if best else ():
-        case, slack = peak_case((1,), seed=seed, count=16, eps=0.1, alpha=0.03)
+        case, slack = peak_case(one, seed=seed, count=16, eps=0.1, alpha=0.03, height=height)
         out = _ask(attack, case, steps)[0]
-        if bool((1.0 - lead(case.model, out) <= slack + 1e-4).all()):
+        if bool((height - lead(case.model, out) <= slack + 1e-4).all()):
             continue
         one_by_one = torch.cat([_ask(attack, _row(case, i), steps)[0] for i in range(len(out))])
-        if bool((1.0 - lead(case.model, one_by_one) <= slack + 1e-4).all()):
+        if bool((height - lead(case.model, one_by_one) <= slack + 1e-4).all()):
             raise _of_the_batch()
         raise Wrong(
             "a point with a larger loss than that of the result was passed on the way",
@@ -323,9 +354,9 @@ def _peaks(attack: Attack, seed: int, best: bool) -> None:
             "Keep the best loss of each sample and the point where it was; ask at the last point, too.",
             "better = loss > best_loss; best[better] = point[better]; best_loss[better] = loss[better].",
         )
-    case, slack = peak_case((12,), seed=seed + 1, count=8, eps=0.1, alpha=0.0025)
+    case, slack = peak_case(many, seed=seed + 1, count=8, eps=0.1, alpha=0.0025, height=height)
     out, watched = _ask(attack, case, 80, 0.0025)
-    if not bool((1.0 - lead(case.model, out) > slack + 1e-4).any()):
+    if not bool((height - lead(case.model, out) > slack + 1e-4).any()):
         return
     if _accumulates(watched, case):
         raise Wrong(
