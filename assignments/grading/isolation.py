@@ -8,6 +8,7 @@ memory and files hold everywhere. What was found is reported, so that nobody rel
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import signal
@@ -30,8 +31,12 @@ _DEVICES = 1 << 6 | 1 << 11  # make a device: never
 _FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many rights Landlock knows, by its version
 
 
+PATIENCE = 3.0
+"""How many seconds may go by per second of the processor, so that a busy machine costs nobody points."""
+
+
 class Limits(TypedDict):
-    """Of one test: seconds of the wall clock, megabytes of memory beyond the server's, megabytes of one file."""
+    """Of one test: seconds of the processor, megabytes of memory beyond the server's, megabytes of one file."""
 
     seconds: float
     memory_mb: int
@@ -140,19 +145,19 @@ def _children() -> Iterator[int]:
 
 
 def _limit(limits: Limits) -> None:
-    seconds, used = int(limits["seconds"]) + 2, int(Path("/proc/self/statm").read_text().split()[0])
+    seconds, used = max(1, math.ceil(limits["seconds"])), int(Path("/proc/self/statm").read_text().split()[0])
     memory = used * resource.getpagesize() + limits["memory_mb"] * 2**20
-    for name, value in (
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, limits["file_mb"] * 2**20),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 256),
-        (resource.RLIMIT_NPROC, 128),
+    for name, value, more in (
+        (resource.RLIMIT_CPU, seconds, 1),  # a second more for who ignores the signal
+        (resource.RLIMIT_AS, memory, 0),
+        (resource.RLIMIT_FSIZE, limits["file_mb"] * 2**20, 0),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_NOFILE, 256, 0),
+        (resource.RLIMIT_NPROC, 128, 0),
     ):
         hard = resource.getrlimit(name)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (value, value))
+        most = value + more if hard == resource.RLIM_INFINITY else min(value + more, hard)
+        resource.setrlimit(name, (min(value, most), most))
 
 
 def _open_to_all(path: Path) -> bool:

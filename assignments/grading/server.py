@@ -20,7 +20,10 @@ from typing import Any
 
 from assignments.grading import isolation
 
-PRELOADED = "torch", "numpy", "scipy.stats", "safetensors.torch", "matplotlib.pyplot", "robustlab.teaching.check"
+PRELOADED = (
+    *("torch", "numpy", "scipy.stats", "safetensors.torch", "matplotlib.pyplot", "robustlab.teaching.check"),
+    "assignments.grading.student",  # so that no test needs to read this folder
+)
 
 
 def main(descriptor: int, work: str, readable: list[str], namespaces: bool) -> None:
@@ -55,7 +58,7 @@ def _one_test(request: dict[str, Any], handed: list[int], work: Path) -> dict[st
     for descriptor in handed:
         os.close(descriptor)
     watch = os.pidfd_open(child)
-    in_time = bool(select.select([watch], [], [], request["limits"]["seconds"])[0])
+    in_time = bool(select.select([watch], [], [], request["limits"]["seconds"] * isolation.PATIENCE)[0])
     os.close(watch)
     if not in_time:
         os.kill(child, signal.SIGKILL)

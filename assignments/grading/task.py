@@ -40,7 +40,8 @@ class Test:
         judge: takes what came back, whatever it is, and raises `Lost` with a reason.
         arguments: of the call; copies go to the student's process.
         call: False to read a variable.
-        seconds: of the wall clock, for the notebook's cells and the call.
+        seconds: of the processor, for the notebook's cells and the call; on a busy machine they may take three times
+            as long.
         model: what the function may ask, by a callable that is its first argument; the model stays with the judge. It
             is asked anew in each test, so a counter of its own counts one test.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -135,14 +136,46 @@ def test_replaying_the_public_notebook_loses_what_is_ones_own(name: str, servers
     assert grade.total < sum(result.of for result in grade.results) / 2
 
 
-def test_replaying_the_executed_numbers_under_another_key_loses_them(servers: dict[str, Server]) -> None:
-    """What the instructor's copy prints under one key is wrong under another."""
-    tasks, mine = load("02_pgd").tasks, load("02_pgd").variant(KEY, handout.INSTRUCTOR)
-    radii = tasks.smallest_radii(mine["model"], mine["x"], mine["y"], tasks.a_set(mine["kind"], mine["weights"]))
-    typed = [(0, f"import torch\nsmallest_eps = torch.tensor({radii.float().tolist()})")]
-    for key, right in ((KEY, True), (OTHER, False)):
-        grade = grade_cells(load("02_pgd"), key, handout.INSTRUCTOR, typed, servers["02_pgd"])
-        assert ("radii" not in grade.lost) == right
+@pytest.mark.parametrize("name", [name for name in names() if load(name).data is None])
+def test_numbers_of_the_executed_notebook_are_worth_nothing_under_another_key(
+    name: str, servers: dict[str, Server]
+) -> None:
+    """What the instructor's copy works out under one key, typed in under another: each of its variables loses."""
+    assignment, read = drawing(name), submission.cells(nbformat.writes(source(load(name))).encode())
+    given, limits = handed_out(assignment.variant(KEY, handout.INSTRUCTOR)), LIMITS | {"seconds": 60.0}
+    asked = [test for test in assignment.tests(KEY, handout.INSTRUCTOR) if not test.call]
+    typed = {
+        variable: servers[name].ask(read, variable, call=False, given=given, limits=limits).value
+        for variable in {test.asks for test in asked}
+    }
+    for test in asked:
+        test.judge(typed[test.asks])
+    for key, student in ((OTHER, handout.INSTRUCTOR), (KEY, ADA)):
+        for test in assignment.tests(key, student):
+            if not test.call and test.name not in BY_LUCK:
+                with pytest.raises(Lost):
+                    test.judge(typed[test.asks])
+
+
+BY_LUCK = {"feature"}
+"""Tests whose answer is one of a few, so that another's may be right."""
+
+
+@every("name", names())
+def test_hidden_tests_are_of_the_key(name: str) -> None:
+    """Under another key each function is asked about other inputs and networks, on the same variant."""
+    assignment = drawing(name)
+    mine = assignment.variant(KEY, ADA)
+    one, other = (assignment.tasks.tests(seed_of(key, name, "hidden", "3"), mine) for key in (KEY, OTHER))
+    asked = [(a, b) for a, b in zip(one, other, strict=True) if a.arguments]
+    assert assignment.data is not None or asked
+    for a, b in asked:
+        packed = [handout.pack({"": list(test.arguments)}) for test in (a, b)]
+        assert packed[0] != packed[1] or a.name in NO_DRAWS, a.name
+
+
+NO_DRAWS = {"units", "half"}
+"""Tests of 07 that ask about the student's own noise at shares that nobody needs to hide."""
 
 
 @pytest.mark.parametrize("name", [name for name in names() if load(name).data is not None])
@@ -168,10 +201,15 @@ def test_students_get_other_kinds_networks_and_numbers_than_the_instructor(name:
 
 @every("name", names())
 def test_the_marks_of_the_source_and_its_tests_agree(name: str) -> None:
-    assignment = load(name)
+    assignment = drawing(name)
     found = source(assignment)
     assert cells.complaints(found) == [] and cells.points_by_hand(found)
     assert build._disagreements(assignment, found, KEY) == []
+    table = mutants.of(name)
+    assert len(table.MUTANTS) >= 8 and len(table.HONEST) >= 3 and len(table.ALWAYS) == 2
+    assert {test for mutant in table.MUTANTS.values() for test in mutant.lost} == {
+        test.name for test in assignment.tests(KEY, handout.INSTRUCTOR)
+    }, "each test is lost by a mutant"
     words = re.sub(r"\s+", " ", (assignment.folder / "rubric.md").read_text(encoding="utf-8"))
     for cell, points in (cells.points(found) | cells.points_by_hand(found)).items():
         assert f"`{cell}` | {points} |" in words
@@ -243,23 +281,56 @@ def test_the_grader_reads_the_variants_that_were_handed_out(name: str, copies: P
     assert sorted(file.stem for file in pack.iterdir()) == [*NUMBERS, handout.INSTRUCTOR]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full(name)) for name in names()])
+RESULTS = {"score": int, "execution_time": float, "output": str, "tests": list}
+TESTS = {"name": str, "score": int, "max_score": int, "output": str, "visibility": str}
+"""What Gradescope's documentation of ``results.json`` names, with the types it gives, of what we write."""
+
+
+def on_gradescope(copies: Path, name: str, root: Path, raw: bytes, email: str) -> dict[str, Any]:
+    """The results of the pack's own script in folders like Gradescope's, but below ``root`` in place of /autograder."""
+    with zipfile.ZipFile(copies / "autograder" / f"{name}.zip") as archive:
+        assert {"setup.sh", "run_autograder", "requirements.txt"} <= set(archive.namelist())
+        assert archive.getinfo("run_autograder").external_attr >> 16 & 0o111 == 0o111
+        archive.extractall(root / "source")
+    key = root / "source" / build.KEY_FILE
+    assert key.read_text() == KEY and (copies / "autograder" / name / build.KEY_FILE).stat().st_mode & 0o77 == 0
+    for file in ("setup.sh", "run_autograder"):
+        text = (root / "source" / file).read_text(encoding="utf-8")
+        assert "/autograder" in text
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    (root / "run_autograder").write_text(text.replace("/autograder", str(root)))
+    (root / "venv" / "bin").mkdir(parents=True)
+    python = root / "venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={build.ROOT}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (root / "submission").mkdir()
+    (root / "submission" / ("mine.ipynb" if load(name).data is None else "mine.npz")).write_bytes(raw)
+    (root / "submission_metadata.json").write_text(json.dumps({"users": [{"email": email, "id": 1, "name": "x"}]}))
+    subprocess.run(["bash", str(root / "run_autograder")], cwd=root, check=True, env={"PATH": os.defpath})
+    results: dict[str, Any] = json.loads((root / "results" / "results.json").read_text())
+    for found, wanted in ((results, RESULTS), *((test, TESTS) for test in results["tests"])):
+        assert {key: type(value) for key, value in found.items()} == wanted
+    assert all(test["visibility"] == "visible" and 0 <= test["score"] <= test["max_score"] for test in results["tests"])
+    assert results["score"] == sum(test["score"] for test in results["tests"])
+    assert sum(test["max_score"] for test in results["tests"]) == sum(cells.points(source(load(name))).values())
+    assert "network: " in results["output"] and "files: " in results["output"]
+    return results
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", names())
 def test_the_graders_pack_grades_by_itself(name: str, copies: Path, tmp_path: Path) -> None:
     """As Gradescope runs it: from its own folder, with the key beside it, for the student whom the metadata name."""
-    with zipfile.ZipFile(copies / "autograder" / f"{name}.zip") as archive:
-        archive.extractall(tmp_path / "source")
-    key = tmp_path / "source" / build.KEY_FILE
-    assert key.read_text() == KEY and (copies / "autograder" / name / build.KEY_FILE).stat().st_mode & 0o77 == 0
-    assert "run_autograder" in {file.name for file in (tmp_path / "source").iterdir()}
-    (tmp_path / "submission").mkdir()
-    ending, said = ("ipynb", "does not parse") if load(name).data is None else ("npz", "cannot be read")
-    (tmp_path / "submission" / f"mine.{ending}").write_text("no notebook")
-    (tmp_path / "submission_metadata.json").write_text(json.dumps({"users": [{"email": ADA}]}))
-    command = [sys.executable, "-m", "assignments.grading.on_gradescope", name, str(tmp_path)]
-    subprocess.run(command, cwd=tmp_path / "source", check=True, env={"PYTHONPATH": str(build.ROOT), "PATH": ""})
-    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    results = on_gradescope(copies, name, tmp_path, b"no notebook", ADA)
+    said = "does not parse" if load(name).data is None else "cannot be read"
     assert results["score"] == 0 and said in results["tests"][0]["output"]
-    assert sum(test["max_score"] for test in results["tests"]) == sum(cells.points(source(load(name))).values())
+
+
+def test_the_graders_pack_gives_all_points_where_they_are_due(copies: Path, tmp_path: Path) -> None:
+    name = "01_first_attack"
+    right = nbformat.writes(source(load(name))).encode()
+    results = on_gradescope(copies, name, tmp_path, right, handout.INSTRUCTOR)
+    assert {test["output"] for test in results["tests"]} == {"right"}
 
 
 @pytest.mark.full

@@ -9,6 +9,7 @@ import pickle
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,88 @@ def test_exceptions_and_ends_are_reasons(server: Server) -> None:
 
 def test_limits_hold(server: Server) -> None:
     quick = Limits(seconds=0.5, memory_mb=512, file_mb=8)
-    assert reason(server, "def f():\n    while True: pass", quick) == "time-out: it took more than 0.5 s"
+    late = "time-out: it took more than 0.5 s"
+    assert reason(server, "def f():\n    while True: pass", quick) == late
+    assert reason(server, "import time\ndef f(): time.sleep(60)", quick) == late
+    deaf = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\ndef f():\n    while True: pass"
+    assert any(how in reason(server, deaf, quick) for how in ("time-out", "signal 9"))
     assert "memory" in reason(server, "import torch\ndef f(): return torch.ones(10**9)").lower()
     assert "File too large" in reason(server, "def f(): open('big', 'wb').write(bytes(2**24))")
     assert "the answer has more than 32 MB" in reason(server, "import os\ndef f(): os.write(3, b'x' * 2**26)")
     assert ask(server, "def f():\n    print('x' * 10**7)\n    return 1") == 1  # output goes nowhere
+
+
+def test_a_busy_machine_costs_nothing(server: Server) -> None:
+    """Seconds are the processor's: who only waits for it may take three times as long."""
+    assert ask(server, "import time\ndef f():\n    time.sleep(1)\n    return 1", limits=LIMITS | {"seconds": 0.5}) == 1
+
+
+def test_two_gigabytes_of_output_go_nowhere(server: Server) -> None:
+    loud = "import os\ndef f():\n    some = bytes(2**20)\n    return sum(os.write(n, some) for n in (1, 2) * 1024)"
+    assert ask(server, loud) == 2**31
+    files = "def f():\n    for n in range(300):\n        open(str(n), 'wb').write(bytes(7 * 2**20))"
+    if server.found["network"] == "namespace":  # then files are in memory that is limited
+        assert "No space left" in reason(server, files)
+
+
+def test_a_process_that_multiplies_ends_with_its_test(server: Server) -> None:
+    before = running_below(server)
+    forks = """
+import os, time
+def f():
+    for made in range(30):
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+    return made
+"""
+    assert ask(server, forks) == 29
+    assert running_below(server) == before
+
+
+def running_below(server: Server) -> int:
+    """How many processes descend from a server's."""
+    assert server._process is not None
+    parents = dict[int, int]()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    found = {server._process.pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return len(found)
+
+
+def test_what_is_printed_is_no_grade(small: Assignment, server: Server) -> None:
+    """Neither a traceback, nor a table of results, in the output or in a file."""
+    shown = (
+        "import json, sys, traceback\nresults = json.dumps({'score': 4, 'tests': [{'name': 'twice', 'score': 2}]})\n"
+        "print(results)\nprint(results, file=sys.stderr)\nopen('results.json', 'w').write(results)\n"
+        "def f(x):\n    try:\n        assert False, results\n    except AssertionError:\n"
+        "        traceback.print_exc()\n    return results\ng = h = f"
+    )
+    grade = grade_cells(small, "k", "ada", [(0, shown)], server)
+    assert grade.total == 0 and all(result.reason for result in grade.results)
+
+
+def test_the_server_knows_neither_the_key_nor_the_submission_before(small: Assignment, server: Server) -> None:
+    """No object of a new process holds a text that was in either of them."""
+    mark = "a text that is " + "nowhere else"
+    grade_cells(small, mark, "ada", [(0, f"def f(x): return {mark!r}\ndef g(): return 1")], server)
+    search = """
+import gc
+def f(one, two):
+    mark, found = one + two, []
+    for thing in gc.get_objects():
+        for part in [thing, *gc.get_referents(thing)]:
+            text = part.decode("latin-1") if isinstance(part, bytes) else part
+            if isinstance(text, str) and mark in text and text is not mark:
+                found.append(text)
+    return found
+"""
+    assert ask(server, search, "a text that is ", "nowhere else") == []
+    seen = search.replace("mark, found = one + two, []", "mark, found, held = one + two, [], [one + two + '!']")
+    assert ask(server, seen, "a text that is ", "nowhere else") != [], "the search finds what is there"
 
 
 def test_forged_answers_are_no_answers(server: Server) -> None:
@@ -336,6 +414,7 @@ class Tasks:
                 "f",
                 lambda out: require(torch.equal(tensor_like(out, x), 2 * x.double()), "not 2x"),
                 [x],
+                seconds=2.0,
             ),
             Test("quick", 1, "c", "g", lambda out: require(out == 1, "not 1"), seconds=1.0),
             Test("odd", 1, "c", "h", lambda out: require(out["a"] > 0, "not positive")),
@@ -383,6 +462,40 @@ def test_a_class_is_graded_in_one_table_and_resumed(small: Assignment, tmp_path:
     rows = list(csv.DictReader(io.StringIO((out / "grades.csv").read_text(encoding="utf-8"))))
     assert [row["points"] for row in rows] == ["0", "4", "4", "0"] and rows[0]["student"] == "'=cmd()"
     assert "does not parse" in rows[0]["reasons"] and "no notebook" in rows[3]["reasons"] and rows[1]["reasons"] == ""
+
+
+def test_whatever_is_handed_in_gets_its_reason_and_the_batch_goes_on(
+    small: Assignment, tmp_path: Path, server: Server
+) -> None:
+    folder = tmp_path / "handed in"
+    folder.mkdir()
+    right = notebook("def f(x): return 2 * x\ndef g(): return 1\ndef h(): return {'a': 1}")
+    hangs = "def f(x):\n    while True: pass\ndef g(): return 1\ndef h(): return {'a': 1}"
+    kills = "import os, signal\ndef f(x): os.kill(os.getppid(), signal.SIGKILL)\ng = h = f"
+    bomb = zipped(**{"a.ipynb": b"\0" * (64 * 2**20)})
+    handed_in = {
+        "a does not parse.ipynb": (b"{", 0, "does not parse"),
+        "b unpacks to a bomb.zip": (bomb, 0, "more than 20 MB"),
+        "c leaves its folder.zip": (zipped(**{"../../c.ipynb": right}), 0, "outside of its folder"),
+        "d ends.ipynb": (notebook("import sys\nsys.exit(0)", "raise SystemExit"), 0, "defines no f (cell 0 fails"),
+        "e hangs.ipynb": (notebook(hangs), 2, "time-out: it took more than 2 s"),
+        "f kills.ipynb": (notebook(kills), 0, ""),
+        "g is a pickle.zip": (zipped(**{"answer.pkl": pickle.dumps(1)}), 0, "holds 0 files *.ipynb"),
+        "z is right.ipynb": (right, 4, ""),
+    }
+    for name, (raw, _, _) in handed_in.items():
+        (folder / name).write_bytes(raw)
+    with open(folder / "h is huge.ipynb", "wb") as file:
+        file.truncate(2 * 2**30)
+    (folder / "answer.pkl").write_bytes(pickle.dumps(1))
+    handed_in["h is huge.ipynb"] = (b"", 0, "2048 MB")
+    grades = {grade.student: grade for grade, _ in grade_class(small, "k", folder, tmp_path / "out", server)}
+    assert set(grades) == {Path(name).stem for name in handed_in}
+    for name, (_, points, said) in handed_in.items():
+        grade = grades[Path(name).stem]
+        assert grade.total == points and said in grade.results[0].reason, (name, grade.results)
+        assert all(result.reason for result in grade.results if not result.points)
+    assert not (tmp_path.parent / "c.ipynb").exists() and not (tmp_path / "c.ipynb").exists()
 
 
 def test_a_reason_is_no_formula(tmp_path: Path) -> None:

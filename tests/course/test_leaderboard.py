@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from assignments import leaderboard
+from assignments.grading.grade import grade_class
+from assignments.grading.task import Assignment, Test, load, names, require
 
 
 def grades(folder: Path, rows: list[tuple[str, int]]) -> Path:
@@ -41,6 +45,44 @@ def test_the_board_shows_aliases_and_names_only_on_demand(
     assert len({leaderboard.alias(k, a, "Emmy") for k in ("secret", "other") for a in ("02_pgd", "03")}) == 4
     assert leaderboard.main(["02_pgd", "--grades", str(folder), "--names"]) == 0
     assert "Ada Lovelace  3 of 9" in capsys.readouterr().out
+
+
+class Data:
+    """An assignment of which data are handed in: three numbers, a point for each that is positive."""
+
+    BLOCKED = ()
+    DATA = {"a": (3,)}  # noqa: RUF012
+
+    @staticmethod
+    def draw(seed: int, worked: bool) -> dict[str, Any]:
+        return {}
+
+    @staticmethod
+    def tests(seed: int, mine: dict[str, Any]) -> list[Test]:
+        return [Test(f"{i}", 1, "c", "a", lambda out, i=i: require(out["a"][i] > 0, "none")) for i in range(3)]
+
+
+@pytest.mark.parametrize("name", [name for name in names() if load(name).data is not None])
+def test_data_that_are_handed_in_are_ranked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the files to the board, with one file that cannot be read."""
+    (tmp_path / "tasks.py").write_text("")
+    (tmp_path / "in").mkdir()
+    for who, values in {"ada": [1, 1, 1], "bob": [1, -1, 1], "eve": [1, 1, -1]}.items():
+        np.savez(tmp_path / "in" / f"{who}.npz", a=np.array(values))
+    (tmp_path / "in" / "zoe.npz").write_bytes(b"junk")
+    assignment = Assignment(name, tmp_path, Data, tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(Assignment, "variant", lambda *_: {})
+    list(grade_class(assignment, "k", tmp_path / "in", tmp_path / "out", None))  # type: ignore[arg-type]
+    assert leaderboard.main([name, "--grades", str(tmp_path / "out"), "--names"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [
+        ["1", "ada", "3", "of", "3"],
+        ["2", "bob", "2", "of", "3"],
+        ["2", "eve", "2", "of", "3"],
+        ["4", "zoe", "0", "of", "3"],
+    ]
 
 
 def test_what_is_missing_is_said(
