@@ -31,8 +31,9 @@ _DEVICES = 1 << 6 | 1 << 11  # make a device: never
 _FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many rights Landlock knows, by its version
 
 
-PATIENCE = 3.0
-"""How many seconds may go by per second of the processor, so that a busy machine costs nobody points."""
+PATIENCE, WITH_MODEL, AT_MOST = 3.0, 9.0, 20.0
+"""How many seconds may go by per second of the processor, without those in which a test waits for one; where it asks a
+model, whose answers wait for one, too; and in all."""
 
 
 class Limits(TypedDict):

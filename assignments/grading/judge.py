@@ -20,7 +20,7 @@ from typing import Any
 
 import robustlab
 from assignments.grading.asking import Model, serving
-from assignments.grading.isolation import PATIENCE, Limits, all_but
+from assignments.grading.isolation import AT_MOST, PATIENCE, WITH_MODEL, Limits, all_but
 from assignments.grading.task import Lost
 from robustlab.teaching import handout
 
@@ -95,6 +95,7 @@ class Server:
         payload = handout.pack(question)
         (ours, theirs), (answers, asks) = socket.socketpair(), socket.socketpair()
         header = {"size": len(payload), "limits": limits, "blocked": self.blocked, "readable": self.readable}
+        header["patience"] = PATIENCE if model is None else WITH_MODEL
         with ours, answers:
             try:
                 with theirs, asks:
@@ -102,7 +103,7 @@ class Server:
                     socket.send_fds(self._running(), [json.dumps(header).encode()], handed)
                 if model is not None:
                     serving(answers, model)
-                wait = PATIENCE * limits["seconds"] + 10
+                wait = AT_MOST * limits["seconds"] + 10
                 raw = _talk(ours, payload, time.monotonic() + wait)
                 end = self._line(wait + 10)
             except OSError as error:

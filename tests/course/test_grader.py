@@ -124,7 +124,7 @@ import os, time
 def f():
     for made in range(30):
         if os.fork() == 0:
-            time.sleep(60)
+            time.sleep(3600)
             os._exit(0)
     return made
 """

@@ -4,6 +4,7 @@ set -euo pipefail
 apt-get update
 apt-get install --yes --no-install-recommends python3 python3-venv
 python3 -m venv /autograder/venv
+export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu  # PyTorch without what only a GPU needs
 cd /autograder/source
 /autograder/venv/bin/pip install --quiet --requirement requirements.txt ./robustlab-*.whl
 chmod 700 /autograder/source
