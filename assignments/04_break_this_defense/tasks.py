@@ -29,7 +29,9 @@ from assignments.grading.task import JUDGES, Test, require
 
 BLOCKED: tuple[str, ...] = ()
 NAMES = "A", "B", "C"
-EPS, ROWS, DRAWS = 0.09, 60, 64
+EPS, ROWS, DRAWS, SLACK = 0.09, 60, 64, 0.15
+"""Of these the last is what is left of a sound defense beyond its bare network. Behind a random front points must hold for
+all draws, and what EOT with a cross-entropy leaves was up to 0.12 more, in the 24 variants of two courses."""
 WORKED, FOR_STUDENTS = ("rounding", "mirror", "loud"), ("dither", "turns", "labels")
 DATA: dict[str, tuple[int, ...]] = {
     **{f"x_adv_{name}": (ROWS, *SHAPE) for name in NAMES},
@@ -121,7 +123,7 @@ def tests(seed: int, mine: dict[str, Any]) -> list[Test]:
         return judge
 
     def strong(value: Any) -> None:
-        share, most = left(value, sound), bare + 0.1
+        share, most = left(value, sound), bare + SLACK
         require(share <= most, f"{sound} is right on {share:.0%} of your points, and it could be {most:.0%} or less")
 
     def verdict(value: Any) -> None:
