@@ -30,7 +30,7 @@ from assignments.grading.task import JUDGES, Test, require
 BLOCKED: tuple[str, ...] = ()
 NAMES = "A", "B", "C"
 EPS, ROWS, DRAWS, SLACK = 0.09, 60, 64, 0.15
-"""Of these the last is what is left of a sound defense beyond its bare network. Behind a random front points must hold for
+"""The last is what may be left of a sound defense beyond its bare network. Behind a random front points must hold for
 all draws, and what EOT with a cross-entropy leaves was up to 0.12 more, in the 24 variants of two courses."""
 WORKED, FOR_STUDENTS = ("rounding", "mirror", "loud"), ("dither", "turns", "labels")
 DATA: dict[str, tuple[int, ...]] = {
