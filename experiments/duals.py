@@ -3,8 +3,9 @@
 Nets of 56 inputs and neurons on digits of 6×6 pixels, the middle 24×24 averaged by fours: one hidden layer of 20 ReLUs,
 two of 10, and two of 10 trained on attacks, at three seeds each. A row is one digit at one radius: the least margin
 over the runner-up, as each method bounds it from below, as mixed-integer programming decides it, and the seconds of
-one thread. The digits are the first that the net reads correctly. All methods share CROWN's bounds of hidden neurons,
-intersected with intervals; the linear program has the triangles between them, and l ≤ z ≤ u.
+one thread. The digits are the first that the net reads correctly. CROWN, α-CROWN, the dual and the programs
+share CROWN's bounds of hidden neurons, intersected with intervals; the linear program has the triangles between them,
+and l ≤ z ≤ u. Fast-Lin and CROWN-IBP have hidden bounds of their own.
 """
 
 from __future__ import annotations
