@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -30,6 +30,10 @@ class Linear(Affine):
         """|W|·radius."""
         return F.linear(radius, self.weight.abs())
 
+    def absolute(self) -> Linear:
+        """With |W|."""
+        return replace(self, weight=self.weight.abs())
+
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: None) -> Backward:
         """⟨a, W·x + b⟩ = ⟨Wᵀa, x⟩ + ⟨a, b⟩."""
         forms = forms.full((*shapes[0][:-1], self.weight.shape[0]))
@@ -51,6 +55,10 @@ class ScaleShift(Affine):
     def magnitude(self, radius: Tensor) -> Tensor:
         """|scale|·radius."""
         return radius * self.scale.abs()
+
+    def absolute(self) -> ScaleShift:
+        """With |scale|."""
+        return replace(self, scale=self.scale.abs())
 
     def terms(self, *largest: Tensor) -> Tensor:
         """(|scale|·largest + |shift|) / 8."""
@@ -85,6 +93,10 @@ class Add(Operator):
         """Sums of the bounds."""
         return Bounds(inputs[0].lower + inputs[1].lower, inputs[0].upper + inputs[1].upper)
 
+    def absolute(self) -> Add:
+        """Itself."""
+        return self
+
     def terms(self, *largest: Tensor) -> Tensor:
         """(|x| + |y|) / 8."""
         return (largest[0] + largest[1]) / 8
@@ -105,6 +117,10 @@ class Sub(Operator):
     def interval(self, *inputs: Bounds) -> Bounds:
         """Differences of opposite bounds."""
         return Bounds(inputs[0].lower - inputs[1].upper, inputs[0].upper - inputs[1].lower)
+
+    def absolute(self) -> Add:
+        """x + y."""
+        return Add()
 
     def terms(self, *largest: Tensor) -> Tensor:
         """(|x| + |y|) / 8."""
@@ -129,6 +145,10 @@ class Concat(Operator):
         """Joined bounds."""
         return Bounds(self.forward(*(b.lower for b in inputs)), self.forward(*(b.upper for b in inputs)))
 
+    def absolute(self) -> Concat:
+        """Itself."""
+        return self
+
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: None) -> Backward:
         """Each input gets its part of the coefficients."""
         lengths = [shape[self.dim - 1] for shape in shapes]
@@ -145,6 +165,10 @@ class Moves(Operator):
     def interval(self, *inputs: Bounds) -> Bounds:
         """Moved bounds."""
         return Bounds(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def absolute(self) -> Operator:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -203,7 +227,13 @@ class Pad(Moves):
         return F.pad(values[0], self.pad, value=self.value)
 
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: None) -> Backward:
-        """Coefficients inside go back; those outside meet the constant."""
+        """Coefficients inside go back; those outside meet the constant. Windows of a map stay windows."""
+        if forms.window is not None and not any(self.pad[4:]):
+            left, top = self.pad[0], (*self.pad, 0, 0)[2]
+            moved = replace(forms, window=forms.window.moved((1, 1), (-top, -left)))
+            own = moved.pick(forms.coef.new_ones(1, 1, *shapes[0][1:]))
+            constant = self.value * (forms.coef * (1 - own)).flatten(1).sum(1)
+            return (moved.to(forms.coef * own),), constant
         inside = F.pad(forms.coef.new_ones(1, *shapes[0]), self.pad)
         forms = forms.full(inside.shape[1:])
         constant = self.value * (forms.coef * (1 - inside)).flatten(1).sum(1)
@@ -225,6 +255,10 @@ class Reduce(Affine):
     def magnitude(self, radius: Tensor) -> Tensor:
         """|factor| · sum of the radii."""
         return radius.sum(self.dims, keepdim=self.keepdim) * abs(self.factor)
+
+    def absolute(self) -> Reduce:
+        """With |factor|."""
+        return replace(self, factor=abs(self.factor))
 
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: None) -> Backward:
         """Every summand gets the coefficient of its sum."""

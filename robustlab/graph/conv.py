@@ -9,17 +9,19 @@ Source: Boopathy et al., "CNN-Cert: An efficient framework for certifying robust
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustlab.graph.affine import Pad, ScaleShift
 from robustlab.graph.forms import Forms
-from robustlab.graph.operator import Affine, Backward, Shape
+from robustlab.graph.operator import Affine, Backward, Operator, Shape
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ class Conv(Affine):
         return self.weight.dim() - 2
 
     def _convolve(self, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _CONV[self._rank](value, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return CONV[self._rank](value, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _transpose(self, coef: Tensor, padding: tuple[int, ...], size: Sequence[int]) -> Tensor:
         """The transposed convolution onto maps of ``size``, in whichever of three ways is the fastest on a CPU."""
@@ -53,7 +55,7 @@ class Conv(Affine):
         extra = [n - ((m - 1) * s - 2 * p + r + 1) for n, m, s, p, r in geometry]
         if self._rank == 2:
             coef = coef.contiguous(memory_format=torch.channels_last)
-        transposed = _TRANSPOSED[self._rank]
+        transposed = TRANSPOSED[self._rank]
         found = transposed(coef, self.weight, None, self.stride, padding, extra, self.groups, self.dilation)
         return found.contiguous()
 
@@ -69,6 +71,10 @@ class Conv(Affine):
     def magnitude(self, radius: Tensor) -> Tensor:
         """The convolution of the radii with |weight|."""
         return self._convolve(radius, self.weight.abs(), None)
+
+    def absolute(self) -> Conv:
+        """With |weight|."""
+        return replace(self, weight=self.weight.abs())
 
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: None) -> Backward:
         """The transposed convolution, of whole maps or of windows."""
@@ -101,14 +107,61 @@ class Conv(Affine):
 
 
 def average_pool(
-    channels: int, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], like: Tensor
-) -> Conv:
-    """Average pooling (padding counted) as a convolution."""
-    weight = like.new_full((channels, 1, *kernel), 1.0)
-    weight = weight / weight[0].numel()
-    return Conv(weight, None, stride, padding, (1,) * len(kernel), channels)
+    shape: Shape, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], like: Tensor, *,
+    ends: tuple[int, ...] | None = None, dilation: tuple[int, ...] | None = None, ceil_mode: bool = False,
+    counts: bool = True, divisor: int | None = None,
+) -> list[Operator]:  # fmt: skip
+    """Average pooling of values of ``shape``, (C, *size): padding, a convolution and a scale, as far as it needs them.
+
+    Args:
+        shape, kernel, stride, padding: of the pooling; the padding at the beginning of each dimension.
+        like: a tensor of the dtype and device.
+        ends: padding at the far end of each dimension; None is ``padding``.
+        dilation: of the kernel; None is 1.
+        ceil_mode: whether a window that reaches beyond the padding, but begins before it, is one too.
+        counts: whether padding counts as numbers of the window; what lies beyond the padding never does.
+        divisor: of every window, in place of how many numbers it has.
+    """
+    channels, *size = shape
+    ends, dilation, count = ends or padding, dilation or (1,) * len(kernel), prod(kernel)
+    beyond = far_ends(size, kernel, stride, padding, ends, dilation) if ceil_mode else ends
+    weight = like.new_full((channels, 1, *kernel), 1 / count)
+    bare = Conv(weight, None, stride, (0,) * len(kernel), dilation, channels)
+    found: list[Operator] = (
+        [replace(bare, padding=padding)] if beyond == padding else [Pad(around(padding, beyond)), bare]
+    )
+    if divisor is not None:
+        share = like.new_full((1, 1, *[1] * len(size)), count / divisor)
+    else:
+        whole = like.new_ones(1, channels, *size)
+        if counts:  # what lies within the padding counts, at the far end up to ``ends``
+            whole = F.pad(whole, around(padding, tuple(map(min, ends, beyond))), value=1.0)
+            whole = F.pad(
+                whole, around((0,) * len(ends), tuple(max(0, b - e) for b, e in zip(beyond, ends, strict=True)))
+            )
+        else:
+            whole = F.pad(whole, around(padding, beyond))
+        share = 1 / bare.forward(whole)
+    if bool(((share - 1).abs() > 1e-6).any()):
+        found.append(ScaleShift(share, torch.zeros_like(share)))
+    return found
 
 
-def counted(pool: Conv, channels: int, size: Sequence[int]) -> Tensor:
-    """What an average over all of a window is multiplied with to be one over its part inside the map."""
-    return 1 / pool.forward(pool.weight.new_ones(1, channels, *size))
+def around(begins: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
+    """Padding as ``torch.nn.functional.pad`` takes it: of the last dimension first."""
+    return tuple(n for pair in zip(reversed(begins), reversed(ends), strict=True) for n in pair)
+
+
+def far_ends(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ends: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, ...]:  # fmt: skip
+    """How much padding at the far end makes the windows of ``ceil_mode``: all that begin before the padding there."""
+    found = []
+    for n, k, s, p, e, d in zip(size, kernel, stride, padding, ends, dilation, strict=True):
+        reach = d * (k - 1) + 1
+        windows = -((n + p + e - reach) // -s) + 1
+        if (windows - 1) * s >= n + p:
+            windows -= 1
+        found.append(max(0, (windows - 1) * s + reach - n - p))
+    return tuple(found)

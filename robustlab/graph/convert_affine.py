@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlab.graph.affine import Add, Linear, Reduce, ScaleShift, Sub
-from robustlab.graph.conv import Conv, average_pool, counted
+from robustlab.graph.affine import Add, Linear, Pad, Reduce, ScaleShift, Sub
+from robustlab.graph.conv import Conv, around, average_pool
 from robustlab.graph.convert_shape import move
 from robustlab.graph.product import Product
 from robustlab.graph.reader import Convert, Reader, Symbol, as_tuple
+from robustlab.graph.transposed import ConvTranspose, along_each
 from robustlab.models import Normalize
 
 
@@ -23,9 +26,11 @@ def _linear(r: Reader, m: nn.Linear, x: Symbol) -> Symbol:
 
 
 def _conv(r: Reader, m: nn.Conv2d, x: Symbol) -> Symbol:
-    if m.padding_mode != "zeros":
-        raise ValueError(f"model: node {r.name!r} pads with {m.padding_mode!r}; want padding_mode='zeros'")
-    return _f_conv(r, None, x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+    if m.padding_mode == "zeros":
+        return _f_conv(r, None, x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+    both = tuple(m._reversed_padding_repeated_twice)
+    x = move(lambda t: F.pad(t, both, mode=m.padding_mode))(r, None, x)
+    return _f_conv(r, None, x, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
 
 
 def _f_conv(
@@ -38,10 +43,52 @@ def _f_conv(
         padding = 0
     if padding == "same":
         reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if any(n % 2 for n in reach):
-            raise ValueError(f"model: node {r.name!r} pads unevenly ('same' with an even kernel); pad by numbers")
         padding = tuple(n // 2 for n in reach)
+        if any(n % 2 for n in reach):  # one more behind
+            ends = [n - p for n, p in zip(reach, padding, strict=True)]
+            x, padding = r.add(Pad(around(padding, ends)), x), 0
     return r.add(Conv(weight, bias, stride, as_tuple(padding, rank), dilation, groups), x)
+
+
+def _conv_transpose(r: Reader, m: nn.ConvTranspose2d, x: Symbol, output_size: Any = None) -> Symbol:
+    if output_size is not None:
+        raise ValueError(f"model: node {r.name!r}: want transposed convolution by output_padding, not by output_size")
+    return _f_conv_transpose(r, None, x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
+
+
+def _f_conv_transpose(
+    r: Reader, _: Any, x: Symbol, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Symbol:  # fmt: skip
+    stride, padding, more, dilation = (
+        as_tuple(number, weight.dim() - 2) for number in (stride, padding, output_padding, dilation)
+    )
+    return r.add(ConvTranspose(weight, bias, stride, padding, more, dilation, groups), x)
+
+
+def _interpolate(
+    r: Reader, _: Any, x: Symbol, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
+    align_corners: bool | None = None, recompute_scale_factor: bool | None = None, antialias: bool = False,
+) -> Symbol:  # fmt: skip
+    """Nearest numbers are moved; averages of near ones are a matrix along each dimension."""
+
+    def run(t: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return F.interpolate(
+                t, size, scale_factor, mode, align_corners, recompute_scale_factor=recompute_scale_factor,
+                antialias=antialias,
+            )  # fmt: skip
+
+    if mode in ("nearest", "nearest-exact"):
+        return move(lambda t: run(t.double()).to(t.dtype))(r, None, x)
+    for op in along_each(run, r.shape(x)):
+        x = r.add(replace(op, matrix=op.matrix.to(r.builder.like)), x)
+    return x
+
+
+def _upsample(r: Reader, m: nn.Upsample, x: Symbol) -> Symbol:
+    return _interpolate(r, None, x, m.size, m.scale_factor, m.mode, m.align_corners, m.recompute_scale_factor)
 
 
 def _batch_norm(r: Reader, m: nn.BatchNorm2d, x: Symbol) -> Symbol:
@@ -144,30 +191,35 @@ def _f_average(
     r: Reader, _: Any, x: Symbol, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: Any = None,
 ) -> Symbol:  # fmt: skip
-    channels, *size = r.shape(x)
-    padding, kernel = as_tuple(padding, len(size)), as_tuple(kernel_size, len(size))
-    if ceil_mode or divisor_override:
-        raise ValueError(f"model: node {r.name!r}: want average-pooling without ceil_mode and divisor_override")
-    pool = average_pool(channels, kernel, as_tuple(stride or kernel, len(size)), padding, r.builder.like)
-    found = r.add(pool, x)
-    if not any(padding) or count_include_pad:
-        return found
-    return r.scale_shift(found, counted(pool, channels, size), 0.0)
+    rank = len(r.shape(x)) - 1
+    kernel = as_tuple(kernel_size, rank)
+    for op in average_pool(
+        r.shape(x), kernel, as_tuple(stride or kernel, rank), as_tuple(padding, rank), r.builder.like,
+        ceil_mode=ceil_mode, counts=count_include_pad, divisor=divisor_override,
+    ):  # fmt: skip
+        x = r.add(op, x)
+    return x
 
 
 def _adaptive(r: Reader, m: Any, x: Symbol, output_size: Any = None) -> Symbol:
     wanted = m.output_size if output_size is None else output_size
-    channels, *size = r.shape(x)
+    _, *size = r.shape(x)
     wanted = [n if w is None else w for n, w in zip(size, as_tuple(wanted, len(size)), strict=True)]
-    if any(n % w for n, w in zip(size, wanted, strict=True)):
-        raise ValueError(f"model: node {r.name!r}: want an output size that divides {size}, got {wanted}")
+    if any(n % w for n, w in zip(size, wanted, strict=True)):  # windows of several sizes
+        pool: Any = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
+        for op in along_each(lambda t: pool(t, wanted), r.shape(x)):
+            x = r.add(replace(op, matrix=op.matrix.to(r.builder.like)), x)
+        return x
     kernel = tuple(n // w for n, w in zip(size, wanted, strict=True))
-    return r.add(average_pool(channels, kernel, kernel, (0,) * len(size), r.builder.like), x)
+    (whole,) = average_pool(r.shape(x), kernel, kernel, (0,) * len(size), r.builder.like)
+    return r.add(whole, x)
 
 
 MODULES: dict[type, Convert] = {
     nn.Linear: _linear,
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), _upsample),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     Normalize: _normalize,
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _average),
@@ -196,6 +248,8 @@ FUNCTIONS: dict[Any, Convert] = {
     torch.sum: METHODS["sum"],
     F.linear: lambda r, _, x, weight, bias=None: r.add(Linear(weight, bias), x),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _f_conv),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _f_conv_transpose),
+    F.interpolate: _interpolate,
     F.batch_norm: _f_batch_norm,
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _f_average),
     **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), _adaptive),

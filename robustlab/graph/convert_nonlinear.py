@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab.graph.affine import Add, Linear, Reduce, Reshape, Sub
+from robustlab.graph.conv import far_ends
 from robustlab.graph.convert_affine import matmul
 from robustlab.graph.convert_shape import move
 from robustlab.graph.convex import Convex
@@ -199,10 +200,12 @@ def _f_max_pool(
     r: Reader, _: Any, x: Symbol, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
     ceil_mode: bool = False, return_indices: bool = False,
 ) -> Symbol:  # fmt: skip
-    if ceil_mode or return_indices:
-        raise ValueError(f"model: node {r.name!r}: want max-pooling without ceil_mode and return_indices")
-    kernel = as_pair(kernel_size)
-    return r.add(MaxPool(kernel, as_pair(stride or kernel), as_pair(padding), as_pair(dilation)), x)
+    if return_indices:
+        raise ValueError(f"model: node {r.name!r}: want max-pooling without return_indices")
+    kernel, padding, dilation = as_pair(kernel_size), as_pair(padding), as_pair(dilation)
+    stride = as_pair(stride or kernel)
+    ends = as_pair(far_ends(r.shape(x)[1:], kernel, stride, padding, padding, dilation)) if ceil_mode else padding
+    return r.add(MaxPool(kernel, stride, padding, dilation, None if ends == padding else ends), x)
 
 
 MODULES: dict[type, Convert] = {

@@ -103,7 +103,10 @@ METHODS: dict[str, Convert] = {
     **dict.fromkeys(("contiguous", "clone"), _unchanged),
     **dict.fromkeys(("float", "double", "to"), _cast),
     **{n: _reshape_by(_method(n)) for n in ("flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten")},
-    **{n: move(_method(n)) for n in ("transpose", "permute", "flip", "expand", "repeat", "roll", "narrow", "select")},
+    **{
+        n: move(_method(n))
+        for n in ("transpose", "permute", "flip", "expand", "repeat", "roll", "narrow", "select", "index_select")
+    },
 }
 
 
@@ -129,6 +132,18 @@ def _pad(r: Reader, _: Any, x: Symbol, pad: Any, mode: str = "constant", value: 
     return r.add(Pad(tuple(int(n) for n in pad), float(value or 0.0)), x)
 
 
+def _pad_module(mode: str) -> Convert:
+    """A module that pads by a constant or by its input's own numbers."""
+    return lambda r, m, x: _pad(r, None, x, m.padding, mode, getattr(m, "value", 0.0))
+
+
+_PADDING: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("constant", (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)),
+    ("reflect", (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)),
+    ("replicate", (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)),
+    ("circular", (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)),
+)
+MODULES |= {kind: _pad_module(mode) for mode, kinds in _PADDING for kind in kinds}
 METHODS |= {name: _parts(_method(name)) for name in ("split", "chunk", "unbind", "tensor_split")}
 
 FUNCTIONS: dict[Any, Convert] = {
@@ -140,6 +155,6 @@ FUNCTIONS: dict[Any, Convert] = {
     **dict.fromkeys((torch.cat, torch.concat), _concat),
     **{
         getattr(torch, n): METHODS[n]
-        for n in ("flatten", "reshape", "squeeze", "unsqueeze", "transpose", "permute", "flip", "roll")
+        for n in ("flatten", "reshape", "squeeze", "unsqueeze", "transpose", "permute", "flip", "roll", "index_select")
     },
 }

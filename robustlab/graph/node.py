@@ -14,14 +14,15 @@ from math import prod
 import torch
 from torch import Tensor
 
-from robustlab.graph.affine import Concat, Linear, Reshape
+from robustlab.graph.affine import Concat, Linear, Pad, Reshape
 from robustlab.graph.conv import Conv
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.operator import Operator
+from robustlab.graph.transposed import Along, ConvTranspose
 
 LARGEST = 2**26
 """How many numbers all values of a graph may have for one sample."""
-GROWING = (Concat, Conv, Linear)
+GROWING = (Along, Concat, Conv, ConvTranspose, Linear, Pad)
 """Operators whose output may have many more numbers than they and their inputs have."""
 
 
@@ -131,7 +132,7 @@ def _shape_alone(op: Operator, samples: Sequence[Tensor]) -> torch.Size:
         shape = list(samples[0].shape)
         shape[op.dim] = sum(sample.shape[op.dim] for sample in samples)
         return torch.Size(shape[1:])
-    if isinstance(op, (Conv, Linear)):
+    if isinstance(op, (Conv, ConvTranspose, Linear)):
         op = replace(op, bias=None)
     return _moved(op, "meta").forward(*(sample.to("meta") for sample in samples)).shape[1:]
 

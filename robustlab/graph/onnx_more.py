@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlab.graph import convert_nonlinear
-from robustlab.graph.affine import Pad, Rearrange
+from robustlab.graph.affine import Rearrange, ScaleShift
 from robustlab.graph.convert_affine import matmul
 from robustlab.graph.convex import Convex
-from robustlab.graph.onnx_reader import OnnxReader, name_of
+from robustlab.graph.node import Node
+from robustlab.graph.onnx_reader import Above, OnnxReader, name_of
 from robustlab.graph.product import Product
 from robustlab.graph.reader import Reader, Symbol
 from robustlab.graph.smooth import Smooth
@@ -82,6 +83,52 @@ def gelu(reader: OnnxReader, node: NodeProto, given: list[Any], *, approximate: 
     return reader.add(node, Smooth("gelu" if kind == "none" else "gelu_by_tanh"), given[0])
 
 
+def erf_of_gelu(reader: OnnxReader, gate: Node, x: int) -> bool:
+    """Whether a node is 1 + erf(x/√2)."""
+    curve = _scaled(reader, gate, 1.0, 1.0)
+    if curve is None or curve.op != Smooth("erf"):
+        return False
+    inner = _scaled(reader, reader.builder.nodes[curve.inputs[0]], 0.5**0.5, 0.0)
+    return inner is not None and inner.index == x
+
+
+def _scaled(reader: OnnxReader, node: Node, scale: float, shift: float) -> Node | None:
+    """The node whose value this one is scaled and shifted by these two numbers, to float32's precision; else None."""
+    if not isinstance(node.op, ScaleShift):
+        return None
+    here = torch.stack(torch.broadcast_tensors(node.op.scale, node.op.shift)).double()
+    wanted = torch.tensor([scale, shift], dtype=torch.float64).reshape(2, *[1] * (here.dim() - 1))
+    near = bool(((here - wanted).abs() <= 1e-7).all())
+    return reader.builder.nodes[node.inputs[0]] if near else None
+
+
+def greater(reader: OnnxReader, node: NodeProto, given: list[Any]) -> Above:
+    """Above one number."""
+    x, limit = given
+    if not isinstance(limit, Tensor) or limit.numel() != 1:
+        raise ValueError(f"model: want Greater than one number, got node {name_of(node)!r}")
+    return Above(x, float(limit), name_of(node))
+
+
+def where(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
+    """Softplus as exporters write it: softplus(βx)/β, or x itself where βx is above the threshold.
+
+    That changes 2·10⁻⁹/β at a threshold of 20.
+    """
+    condition, x, curve = given
+    if isinstance(condition, Above) and isinstance(x, int) and isinstance(curve, int) and condition.limit >= 20:
+        bent: Node | None = reader.builder.nodes[curve]
+        inner: Node | None = reader.builder.nodes[condition.place]
+        assert inner is not None and bent is not None
+        if inner.index != x and isinstance(inner.op, ScaleShift) and inner.op.scale.numel() == 1:
+            beta = float(inner.op.scale)
+            inner, bent = _scaled(reader, inner, beta, 0.0), _scaled(reader, bent, 1 / beta, 0.0) if beta > 0 else None
+        same = inner is not None and inner.index == x and bent is not None and bent.inputs == (condition.place,)
+        if same and bent is not None and bent.op == Smooth("softplus"):
+            return curve
+    raise ValueError(f"model: want Where as in a softplus with its threshold of 20, got node {name_of(node)!r}")
+
+
 def softmax(reader: OnnxReader, node: NodeProto, given: list[Any], *, axis: int | None = None) -> int:
     """Along one axis; before opset 13 along all from the axis on, which is the same for the last."""
     x, later = given[0], reader.opset >= 13
@@ -123,27 +170,6 @@ def quotient(reader: OnnxReader, node: NodeProto, left: int, right: int, shape: 
     if factor is None:
         factor = reader.add(node, Convex("reciprocal"), right)
     return reader.add(node, Product(), reader.expanded(node, left, shape), reader.expanded(node, factor, shape))
-
-
-def pad(
-    reader: OnnxReader, node: NodeProto, given: list[Any], *, mode: bytes = b"constant",
-    pads: Sequence[int] | None = None, value: float = 0.0,
-) -> int:  # fmt: skip
-    """By a constant."""
-    x, places, constant, axes = [*given, None, None, None][:4]
-    numbers = [int(n) for n in ((pads or ()) if places is None else places.tolist())]
-    number = value if constant is None else float(constant)
-    rank = len(reader.shape(x)) + int(reader.batched)
-    if mode != b"constant" or axes is not None or len(numbers) != 2 * rank or min(numbers) < 0:
-        raise ValueError(f"model: want Pad of all axes by a constant, got {mode.decode()} at node {name_of(node)!r}")
-    begin, end = numbers[:rank], numbers[rank:]
-    if reader.batched:
-        if begin[0] or end[0]:
-            raise ValueError(f"model: want Pad that leaves the batch alone, got node {name_of(node)!r}")
-        begin, end = begin[1:], end[1:]
-    both = [n for pair in zip(reversed(begin), reversed(end), strict=True) for n in pair]
-    reader.builder.room(name_of(node), [n + a + b for n, a, b in zip(reader.shape(x), begin, end, strict=True)])
-    return reader.add(node, Pad(tuple(both), number), x)
 
 
 def slices(

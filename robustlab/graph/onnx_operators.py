@@ -7,24 +7,21 @@ known, add a rule to ``RULES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from robustlab.graph import onnx_more
-from robustlab.graph.affine import Add, Linear, Rearrange, Reduce, Reshape, ScaleShift, Sub
-from robustlab.graph.conv import Conv, average_pool, counted
+from robustlab.graph import onnx_maps, onnx_more
+from robustlab.graph.affine import Add, Linear, Rearrange, Reshape, ScaleShift, Sub
 from robustlab.graph.convex import Convex
 from robustlab.graph.hinge import Clamp, Hinge
-from robustlab.graph.onnx_reader import OnnxReader, name_of
-from robustlab.graph.onnx_shapes import concat, flatten, reduce, reshape, transpose
+from robustlab.graph.onnx_reader import OnnxReader, Value, name_of
+from robustlab.graph.onnx_shapes import concat, flatten, gather_nd, reduce, reshape, transpose
 from robustlab.graph.operator import Operator
-from robustlab.graph.pool import MaxPool
 from robustlab.graph.product import Product
-from robustlab.graph.reader import as_pair
 from robustlab.graph.smooth import Smooth
 
 if TYPE_CHECKING:
@@ -77,6 +74,8 @@ def _arithmetic(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
                 gate = reader.builder.nodes[other]
                 if gate.op == Smooth("sigmoid") and gate.inputs == (x,):  # x·sigmoid(x), as exporters write SiLU
                     return reader.add(node, Smooth("silu"), x)
+                if onnx_more.erf_of_gelu(reader, gate, x):  # x·(1 + erf(x/√2)), as exporters write GELU, twice
+                    return reader.add(node, ScaleShift(*reader.numbers(2.0, 0.0)), reader.add(node, Smooth("gelu"), x))
         return reader.add(node, {"Add": Add(), "Sub": Sub(), "Mul": Product()}[kind], *both)
     place = left if isinstance(left, int) else right
     number = reader.beside(right if isinstance(left, int) else left, place).to(reader.dtype)
@@ -92,38 +91,6 @@ def _arithmetic(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
     return reader.add(node, ScaleShift(one, number if kind == "Add" else -number), place)
 
 
-def _conv(
-    reader: OnnxReader, node: NodeProto, given: list[Any], *, group: int = 1,
-    kernel_shape: Sequence[int] | None = None, strides: Sequence[int] | None = None,
-    dilations: Sequence[int] | None = None, auto_pad: bytes = b"NOTSET", pads: Sequence[int] | None = None,
-) -> int:  # fmt: skip
-    x, weight = given[0], given[1]
-    bias = given[2] if len(given) > 2 else None
-    kernel, ones = list(weight.shape[2:]), (1,) * (weight.dim() - 2)
-    if kernel_shape is not None and list(kernel_shape) != kernel:
-        raise ValueError(
-            f"model: want Conv with the kernel_shape {kernel} of its weights, got {list(kernel_shape)} at node "
-            f"{name_of(node)!r}"
-        )
-    at_ends = _padding(node, len(kernel), auto_pad, pads)
-    return reader.add(node, Conv(weight, bias, tuple(strides or ones), at_ends, tuple(dilations or ones), group), x)
-
-
-def _padding(
-    node: NodeProto, rank: int, auto_pad: bytes, pads: Sequence[int] | None, ceil_mode: int = 0
-) -> tuple[int, ...]:
-    """The padding that is the same at both ends."""
-    given = list(pads or [0] * (2 * rank))
-    # VALID is no padding: pads beside it contradict it.
-    unclear = auto_pad not in (b"NOTSET", b"VALID") or (auto_pad == b"VALID" and any(given))
-    if unclear or given[:rank] != given[rank:] or min(given) < 0 or ceil_mode:
-        raise ValueError(
-            f"model: want the same explicit padding at both ends and no ceil_mode, got pads {given}, auto_pad "
-            f"{auto_pad.decode()}, ceil_mode {ceil_mode} at node {name_of(node)!r}"
-        )
-    return tuple(given[:rank])
-
-
 def _batch_norm(
     reader: OnnxReader, node: NodeProto, given: list[Any], *, epsilon: float = 1e-5, is_test: int = 0
 ) -> int:
@@ -134,44 +101,6 @@ def _batch_norm(
     scale = gain / (variance + epsilon).sqrt()
     shape = (1, -1, *(1,) * (len(reader.shape(x)) - 1))
     return reader.add(node, ScaleShift(scale.reshape(shape), (offset - mean * scale).reshape(shape)), x)
-
-
-def _max_pool(
-    reader: OnnxReader, node: NodeProto, given: list[Any], *, kernel_shape: Sequence[int],
-    strides: Sequence[int] = (1, 1), dilations: Sequence[int] = (1, 1), auto_pad: bytes = b"NOTSET",
-    pads: Sequence[int] | None = None, ceil_mode: int = 0,
-) -> int:  # fmt: skip
-    kernel = tuple(kernel_shape)
-    if len(kernel) != 2:
-        raise ValueError(f"model: want two-dimensional MaxPool, got kernel {kernel} at node {name_of(node)!r}")
-    padding = _padding(node, 2, auto_pad, pads, ceil_mode)
-    return reader.add(node, MaxPool(kernel, as_pair(strides), as_pair(padding), as_pair(dilations)), given[0])
-
-
-def _average_pool(
-    reader: OnnxReader, node: NodeProto, given: list[Any], *, kernel_shape: Sequence[int],
-    strides: Sequence[int] | None = None, dilations: Sequence[int] = (), auto_pad: bytes = b"NOTSET",
-    pads: Sequence[int] | None = None, ceil_mode: int = 0, count_include_pad: int = 0,
-) -> int:  # fmt: skip
-    kernel = tuple(kernel_shape)
-    padding = _padding(node, len(kernel), auto_pad, pads, ceil_mode)
-    if any(d != 1 for d in dilations):
-        raise ValueError(f"model: want AveragePool without dilations, got {list(dilations)} at node {name_of(node)!r}")
-    step, like = tuple(strides or [1] * len(kernel)), torch.empty(0, dtype=reader.dtype)
-    channels, *size = reader.shape(given[0])
-    reader.builder.room(name_of(node), (channels, *kernel))
-    pool = average_pool(channels, kernel, step, padding, like)
-    place = reader.add(node, pool, given[0])
-    if not any(padding) or count_include_pad:
-        return place
-    inside = counted(pool, channels, size)
-    return reader.add(node, ScaleShift(inside, torch.zeros_like(inside)), place)
-
-
-def _global_average(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
-    shape = reader.shape(given[0])
-    dims = tuple(range(2, len(shape) + 1))
-    return reader.add(node, Reduce(dims, True, 1 / prod(shape[1:])), given[0])
 
 
 def _clip(
@@ -203,8 +132,7 @@ def _fixed(op: Operator) -> Callable[..., int]:
 
 
 def _neg(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
-    number = torch.tensor([-1.0, 0.0], dtype=reader.dtype)
-    return reader.add(node, ScaleShift(number[:1], number[1:]), given[0])
+    return reader.add(node, ScaleShift(*reader.numbers(-1.0, 0.0)), given[0])
 
 
 def _same(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
@@ -232,12 +160,13 @@ def _cast(reader: OnnxReader, node: NodeProto, given: list[Any], *, to: int) -> 
     return int(given[0])
 
 
-RULES: dict[str, Callable[..., int | tuple[int, ...] | Tensor]] = {
+RULES: dict[str, Callable[..., Value | tuple[int, ...]]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),
     "Neg": _neg,
-    "Conv": _conv,
+    "Conv": onnx_maps.conv,
+    "ConvTranspose": onnx_maps.conv_transpose,
     "BatchNormalization": _batch_norm,
     "Relu": _fixed(Hinge(0.0, 1.0)),
     "LeakyRelu": _leaky,
@@ -257,16 +186,21 @@ RULES: dict[str, Callable[..., int | tuple[int, ...] | Tensor]] = {
     "Sqrt": onnx_more.square_root,
     "Softmax": onnx_more.softmax,
     "LayerNormalization": onnx_more.layer_norm,
-    "Pad": onnx_more.pad,
+    "Pad": onnx_maps.pad,
+    **dict.fromkeys(("Resize", "Upsample"), onnx_maps.resize),
     "Slice": onnx_more.slices,
     "Gather": onnx_more.gather,
+    "GatherND": gather_nd,
+    "Greater": onnx_more.greater,
+    "Where": onnx_more.where,
+    "Erf": _fixed(Smooth("erf")),
     "Split": onnx_more.split,
     "Shape": onnx_more.shape_of,
     "Swish": _swish,
     "Clip": _clip,
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": _global_average,
+    "MaxPool": onnx_maps.max_pool,
+    "AveragePool": onnx_maps.average,
+    "GlobalAveragePool": onnx_maps.global_average,
     "ReduceMean": reduce,
     "ReduceSum": reduce,
     "Flatten": flatten,

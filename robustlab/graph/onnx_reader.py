@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,39 @@ from robustlab.graph.operator import Operator
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-Value = int | Tensor
-"""The place of a node in the graph, or a constant."""
+
+@dataclass(frozen=True)
+class Turned:
+    """A value with its dimensions in another order, the batch not in front: what stands before an index.
+
+    Attributes:
+        place: of the node with the batch in front.
+        order: which of its dimensions, the batch as 0, stands at each place.
+        name: of the node of the file that turned it.
+    """
+
+    place: int
+    order: tuple[int, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class Above:
+    """Where the value of a node is above a number.
+
+    Attributes:
+        place: of the node.
+        limit: the number.
+        name: of the comparison in the file.
+    """
+
+    place: int
+    limit: float
+    name: str
+
+
+Value = int | Tensor | Turned | Above
+"""The place of a node in the graph, a constant, or what only the next node of the file can make sense of."""
 
 HARMLESS = {"broadcast", "consumed_inputs", "momentum", "ratio", "round_mode", "saturate", "seed", "storage_order"}
 """Attributes that change nothing in a network at rest: of training, memory, 8-bit numbers, outputs that we refuse."""
@@ -55,6 +87,7 @@ class OnnxReader:
             raise ValueError(f"model: want a batch of 1 or a free one, got an input of shape {shape}")
         self.opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
         self.builder = Builder(shape[1:] if self.batched else shape, dtype=dtype)
+        self.reading = ""  # the node whose rule is being applied
         self.computed = 0  # bytes of constants that are computed from others, and the most that they may be
         self.most = _ROOM + 4 * sum(size(tensor) for tensor in proto.graph.initializer)
         if proto.graph.sparse_initializer:
@@ -87,7 +120,7 @@ class OnnxReader:
         axis = axis + rank if axis < 0 else axis
         axis += 0 if self.batched else 1
         if axis == 0:
-            raise ValueError(f"model: want operators that keep the batch apart, got axis 0 at node {place}")
+            raise ValueError(f"model: want operators that keep the batch apart, got axis 0 at node {self.reading!r}")
         return axis
 
     def beside(self, constant: Tensor, place: int) -> Tensor:
@@ -109,6 +142,10 @@ class OnnxReader:
         self.builder.room(name_of(node), shape[1:])
         return self.add(node, Rearrange.of(lambda x: x.reshape(1, *(1,) * (len(shape) - 1 - len(here)), *here)
                                            .expand(shape), here), place)  # fmt: skip
+
+    def numbers(self, *values: float) -> tuple[Tensor, ...]:
+        """Each as a tensor of one number."""
+        return tuple(torch.tensor([value], dtype=self.dtype) for value in values)
 
     def constant(self, array: Any) -> Tensor:
         value = torch.from_numpy(np.array(array))

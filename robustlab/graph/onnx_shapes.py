@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustlab.graph.affine import Concat, Rearrange, Reduce, Reshape, ScaleShift
-from robustlab.graph.onnx_reader import OnnxReader, name_of
+from robustlab.graph.onnx_reader import OnnxReader, Turned, name_of
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -53,14 +53,46 @@ def _squeezed(kind: str, shape: list[int], axes: Sequence[int] | None) -> list[i
     return [n for i, n in enumerate(shape) if i not in places]
 
 
-def transpose(reader: OnnxReader, node: NodeProto, given: list[Any], *, perm: Sequence[int] | None = None) -> int:
-    """Dimensions in another order."""
-    shape = reader.shape(given[0])
-    order = list(perm or range(len(shape) + int(reader.batched))[::-1])
-    if reader.batched and order[0] != 0:
-        raise ValueError(f"model: want Transpose that keeps the batch in front, got {order} at node {name_of(node)!r}")
+def transpose(
+    reader: OnnxReader, node: NodeProto, given: list[Any], *, perm: Sequence[int] | None = None
+) -> int | Turned:
+    """Dimensions in another order; the batch may leave its place until it comes back."""
+    (x,) = given
+    before = x if isinstance(x, Turned) else None
+    place = x.place if isinstance(x, Turned) else x
+    shape = reader.shape(place)
+    rank = len(shape) + int(reader.batched)
+    order = list(perm or range(rank)[::-1])
     order = order if reader.batched else [0, *(i + 1 for i in order)]
-    return reader.add(node, Rearrange.of(lambda x: x.permute(order), shape), given[0])
+    if before is not None:
+        order = [before.order[i] for i in order]
+    if order[0] != 0:
+        return Turned(place, tuple(order), name_of(node))
+    if order == list(range(len(order))):
+        return int(place)
+    return reader.add(node, Rearrange.of(lambda t: t.permute(order), shape), place)
+
+
+def gather_nd(reader: OnnxReader, node: NodeProto, given: list[Any], *, batch_dims: int = 0) -> Turned:
+    """Numbers at constant places along the first dimensions, before which the batch was turned away."""
+    x, places = given
+    if not isinstance(x, Turned) or not isinstance(places, Tensor) or batch_dims or 0 in x.order[: places.shape[-1]]:
+        raise ValueError(f"model: want GatherND at constant places beside the batch, got node {name_of(node)!r}")
+    shape, count = reader.shape(x.place), places.shape[-1]
+    size = torch.tensor([shape[i - 1] for i in x.order[:count]])
+    places = torch.where(places < 0, places + size, places)
+    if not bool(((places >= 0) & (places < size)).all()):
+        raise ValueError(f"model: want GatherND at places inside {size.tolist()}, got node {name_of(node)!r}")
+    front = places.dim() - 1 + x.order[count:].index(0)  # where the batch is afterwards
+    rank = places.dim() - 1 + len(x.order) - count
+    reader.builder.room(name_of(node), (*places.shape[:-1], *(shape[i - 1] for i in x.order[count:] if i)))
+
+    def take(t: Tensor) -> Tensor:
+        return t.permute(x.order)[tuple(p.to(t.device) for p in places.unbind(-1))].movedim(front, 0)
+
+    place = reader.add(node, Rearrange.of(take, shape), x.place)
+    rest = iter(range(1, rank))
+    return Turned(place, tuple(0 if i == front else next(rest) for i in range(rank)), name_of(node))
 
 
 def concat(reader: OnnxReader, node: NodeProto, given: list[Any], *, axis: int = 1) -> int:

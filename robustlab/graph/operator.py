@@ -87,6 +87,10 @@ class Operator(ABC):
         """
         return None
 
+    def absolute(self) -> Operator:
+        """Of an affine operator W·x + b, the operator |W|·x, perhaps with a constant: what bounds of slopes pass."""
+        raise ValueError(f"model: want an affine operator, got {self}")
+
     @abstractmethod
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: Any) -> Backward:
         """Forms on the inputs, of ``shapes``, that are never above the given forms on the output."""
@@ -125,6 +129,10 @@ class Affine(Operator):
     @abstractmethod
     def magnitude(self, radius: Tensor) -> Tensor:
         """|W|·radius."""
+
+    @abstractmethod
+    def absolute(self) -> Operator:
+        """The operator with |W|."""
 
     def terms(self, *largest: Tensor) -> Tensor:
         """|W|·largest + |b|."""

@@ -38,7 +38,7 @@ class Planes:
 
 @dataclass(frozen=True)
 class MaxPool(Operator):
-    """Max-pooling of images (C, H, W)."""
+    """Max-pooling of images (C, H, W). ``ends`` is the padding at the far ends, where it is not ``padding``."""
 
     affine: ClassVar[bool] = False
 
@@ -46,19 +46,28 @@ class MaxPool(Operator):
     stride: tuple[int, int]
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+    ends: tuple[int, int] | None = None
+
+    @property
+    def _around(self) -> tuple[int, int, int, int]:
+        """Left, right, top and bottom."""
+        (top, left), (bottom, right) = self.padding, self.ends or self.padding
+        return left, right, top, bottom
 
     def forward(self, *values: Tensor) -> Tensor:
         """The maximum of each window."""
-        return F.max_pool2d(values[0], self.kernel, self.stride, self.padding, self.dilation)
+        if self.ends is None:
+            return F.max_pool2d(values[0], self.kernel, self.stride, self.padding, self.dilation)
+        padded = F.pad(values[0], self._around, value=-torch.inf)
+        return F.max_pool2d(padded, self.kernel, self.stride, 0, self.dilation)
 
     def interval(self, *inputs: Bounds) -> Bounds:
         """The maxima of the bounds."""
         return Bounds(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
 
-    def _windows(self, values: Tensor, outside: float) -> Tensor:
-        """(N, C, k, L): the elements of each window."""
-        ph, pw = self.padding
-        padded = F.pad(values, (pw, pw, ph, ph), value=outside)
+    def windows(self, values: Tensor, outside: float) -> Tensor:
+        """(N, C, k, L): the elements of each window, those of the padding as ``outside``."""
+        padded = F.pad(values, self._around, value=outside)
         n, c = values.shape[:2]
         unfolded = F.unfold(padded, self.kernel, dilation=self.dilation, stride=self.stride)
         return unfolded.reshape(n, c, -1, unfolded.shape[-1])
@@ -68,7 +77,7 @@ class MaxPool(Operator):
         shape = self.forward(inputs[0].lower).shape
         # Padding never wins: its interval is a point below all others.
         least = float(inputs[0].lower.detach().min()) - 1.0
-        l, u = self._windows(inputs[0].lower, least), self._windows(inputs[0].upper, least)
+        l, u = self.windows(inputs[0].lower, least), self.windows(inputs[0].upper, least)
         best, at = l.max(dim=2, keepdim=True)
         width = (u - l).clamp_min(torch.finfo(l.dtype).tiny)
         alive = (u > best).to(l.dtype)  # those that can still be the maximum
@@ -100,10 +109,10 @@ class MaxPool(Operator):
 
     def _folded(self, spread: Tensor, shape: Shape) -> Tensor:
         """Coefficients on the elements of windows (R, C, k, L) as coefficients on the image, overlaps summed."""
-        (_, height, width), (ph, pw) = shape, self.padding
-        size = height + 2 * ph, width + 2 * pw
+        (_, height, width), (left, right, top, bottom) = shape, self._around
+        size = height + top + bottom, width + left + right
         whole = F.fold(spread.flatten(1, 2), size, self.kernel, self.dilation, 0, self.stride)
-        return whole[..., ph : ph + height, pw : pw + width]
+        return whole[..., top : top + height, left : left + width]
 
     def secants(self, forms: Forms, lines: Planes) -> tuple[Tensor, ...]:
         """The slopes of the plane below where a ≥ 0, of the plane above where a < 0; 0 on the padding."""
@@ -119,11 +128,11 @@ class MaxPool(Operator):
         For a < 0, the least over j of what z_j as the maximum gives, each z_i on its own. For a ≥ 0 the maximum t is
         fixed first, then z_i ≤ t; as a function of t the least is linear between max l and the u_i beyond it.
         """
-        box, inside = inputs[0], self._windows(torch.ones_like(inputs[0].lower[:1]), 0.0)
+        box, inside = inputs[0], self.windows(torch.ones_like(inputs[0].lower[:1]), 0.0)
         forms = forms.full(self.forward(box.lower).shape[1:])
         a, outside = forms.coef.flatten(2).unsqueeze(2), float(box.lower.detach().min()) - 1.0
         mu = (secants[0] * a + extra[0]) * inside
-        l, u = (forms.pick(self._windows(end, outside)) for end in (box.lower, box.upper))
+        l, u = (forms.pick(self.windows(end, outside)) for end in (box.lower, box.upper))
         alone = torch.maximum(mu * l, mu * u)
         with_max = torch.minimum((a - mu) * l, (a - mu) * u) + alone
         least, best = with_max.amin(dim=2, keepdim=True) - alone.sum(2, keepdim=True), l.amax(dim=2, keepdim=True)

@@ -23,22 +23,34 @@ from robustlab.graph.files import named
 from robustlab.graph.node import Graph
 from robustlab.graph.onnx_file import load_onnx
 from robustlab.graph.onnx_operators import RULES
-from robustlab.graph.onnx_reader import OnnxReader, Value, attributes_of, name_of
+from robustlab.graph.onnx_reader import Above, OnnxReader, Turned, Value, attributes_of, name_of
 from robustlab.graph.time_limit import tick
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-OF_SEVERAL = {"Add", "Concat", "Div", "MatMul", "Mul", "Sub"}  # in any input there may be what depends on the network's
-OF_BATCHES = {"AveragePool", "BatchNormalization", "Conv", "GlobalAveragePool", "MaxPool"}
+OF_SEVERAL = {
+    "Add",
+    "Concat",
+    "Div",
+    "MatMul",
+    "Mul",
+    "Sub",
+    "Where",
+}  # in any input there may be what depends on the network's
+OF_BATCHES = {
+    "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "GlobalAveragePool", "MaxPool", "Resize", "Upsample"
+}  # fmt: skip
+OF_MARKS: dict[type, tuple[str, ...]] = {Turned: ("GatherND", "Transpose"), Above: ("Where",)}
+"""What is known only before these operators."""
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
 def read_onnx(model: str | Path | bytes | ModelProto, *, dtype: torch.dtype = torch.float64) -> Graph:
     """Read an ONNX network as a graph of operators.
 
-    SiLU written as x·Sigmoid(x) is recognized. GELU is one operator from opset 20 on; written with Erf, as exporters do
-    below, it is not known: export with opset 20 or later.
+    SiLU written as x·Sigmoid(x) is recognized, and so are GELU written with Erf, as exporters do below opset 20, and
+    softplus written with its threshold.
 
     Args:
         model: a file, its bytes (either may be compressed with gzip), or the loaded model. Tensors that the file keeps
@@ -74,15 +86,16 @@ def _graph(proto: ModelProto, dtype: torch.dtype) -> Graph:
             reader.values.update((name, place) for name, place in zip(node.output, places, strict=False) if name)
         else:
             where = f" ({node.domain})" if node.domain else ""
-            hint = " (a GELU, if exported with opset 20 or later, is one operator)" if node.op_type == "Erf" else ""
             raise ValueError(
                 f"model: operator {node.op_type}{where} of node {name_of(node)!r} is not known; want one of "
-                f"{', '.join(sorted(RULES))}{hint}"
+                f"{', '.join(sorted(RULES))}"
             )
     outputs = [value.name for value in proto.graph.output]
     if len(outputs) != 1:
         raise ValueError(f"model: want one output, got {outputs}")
     last = _value(reader, outputs[0])
+    if isinstance(last, (Turned, Above)):
+        raise ValueError(f"model: want an output with the batch in front, got what node {last.name!r} gives")
     if not isinstance(last, int):
         raise ValueError("model: want an output that depends on the input, got a constant")
     _checked(proto)
@@ -117,11 +130,18 @@ def _value(reader: OnnxReader, name: str) -> Value:
     return reader.values[name]
 
 
-def _read(reader: OnnxReader, node: NodeProto, given: list[Value | None]) -> int | tuple[int, ...] | Tensor:
+def _read(reader: OnnxReader, node: NodeProto, given: list[Value | None]) -> Value | tuple[int, ...]:
     """Apply a node's rule."""
-    rule = RULES[node.op_type]
+    rule, reader.reading = RULES[node.op_type], name_of(node)
     arguments = attributes_of(reader, node, rule)
-    if node.op_type not in OF_SEVERAL and [i for i, value in enumerate(given) if isinstance(value, int)] != [0]:
+    for value in given:
+        if isinstance(value, (Turned, Above)) and node.op_type not in OF_MARKS[type(value)]:
+            wish = " and ".join(OF_MARKS[type(value)])
+            raise ValueError(
+                f"model: want {wish} alone behind node {value.name!r}, got {node.op_type} of node {name_of(node)!r}"
+            )
+    varies = [i for i, value in enumerate(given) if value is not None and not isinstance(value, Tensor)]
+    if node.op_type not in OF_SEVERAL and varies != [0]:
         raise ValueError(
             f"model: want {node.op_type} with inputs that are constants but for the first, got node {name_of(node)!r}"
         )

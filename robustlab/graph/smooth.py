@@ -84,6 +84,7 @@ CURVES = {
     "sigmoid": _Curve(
         torch.sigmoid, lambda x: x.sigmoid() * (1 - x.sigmoid()), ((-_INF, 0.0),), ((0.0, _INF),)
     ),
+    "erf": _Curve(torch.erf, lambda x: torch.exp(-x * x) * (2 / math.sqrt(math.pi)), ((-_INF, 0.0),), ((0.0, _INF),)),
     "softplus": _Curve(lambda x: torch.logaddexp(x, torch.zeros_like(x)), torch.sigmoid, ((-_INF, _INF),), ()),
     "gelu": _Curve(F.gelu, _d_gelu, ((-_G, _G),), ((-_INF, -_G), (_G, _INF)), -0.7517915247),
     "gelu_by_tanh": _Curve(

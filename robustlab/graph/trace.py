@@ -40,7 +40,12 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in MODULES or (m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
+        return _whole(m)
+
+
+def _whole(m: nn.Module) -> bool:
+    """Whether a module is read, or refused, as one."""
+    return type(m) in MODULES or (m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
 
 
 def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
@@ -70,7 +75,7 @@ def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
         raise TypeError(f"model: verifiers want float32 or float64, got {dtype}; say model.float()")
     if isinstance(sample, Tensor) and weight is not None and weight.dtype != dtype:
         raise TypeError(f"inputs: want the model's dtype {weight.dtype}, got {dtype}")
-    wrapped = nn.Sequential(model) if type(model) in MODULES else model
+    wrapped = nn.Sequential(model) if _whole(model) else model
     try:
         with evaluating(wrapped, freeze=False):
             traced = without_chance(lambda: _Tracer().trace(wrapped), "model: its forward")

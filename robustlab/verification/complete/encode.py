@@ -16,7 +16,6 @@ leave no trace, so that the exact solvers see the others only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -171,9 +170,8 @@ class _Encoder:
     def _max_pool(self, op: MaxPool, z: Tensor) -> Tensor:
         """The maximum, one element of each window after the other; padding is never the maximum."""
         _, channels, height, width = z.shape
-        (ph, pw), places = op.padding, torch.arange(1.0, 1 + channels * height * width, dtype=torch.float64)
-        padded = F.pad(places.reshape(1, channels, height, width), (pw, pw, ph, ph))
-        windows = F.unfold(padded, op.kernel, op.dilation, 0, op.stride).reshape(channels, math.prod(op.kernel), -1)
+        places = torch.arange(1.0, 1 + channels * height * width, dtype=torch.float64)
+        windows = op.windows(places.reshape(1, channels, height, width), 0.0)[0]
         windows = windows.long().movedim(1, 0).flatten(1)  # (elements, outputs), 0 where padding is
         out_shape = op.forward(z[:1]).shape[1:]
         windows = windows.sort(dim=0, descending=True).values  # padding last: the first element is real

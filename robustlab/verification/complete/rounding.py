@@ -16,10 +16,8 @@ from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.pool import MaxPool
 from robustlab.graph.product import Product
-from robustlab.graph.smooth import Smooth
+from robustlab.graph.smooth import CURVES, Smooth
 from robustlab.verification.propagation.backward import WIDEN
-
-_STEEPEST = 1.13  # slope of the steepest smooth activation, GELU
 
 
 def rounding_error(graph: Graph, layers: list[Bounds], dtype: torch.dtype) -> Tensor:
@@ -68,5 +66,5 @@ def _passed_on(node: Node, bounds: list[Bounds], errors: list[Tensor]) -> Tensor
     if isinstance(op, MaxPool):
         return op.forward(error)
     if isinstance(op, (Clamp, Smooth)):
-        return error * (1.0 if isinstance(op, Clamp) else _STEEPEST)
+        return error * (1.0 if isinstance(op, Clamp) else CURVES[op.name].steepest)
     return error.new_full((error.shape[0], *node.shape), torch.inf)

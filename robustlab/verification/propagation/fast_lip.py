@@ -21,20 +21,16 @@ absolute terms, so that rounding does not undo the bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import ProperNorm, get_norm
-from robustlab.graph.affine import Add, Linear, ScaleShift, Sub
-from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
-from robustlab.graph.operator import Operator
 from robustlab.verification.propagation.backward import interval_bound, slack
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certificate import Interval, certificate, prepare
@@ -162,7 +158,7 @@ def jacobian_bounds(graph: Graph, layers: Sequence[Bounds], C: Tensor) -> tuple[
         else:
             wider = radius.to(radius.coef + slack(radius.coef + center.coef.abs()))
             centers, _ = node.op.backward(center, shapes, None)
-            radii, _ = _absolute(node.op).backward(wider, shapes, None)
+            radii, _ = node.op.absolute().backward(wider, shapes, None)
             parts = list(zip(centers, radii, strict=True))
         for i, part in zip(node.inputs, parts, strict=True):
             before = waiting.get(i)
@@ -171,15 +167,6 @@ def jacobian_bounds(graph: Graph, layers: Sequence[Bounds], C: Tensor) -> tuple[
     shape = (*C.shape[:2], *graph.input_shape)
     center, radius = (part.full(graph.input_shape) for part in waiting[0])
     return center.coef.reshape(shape), radius.coef.reshape(shape)
-
-
-def _absolute(op: Operator) -> Operator:
-    """The operator with |W| for W."""
-    if isinstance(op, (Linear, Conv)):
-        return replace(op, weight=op.weight.abs())
-    if isinstance(op, ScaleShift):
-        return replace(op, scale=op.scale.abs())
-    return Add() if isinstance(op, Sub) else op  # the others move numbers, or add them up
 
 
 def _through_hinge(op: Hinge, center: Forms, radius: Forms, before: Bounds) -> tuple[Forms, Forms]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.graph.affine import Reshape, ScaleShift
+from robustlab.graph.affine import Pad, Reshape, ScaleShift
 from robustlab.graph.forms import units
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
@@ -147,12 +147,13 @@ def _bounded_again(
 
 
 def _first(graph: Graph, node: Node) -> bool:
-    """Whether this is the first layer, where interval arithmetic is exact on a box: one layer, after scales at most."""
+    """Whether this is the first layer, where interval arithmetic is exact on a box: one layer, after scales and
+    padding at most."""
     while True:
         node = graph.nodes[node.inputs[0]]
         if node.op is None:
             return True
-        if not isinstance(node.op, (ScaleShift, Reshape)):
+        if not isinstance(node.op, (ScaleShift, Reshape, Pad)):
             return False
 
 
