@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from robustlab.graph import convert_shape
 from robustlab.graph.arithmetic import full_precision
@@ -45,7 +46,12 @@ class _Tracer(fx.Tracer):
 
 def _whole(m: nn.Module) -> bool:
     """Whether a module is read, or refused, as one."""
-    return type(m) in MODULES or (m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
+    return _kind(m) in MODULES or (m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
+
+
+def _kind(m: nn.Module) -> type:
+    """A module's class; where its weights are computed from others (``torch.nn.utils.parametrize``), that before."""
+    return type(m).__bases__[0] if is_parametrized(m) else type(m)
 
 
 def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
@@ -107,7 +113,8 @@ def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
             values[node] = operator.attrgetter(node.target)(wrapped)
         elif node.op == "call_module":
             module = wrapped.get_submodule(node.target)
-            values[node] = reader.call(MODULES.get(type(module)), module, args, kwargs, node.name, type(module))
+            kind = _kind(module)
+            values[node] = reader.call(MODULES.get(kind), module, args, kwargs, node.name, kind)
         elif node.op == "call_function":
             values[node] = reader.call(FUNCTIONS.get(node.target), node.target, args, kwargs, node.name, node.target)
         else:

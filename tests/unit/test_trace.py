@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from robustlab.graph.arithmetic import full_precision
 from robustlab.verification import Ball, Box, bounds, branch_and_bound, certify, lirpa, milp, trace
@@ -99,6 +100,15 @@ def test_hooks_are_refused() -> None:
     model.first.register_forward_pre_hook(lambda m, i: (2 * i[0],))
     with pytest.raises(ValueError, match="forward hooks"):
         trace(model, x)
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_weights_that_are_computed_from_others(norm) -> None:
+    """As the hooks' error recommends; alone and in a net."""
+    torch.manual_seed(0)
+    for model in (norm(nn.Linear(4, 3)), nn.Sequential(norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 3))):
+        x = torch.rand(5, 4)
+        torch.testing.assert_close(trace(model.eval(), x)(x), model(x))
 
 
 class Residual(nn.Module):
