@@ -229,11 +229,19 @@ class Graphs(Domain):
             shapes = tuple(features.shape), tuple(adjacency.shape)
             raise ValueError(f"{name}: want shapes (N, V, F) and (N, V, V), got {shapes[0]} and {shapes[1]}")
         checks.finite(name, features)
-        even = (adjacency == adjacency.mT).all() & (adjacency.diagonal(dim1=1, dim2=2) == 0).all()
-        if not bool(self._values(adjacency).all() & even):
-            raise ValueError(
-                f"{name}: want an adjacency of {self._wish}, symmetric and without loops, got another matrix"
-            )
+        loops = torch.diag_embed(adjacency.diagonal(dim1=1, dim2=2) != 0)
+        for wrong, what in (
+            (~self._values(adjacency), "a weight of {weight}"),
+            (loops, "a loop"),
+            (adjacency != adjacency.mT, "an edge without its way back"),
+        ):
+            if bool(wrong.any()):
+                graph, i, j = wrong.nonzero()[0].tolist()
+                seen = what.format(weight=adjacency[graph, i, j].item())
+                raise ValueError(
+                    f"{name}: want an adjacency of {self._wish}, symmetric and without loops, got {seen} at ({i}, {j}) "
+                    f"of graph {graph}"
+                )
 
     _wish = "0 and 1"
 

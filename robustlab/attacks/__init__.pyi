@@ -26,6 +26,7 @@ from robustlab.attacks.discrete.word_substitution import word_substitution as wo
 from robustlab.attacks.federated.distributed_backdoor import FourBars as FourBars
 from robustlab.attacks.federated.distributed_backdoor import distributed_backdoor as distributed_backdoor
 from robustlab.attacks.federated.distributed_backdoor import falling_rate as falling_rate
+from robustlab.attacks.federated.flower_mod import flower_mod as flower_mod
 from robustlab.attacks.federated.heterogeneity import Heterogeneity as Heterogeneity
 from robustlab.attacks.federated.heterogeneity import heterogeneity as heterogeneity
 from robustlab.attacks.federated.heterogeneity import heterogeneity_index as heterogeneity_index

@@ -36,6 +36,7 @@ from robustlab.training.resuming import name_of
 from robustlab.training.rounds import Round, Rounds
 from robustlab.training.updates import (
     STATISTICS,
+    Delta,
     Divide,
     Rule,
     Statistics,
@@ -124,47 +125,105 @@ def simulate(
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work: a client without data, clients that are all
-            malicious, a schedule that names rounds or clients that do not exist.
+            malicious, a schedule that names rounds or clients that do not exist. For an update with NaN, in its round.
 
     Source:
         McMahan et al. (2017), algorithm 1.
     """
-    data = _check(model, clients, rounds, selected, honest, on_round, schedule)
-    checks.one_of("statistics", statistics, STATISTICS)
-    n = len(clients) if selected is None else selected
-    bad = [i for i, client in enumerate(clients) if client.attack is not None]
-    server_weights([1] * n, eta=eta, divide=divide, total=len(clients))  # raises before any work
-    told = {"selected": n, "eta": eta, "divide": divide, "statistics": statistics, "seed": seed}
-    run = told | _identity(model, data, bad, schedule, rule, honest)
-    files = None if resume is None else Rounds(Path(resume), run)
-    done: list[Round] = [] if files is None else files.load(rounds)
-    current, previous = copy.deepcopy(model), None
-    for number in bar(range(rounds), show=progress, label="simulate"):
-        before, start = copy_of(current), time.perf_counter()
-        if number < len(done):  # done before an interruption
-            put(current, done[number].state)
-            previous = difference(current, before)
-            continue
-        present = _drawn(number, len(clients), n, bad, schedule, seed)
-        weights = server_weights([len(data[i][1]) for i in present], eta=eta, divide=divide, total=len(clients))
-        colluders = len(set(present) & set(bad))
-        deltas = []
-        for i, weight in zip(present, weights, strict=True):
-            turn = Turn(number, i, derive_seed(seed, number, i), weight, colluders, previous)
-            deltas.append((clients[i].attack or honest)(current, data[i], turn))
-        merging = _seeded(rule, derive_seed(seed, number, -1))
-        apply_delta(current, aggregate(deltas, weights, rule=merging, statistics=statistics))
-        previous = difference(current, before)
-        seen = None if on_round is None else _look(on_round, number, current)
-        state = {name: value.cpu() for name, value in copy_of(current).items()}
-        norms = tuple(delta.norm() for delta in deltas)
-        done.append(Round(state, seen, present, norms, time.perf_counter() - start))
-        if files is not None:
-            files.save(number, done[-1])
-    return Federation(
-        current, tuple(r.state for r in done), tuple(r.seen for r in done) if on_round is not None else (),
-        tuple(r.selected for r in done), tuple(r.norms for r in done), sum(r.seconds for r in done),
+    server = Server(
+        model, clients, rounds=rounds, selected=selected, honest=honest, eta=eta, divide=divide, rule=rule,
+        statistics=statistics, schedule=schedule, on_round=on_round, seed=seed, resume=resume,
     )  # fmt: skip
+    for number in bar(range(rounds), show=progress, label="simulate"):
+        if number < server.first:  # done before an interruption
+            continue
+        turns = server.turns(number)
+        updates = [clients[turn.client].attack or honest for turn in turns]
+        server.take([f(server.model, server.data[t.client], t) for f, t in zip(updates, turns, strict=True)])
+    return server.outcome()
+
+
+class Server(Generic[Seen]):
+    """The server's side of a simulation, whoever carries its messages: who takes part, and what it makes of answers.
+
+    For each round from ``first`` on: ``turns(number)``, then ``take(deltas)`` with what those clients sent, in that
+    order. At the end ``outcome()``.
+
+    Args:
+        model, clients, rounds, selected, honest, eta, divide, rule, statistics, schedule, on_round, seed, resume: as
+            :func:`simulate` takes them, all checked here.
+
+    Attributes:
+        model: the global model, a copy of the caller's.
+        data: of each client, as (x, y).
+        first: the first round that is still to be done; above 0 after an interruption.
+        previous: what the round before has changed.
+    """
+
+    def __init__(
+        self, model: nn.Module, clients: Sequence[Client], *, rounds: int, selected: int | None, honest: ClientUpdate,
+        eta: float, divide: Divide, rule: Rule | None, statistics: Statistics,
+        schedule: Mapping[int, Sequence[int]] | None, on_round: Callable[[int, nn.Module], Seen] | None, seed: int,
+        resume: str | os.PathLike[str] | None,
+    ) -> None:  # fmt: skip
+        self.data = _check(model, clients, rounds, selected, honest, on_round, schedule)
+        checks.one_of("statistics", statistics, STATISTICS)
+        self.n, self.total = len(clients) if selected is None else selected, len(clients)
+        self.bad = [i for i, client in enumerate(clients) if client.attack is not None]
+        self.weigh = partial(server_weights, eta=eta, divide=divide, total=self.total)
+        self.weigh([1] * self.n)  # raises before any work
+        self.rule, self.statistics, self.schedule, self.on_round, self.seed = rule, statistics, schedule, on_round, seed
+        told = {"selected": self.n, "eta": eta, "divide": divide, "statistics": statistics, "seed": seed}
+        run = told | _identity(model, self.data, self.bad, schedule, rule, honest)
+        self.files = None if resume is None else Rounds(Path(resume), run)
+        self.done: list[Round] = [] if self.files is None else self.files.load(rounds)
+        self.first = len(self.done)
+        self.model = copy.deepcopy(model)
+        self.previous: Delta | None = None
+        for round in self.done[-2:]:
+            before = copy_of(self.model)
+            put(self.model, round.state)
+            self.previous = difference(self.model, before)
+
+    def turns(self, number: int) -> list[Turn]:
+        """What each client of a round is told, in increasing order of their numbers."""
+        self.start = time.perf_counter()
+        present = _drawn(number, self.total, self.n, self.bad, self.schedule, self.seed)
+        weights = self.weigh([len(self.data[i][1]) for i in present])
+        colluders = len(set(present) & set(self.bad))
+        self.asked = [
+            Turn(number, i, derive_seed(self.seed, number, i), weight, colluders, self.previous)
+            for i, weight in zip(present, weights, strict=True)
+        ]
+        return self.asked
+
+    def take(self, deltas: Sequence[Delta]) -> None:
+        """Move the global model by what the clients of the last ``turns`` sent, look at it, and keep the round."""
+        number = self.asked[0].round
+        for turn, delta in zip(self.asked, deltas, strict=True):
+            if not bool(delta.vector(self.statistics == "together").isfinite().all()):
+                raise ValueError(f"clients: want finite updates, got NaN or infinity from number {turn.client}")
+        merging = _seeded(self.rule, derive_seed(self.seed, number, -1))
+        before = copy_of(self.model)
+        weights = [turn.weight for turn in self.asked]
+        apply_delta(self.model, aggregate(deltas, weights, rule=merging, statistics=self.statistics))
+        self.previous = difference(self.model, before)
+        seen = None if self.on_round is None else _look(self.on_round, number, self.model)
+        state = {name: value.cpu() for name, value in copy_of(self.model).items()}
+        norms = tuple(delta.norm() for delta in deltas)
+        present = tuple(turn.client for turn in self.asked)
+        self.done.append(Round(state, seen, present, norms, time.perf_counter() - self.start))
+        if self.files is not None:
+            self.files.save(number, self.done[-1])
+
+    def outcome(self) -> Federation[Seen]:
+        """What happened."""
+        rounds = self.done
+        return Federation(
+            self.model, tuple(r.state for r in rounds),
+            tuple(r.seen for r in rounds) if self.on_round is not None else (),
+            tuple(r.selected for r in rounds), tuple(r.norms for r in rounds), sum(r.seconds for r in rounds),
+        )  # fmt: skip
 
 
 def _seeded(rule: Rule | None, seed: int) -> Rule | None:

@@ -261,6 +261,17 @@ def test_what_cannot_be_simulated_is_refused_before_any_work(wrong: dict[str, An
         simulate(given.pop("model"), given.pop("clients"), **given)
 
 
+def test_a_client_whose_update_is_no_number_is_named_and_no_round_is_lost(tmp_path: Path) -> None:
+    def broken(model: nn.Module, data: tuple[Tensor, Tensor], turn: Turn) -> Delta:
+        return QUICK(model, data, turn).scaled(float("nan") if turn.round == 2 else 1.0, statistics=False)
+
+    how: dict[str, Any] = {"rounds": 4, "selected": 2, "honest": QUICK, "schedule": {2: [5]}, "resume": tmp_path}
+    with pytest.raises(ValueError, match=r"^clients: want finite updates, got NaN or infinity from number 5$"):
+        simulate(net(0), clients(6, c5=broken), **how)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(simulate(net(0), clients(6, c5=QUICK), **how).states) == 4
+
+
 def test_the_pretend_device_gives_the_same() -> None:
     from tests.pretend.twins import twins
 

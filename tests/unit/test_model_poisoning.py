@@ -88,6 +88,9 @@ def test_no_malicious_step_where_its_loss_is_not_positive(monkeypatch: pytest.Mo
     attack(trained(), images(), X_TARGET, benign_steps=10)
     assert steps == ["malicious", "benign"] * 3 and calls == [10, 10, 10]
     steps.clear()
+    attack(trained(), images(), X_TARGET, benign_steps=10, first="benign")  # as the authors' code has it
+    assert steps == ["benign", "malicious"] * 3
+    steps.clear()
     sure = trained()
     with torch.no_grad():
         sure[-1].bias[TARGET] += 1e6  # the loss of x_target is 0 exactly
@@ -143,6 +146,7 @@ def test_the_chosen_input_is_misread_through_the_mean(strategy: Any) -> None:
     [
         ({"weight": 0.0}, "weight"),
         ({"strategy": "hiding"}, "strategy"),
+        ({"first": "honest"}, "first"),
         ({"benign_steps": 0}, "benign_steps"),
         ({"rho": -1.0}, "rho"),
         ({"boosted": ["no.weight"]}, "boosted"),

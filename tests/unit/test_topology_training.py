@@ -122,6 +122,16 @@ def test_another_model_is_refused() -> None:
         fit(nn.Linear(1, 3), (torch.rand(4, 1), LABELS), objective=topology_training(), epochs=1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("place", "named"), [((1, 1), "a loop at"), ((0, 1), "an edge without its way back")])
+def test_what_is_no_graph_is_refused_before_any_step(place: tuple[int, int], named: str) -> None:
+    model, _ = net_on()
+    model.adjacency[place] = 1 - model.adjacency[place]
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=rf"^model: want an adjacency .* got {named}"):
+        fit(model, (NODES, LABELS), objective=topology_training(steps=1), epochs=1)
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
 def test_where_the_graph_is() -> None:
     """On the pretend device, as on the CPU; pairs that are given are flipped alone."""
     few = torch.tensor([[0, 1], [2, 4], [3, 5]])

@@ -11,6 +11,10 @@ aim, taken only while its loss is positive, then ten steps for the other two ter
 boosted after that. Adam does not care how large a loss is: where the net fits D already, the distance alone steers
 those ten steps, however small ρ is, and takes the boosted step back.
 
+The authors' code goes the other way round: ten steps for the other two terms, then the boosted one, so that what is
+sent ends with it (``first="benign"``). Its distance is another one, too, ρ/2·‖δ − δ̄‖₂² of the weights alone, and with
+the settings of the paper's run δ̄ is what honest training of the client's own data gives in that round.
+
 Different here: the malicious loss is taken in evaluation mode, in which the global model will be asked. Which
 parameters are boosted follows from their names and layers: the weights of linear and convolutional layers, neither
 biases nor what normalization layers have. The authors' code takes every second one, which is right only where each
@@ -39,7 +43,9 @@ from robustlab.training.updates import Delta, difference
 __all__ = ["boosted_names", "model_poisoning"]
 
 Strategy = Literal["boosting", "stealthy", "alternating"]
+First = Literal["malicious", "benign"]
 STRATEGIES = get_args(Strategy)
+FIRSTS = get_args(First)
 
 
 def model_poisoning(
@@ -57,6 +63,7 @@ def model_poisoning(
     rho: float = 1e-4,
     reference: Delta | None = None,
     boosted: Collection[str] | None = None,
+    first: First = "malicious",
     seed: int = 0,
 ) -> MaliciousUpdate:
     """Train for one chosen input, boost what comes of it by λ = 1/w, and stay close to what honest clients send.
@@ -80,6 +87,7 @@ def model_poisoning(
         reference: δ̄, the mean update of the honest clients in the round before, as far as the attacker knows it
             (``Turn.previous``); None takes 0.
         boosted: names of the parameters that are boosted; None is :func:`boosted_names`.
+        first: by turns, which step a turn begins with: ``"malicious"`` in the paper, ``"benign"`` in the authors' code.
         seed: of the batches.
 
     Returns:
@@ -94,21 +102,23 @@ def model_poisoning(
     x, y = prepared(model, data, target, weight, 1)
     chosen = _inputs(x_target, model, x)
     names = _checked(model, strategy, steps, benign_steps, batch_size, rho, reference, boosted)
+    checks.one_of("first", first, FIRSTS)
     checks.positive("lr", lr)
     local, gamma = copy.deepcopy(model), 1 / weight
     malicious = torch.optim.Adam([p for p in local.parameters() if p.requires_grad], lr=lr)
     descent = torch.optim.Adam([p for p in local.parameters() if p.requires_grad], lr=lr)
     stealth = _Stealth(model, chosen, target, reference, rho, strategy == "stealthy")
+    factor = gamma if strategy == "alternating" else 1.0
     for step in range(steps):
-        if strategy != "stealthy":
-            factor = gamma if strategy == "alternating" else 1.0
-            _malicious_step(local, chosen, target, malicious, names, factor)
-        if strategy != "boosting":
-            rows = _rows(len(x), benign_steps * batch_size, derive_seed(seed, step), x.device)
-            fit(
-                local, (x[rows], y[rows]), objective=stealth, epochs=1, batch_size=batch_size, lr=lr,
-                schedule="constant", optimizer=partial(the_same, descent), seed=derive_seed(seed, step),
-            )  # fmt: skip
+        for part in FIRSTS if first == "malicious" else FIRSTS[::-1]:
+            if part == "malicious" and strategy != "stealthy":
+                _malicious_step(local, chosen, target, malicious, names, factor)
+            if part == "benign" and strategy != "boosting":
+                rows = _rows(len(x), benign_steps * batch_size, derive_seed(seed, step), x.device)
+                fit(
+                    local, (x[rows], y[rows]), objective=stealth, epochs=1, batch_size=batch_size, lr=lr,
+                    schedule="constant", optimizer=partial(the_same, descent), seed=derive_seed(seed, step),
+                )  # fmt: skip
     delta = difference(local, model)
     if strategy != "alternating":
         grown = {name: value * (gamma if name in names else 1.0) for name, value in delta.parameters.items()}

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.domain import Graphs
 from robustlab.attacks.discrete.edges import Graph, Pairs, onto_budget, within
 from robustlab.attacks.discrete.graph_task import PER_NODE
 from robustlab.geometry.keyed import Noise
@@ -44,6 +45,7 @@ class TopologyTraining:
         """Raises unless the model is a net on a graph."""
         if not isinstance(model, OnGraph):
             raise TypeError(f"model: want an OnGraph, a net on the graph that is attacked, got {type(model).__name__}")
+        Graphs().check(self._read(model)[0], "model")
 
     def __call__(self, model: OnGraph, x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
         """The mean cross-entropy of the nodes ``x`` on the graph that is worst for them."""
