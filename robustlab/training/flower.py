@@ -54,6 +54,7 @@ _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning on each start
+    "RAY_prestart_worker_first_driver": "0",  # Flower starts its own
     "OMP_NUM_THREADS": "1",
 }
 _GROUPS = ("parameters", "statistics", "counters")

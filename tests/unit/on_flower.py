@@ -5,6 +5,7 @@ Not collected by itself: ``test_flower.py`` runs it where Flower is installed.
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -32,8 +33,8 @@ from torch import Tensor, nn
 from robustlab.attacks import flower_mod, model_poisoning, model_replacement
 from robustlab.defenses import coordinate_median, krum, krum_scores, multi_krum, norm_clipping, trimmed_mean
 from robustlab.training import flower
-from robustlab.training.clients import LocalTraining, Turn
-from robustlab.training.federated import simulate
+from robustlab.training.clients import Client, LocalTraining, Turn
+from robustlab.training.federated import Federation, Server, simulate
 from robustlab.training.flower import simulate_on_flower
 from robustlab.training.updates import Delta, difference, server_weights
 from tests.suite.training.cases import images, net
@@ -42,13 +43,19 @@ from tests.unit.test_federated import clients, equal
 QUICK = LocalTraining(epochs=1, batch_size=8, lr=0.05)
 WATCHED = ("PYTHONPATH", "OMP_NUM_THREADS", "FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_ADDRESS")
 RAY = ("ray::", "raylet", "gcs_server")
+MARK = "ROBUSTLAB_ON_FLOWER"
+os.environ.setdefault(MARK, str(os.getpid()))  # inherited by all that these tests start
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def rays() -> set[int]:
-    """The processes of any Ray on this machine, but for those that are dead and wait to be forgotten."""
-    alive = (p for p in psutil.process_iter(["name", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE)
-    return {p.pid for p in alive if (p.info["name"] or "").startswith(RAY)}
+    """The processes of Ray that come from these tests, but for those that are dead and wait to be forgotten."""
+    found = set()
+    for process in psutil.process_iter(["name", "status", "environ"]):
+        ours = (process.info["environ"] or {}).get(MARK) == os.environ[MARK]
+        if ours and process.info["status"] != psutil.STATUS_ZOMBIE and process.info["name"].startswith(RAY):
+            found.add(process.pid)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +112,61 @@ def test_flower_gives_the_serial_simulation_bit_for_bit() -> None:
     assert told == ["0"] * 3 and result.selected == serial.selected
     assert result.norms == serial.norms and result.monitor == serial.monitor
     assert all(equal(result.at(number), serial.at(number)) for number in range(3))
+
+
+class Direct:
+    """A grid that asks the clients' app in this process; answers come back in another order than they were asked."""
+
+    def __init__(self, app: ClientApp, n: int, lost: int | None = None) -> None:
+        self.app, self.lost = app, lost
+        self.clients = {1000 - 7 * client: client for client in range(n)}
+
+    def get_node_ids(self) -> list[int]:
+        return sorted(self.clients)
+
+    def send_and_receive(self, messages: Any, *, timeout: float) -> list[Message]:
+        replies = []
+        for i, asked in enumerate(messages):
+            asked.metadata.__dict__["_message_id"] = str(i)
+            client = self.clients[asked.metadata.dst_node_id]
+            if client != self.lost or asked.metadata.message_type != MessageType.TRAIN:
+                replies.append(self.app(asked, context(client)))
+        return replies[::-1]
+
+
+def by_messages(how: dict[str, Any], team: list[Client], lost: int | None = None) -> Federation[Any]:
+    """The strategy and the clients' app without Ray."""
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    plain: dict[str, Any] = {
+        "selected": None, "eta": 1.0, "divide": "selected", "rule": None, "statistics": "together", "schedule": None,
+        "on_round": None, "resume": None, "seed": 0,
+    }  # fmt: skip
+    server = Server[Any](net(0), team, **(plain | how))
+    template = copy.deepcopy(server.model)
+    app = flower._client_app(lambda i: (template, team[i].attack or how["honest"], server.data[i]))
+    strategy = flower._strategy(server, range(how["rounds"]), 5.0, False)
+    state = ArrayRecord(server.model.state_dict())
+    strategy.start(Direct(app, len(team), lost), state, num_rounds=how["rounds"], timeout=5.0)  # type: ignore[arg-type]
+    return server.outcome()
+
+
+@pytest.mark.parametrize("statistics", ["together", "keep"])
+def test_messages_alone_give_the_serial_simulation_bit_for_bit(statistics: Any) -> None:
+    how: dict[str, Any] = {
+        "rounds": 4, "selected": 3, "honest": QUICK, "seed": 3, "eta": 0.7, "divide": "samples",
+        "rule": coordinate_median, "statistics": statistics, "schedule": {1: [2, 4], 3: [2]},
+    }  # fmt: skip
+    for rule in (None, coordinate_median):
+        how["rule"] = rule
+        team = clients(6, c2=boosted, c4=boosted)
+        serial, ours = simulate(net(0), team, **how), by_messages(how, team)
+        assert ours.selected == serial.selected and ours.norms == serial.norms
+        assert all(equal(ours.at(number), serial.at(number)) for number in range(4))
+
+
+def test_answers_that_fail_or_are_missing_are_named() -> None:
+    with pytest.raises(TimeoutError, match=r"^timeout: clients \[2\] of 4 did not answer within 5 s$"):
+        by_messages({"rounds": 1, "honest": QUICK}, clients(4), lost=2)
 
 
 def test_an_interrupted_run_loses_nothing(tmp_path: Path) -> None:
