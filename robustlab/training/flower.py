@@ -55,6 +55,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning on each start
     "RAY_prestart_worker_first_driver": "0",  # Flower starts its own
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on all systems: this machine's own address, not that of its network
     "OMP_NUM_THREADS": "1",
 }
 _GROUPS = ("parameters", "statistics", "counters")
@@ -341,20 +343,42 @@ def _environment() -> Iterator[None]:
 
 
 # Ray in a process of its own, which leads a group. All of the group is killed at the end of the call, or when the pipe
-# to the caller breaks, since it was killed itself.
+# to the caller breaks, since it was killed itself. Ray waits 15 seconds for its helpers to say at which ports they
+# listen, and gives up, which a busy machine does not meet: so the ports are chosen here, and one, which it reads from a
+# file alone, is written there.
 _KEEPER = """
-import json, os, signal, sys, threading
+import json, os, signal, socket, sys, threading
 
 def watch():
     sys.stdin.read()
     os.killpg(0, signal.SIGKILL)
 
 threading.Thread(target=watch, daemon=True).start()
-import ray
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
 folder, options = sys.argv[1], json.loads(sys.argv[2])
-ray.init(address="local", _temp_dir=folder, **options)
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+ports = [free.getsockname()[1] for free in sockets]
+for free in sockets:
+    free.close()
+names = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+
+
+class Announced(Node):
+    def start_raylet(self, *given, **named):
+        with open(f"{self.get_session_dir_path()}/{names[0]}_{self._node_id}", "w") as file:
+            file.write(str(ports[0]))
+        super().start_raylet(*given, **named)
+
+
+started = RayParams(
+    temp_dir=folder, node_ip_address="127.0.0.1", num_gpus=0, include_dashboard=False, include_log_monitor=False,
+    no_monitor=True, **dict(zip(names, ports)), **options,
+)
+node = Announced(started, head=True, shutdown_at_exit=False, spawn_reaper=False)
 with open(folder + "/address.part", "w") as file:
-    file.write(ray.get_runtime_context().gcs_address)
+    file.write(node.gcs_address)
 os.rename(folder + "/address.part", folder + "/address")
 threading.Event().wait()
 """
@@ -366,12 +390,10 @@ def _ray(cpus: int, memory: int, timeout: float) -> Iterator[Callable[[], None]]
     import ray
 
     psutil = importlib.import_module("psutil")  # which Ray brings along
+    constants: Any = importlib.import_module("ray._private.ray_constants")
     if ray.is_initialized():
         raise RuntimeError("ray: want none that runs in this process already, since Flower ends it: ray.shutdown()")
-    options = {
-        "num_cpus": cpus, "num_gpus": 0, "object_store_memory": memory, "include_dashboard": False,
-        "log_to_driver": False, "_node_ip_address": "127.0.0.1",
-    }  # fmt: skip
+    options = {"num_cpus": cpus, "object_store_memory": memory}
     handler = signal.getsignal(signal.SIGTERM)
     with (
         tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder,
@@ -384,17 +406,19 @@ def _ray(cpus: int, memory: int, timeout: float) -> Iterator[Callable[[], None]]
                     if process.name().startswith("ray::ClientApp"):
                         process.kill()
 
+        wide, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False  # read at import, perhaps before
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, _node_ip_address="127.0.0.1")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
             yield end_clients
         finally:
             ray.shutdown()
+            constants.ENABLE_RAY_CLUSTER = wide
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray sets its own
 
 
 @contextmanager
-def _started(folder: Path, options: Mapping[str, Any], timeout: float) -> Iterator[tuple[int, str]]:
+def _started(folder: Path, options: Mapping[str, int], timeout: float) -> Iterator[tuple[int, str]]:
     """The process that keeps Ray, and where Ray listens, once it does."""
     end = time.monotonic() + timeout
     what = f"cpus={options['num_cpus']}, memory={options['object_store_memory']}"
