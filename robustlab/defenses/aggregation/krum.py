@@ -6,9 +6,10 @@ far from all has not. Multi-Krum takes the mean of the m best.
 
 Different here: equal scores are broken by the updates themselves (the lexicographic order of their numbers) and not by
 the client's number, so that the outcome does not depend on the order of the clients. Flower's strategies of these names
-(1.42) choose the same from the same numbers, but depart from the paper where ours does not: they take fewer clients than
-2f + 3, weigh the chosen of multi-Krum by the sample counts that clients report of themselves, and compute distances of
-whole models in their own precision as ‖x‖² + ‖y‖² − 2x·y, which in float32 loses what is small beside the models.
+(1.42) choose the same from the same numbers, but depart from the paper where ours does not: they take fewer clients
+than 2f + 3, weigh the chosen of multi-Krum by the sample counts that clients report of themselves, and compute
+distances of whole models in their own precision as ‖x‖² + ‖y‖² − 2x·y, which in float32 loses what is small beside the
+models.
 """
 
 from __future__ import annotations
