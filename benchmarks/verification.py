@@ -2,6 +2,7 @@
 
     python benchmarks/verification.py                       speed, then agreement
     python benchmarks/verification.py --models mnist_cnn_adv --batches 1 20
+    python benchmarks/verification.py --pairs 1000000       certified pairs of random nets and boxes, tried by attack
 
 The nine margins z_y − z_j of each image are bounded, in float32, on one thread, by CPU time; the best of some rounds.
 The share is of the images that are classified correctly. wong_kolter is left out: it carries one column a pixel.
@@ -19,6 +20,7 @@ from importlib import import_module
 from types import ModuleType
 
 import torch
+from pairs import report, tried
 from torch import Tensor, nn
 
 from robustlab import data, zoo
@@ -128,8 +130,13 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 20, 100])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="one image, one round")
+    parser.add_argument("--pairs", type=int, help="try so many certified pairs of random nets and boxes, and no more")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.pairs:
+        print(report(tried(args.pairs, seed=args.seed, count=2000, tell=9)))
+        return
     for name in args.models:
         speed(name, RADII[name], [1] if args.tiny else args.batches, 1 if args.tiny else args.rounds)
     try:
