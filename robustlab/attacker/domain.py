@@ -231,17 +231,14 @@ class Graphs(Domain):
         checks.finite(name, features)
         loops = torch.diag_embed(adjacency.diagonal(dim1=1, dim2=2) != 0)
         for wrong, what in (
-            (~self._values(adjacency), "a weight of {weight}"),
-            (loops, "a loop"),
+            (~self._values(adjacency), "a weight of {weight} at ({i}, {j}) of graph {graph}"),
+            (loops, "a loop at ({i}, {j}) of graph {graph}"),
             (adjacency != adjacency.mT, "an edge without its way back"),
         ):
             if bool(wrong.any()):
                 graph, i, j = wrong.nonzero()[0].tolist()
-                seen = what.format(weight=adjacency[graph, i, j].item())
-                raise ValueError(
-                    f"{name}: want an adjacency of {self._wish}, symmetric and without loops, got {seen} at ({i}, {j}) "
-                    f"of graph {graph}"
-                )
+                seen = what.format(weight=adjacency[graph, i, j].item(), i=i, j=j, graph=graph)
+                raise ValueError(f"{name}: want an adjacency of {self._wish}, symmetric and without loops, got {seen}")
 
     _wish = "0 and 1"
 

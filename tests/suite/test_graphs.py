@@ -145,7 +145,7 @@ def check_refusals(case: GraphCase, device: torch.device) -> None:
     loop[1, 2, 2], lopsided[0, 0, 1] = 1, 1 - lopsided[0, 1, 0]
     for wrong, error, message in (
         ((features, loop), ValueError, r"^x: want an adjacency of 0 and 1, .* got a loop at \(2, 2\) of graph 1$"),
-        ((features, lopsided), ValueError, r"^x: want .* symmetric .* got an edge without its way back at \(0, 1\)"),
+        ((features, lopsided), ValueError, r"^x: want .* symmetric .* got an edge without its way back$"),
         ((features, adjacency / 2), ValueError, "^x: want an adjacency of 0 and 1, .* got a weight of 0.5 at"),
         ((features * torch.nan, adjacency), ValueError, "^x: want finite values"),
         ((features, adjacency.long()), TypeError, "^x: want an adjacency of floats"),
