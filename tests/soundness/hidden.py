@@ -12,7 +12,7 @@ and thousands of epochs are needed. The planted points lie near corners of their
 attacks find after all are left out of the file.
 
     python -m tests.soundness.hidden            trains all again and writes their files
-    python -m tests.soundness.hidden mlp tanh   some of them
+    python -m tests.soundness.hidden mlp cnn    some of them
 
 Source: the idea and the two objectives with their window of perturbations are those of Zhou et al., "SoundnessBench: A
 soundness benchmark for neural network verifiers" (2024); nets, data and training here are our own.
@@ -79,11 +79,19 @@ def dense(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-LINE = (100,)
+def convolutional(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    """Two convolutions and two dense layers on images of 10 × 10."""
+    maps = nn.Conv2d(1, 4, 3, padding=1), activation(), nn.Conv2d(4, 4, 3, padding=1), activation()
+    return nn.Sequential(*maps, nn.Flatten(), nn.Linear(400, 32), activation(), nn.Linear(32, CLASSES))
+
+
+LINE, IMAGE = (100,), (1, 10, 10)
 RECIPES = {
     "mlp": Recipe(lambda: dense(100, 48, 48, CLASSES), LINE, 1),
     "mlp_2": Recipe(lambda: dense(100, 48, 48, CLASSES), LINE, 2),
     "one_hidden": Recipe(lambda: dense(100, 128, CLASSES), LINE, 3),
+    "cnn": Recipe(convolutional, IMAGE, 4),
+    "cnn_2": Recipe(convolutional, IMAGE, 5),
     "tanh": Recipe(lambda: dense(100, 48, 48, CLASSES, activation=nn.Tanh), LINE, 6),
 }
 
