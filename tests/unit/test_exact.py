@@ -19,7 +19,7 @@ from robustlab.attacks import pgd
 from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.graph.trace import trace
 from robustlab.verification import bounds, branch_and_bound, certify, milp, reluplex, verify
-from robustlab.verification.complete import branch_and_bound as search
+from robustlab.verification.complete import domain_search as search
 from robustlab.verification.complete import milp as programs
 from robustlab.verification.complete import reluplex as simplices
 from robustlab.verification.complete.leaf import leaf_minimum
@@ -244,7 +244,7 @@ def test_what_was_not_checked_in_time_is_never_verified(name: str, monkeypatch: 
         return leaf_minimum(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(search, "leaf_minimum", counted)
-    monkeypatch.setattr(search, "descend", lambda graph, cases, restarts: cases[0].low[None])  # to save time
+    monkeypatch.setattr(search, "descend", lambda graph, cases, **_: cases[0].low[None])  # to save time
     for shift in (-0.01, 0.01):
         moved = Case(case.low, case.high, case.C, case.d - least + shift)
         for looks in range(200):
@@ -279,7 +279,7 @@ def test_without_memory_the_answer_is_unknown() -> None:
     net, case, least = instance(0)
     close = Case(case.low, case.high, case.C, case.d - least + 0.02)
     graph, counts = trace(net, (3,)), {}
-    for memory, status in ((1e-6, "unknown"), (None, "verified")):
+    for memory, status in ((1e-9, "unknown"), (None, "verified")):
         verdict = search.solve(graph, [close], lambda points: None, Clock(60), split="input", batch=64, memory=memory)
         assert verdict.status == status
         counts[status] = verdict.details["domains"]

@@ -84,6 +84,61 @@ def test_equality_and_empty_box() -> None:
     assert list(parse_vnnlib(HEAD + BOX + "(assert (>= X_0 2)) (assert (<= Y_0 1))")) == []
 
 
+@pytest.mark.parametrize(
+    ("claim", "cases"),
+    [
+        ("(< Y_0 Y_0)", 0),
+        ("(<= Y_0 Y_0)", 1),
+        ("(> 0.3 (+ 0.1 0.2))", 0),  # in float64, 0.1 + 0.2 is more than 0.3
+        ("(>= 0.3 (+ 0.1 0.2))", 1),
+        ("(or (< (- Y_0 Y_1) (- Y_0 Y_1)) (<= Y_1 0))", 1),
+        ("(> (* 0 Y_0) 0)", 0),
+    ],
+)
+def test_what_holds_of_every_number_or_of_none(claim: str, cases: int) -> None:
+    """A claim in which no variable is left is true or false, and no search has to find that out."""
+    assert len(list(parse_vnnlib(HEAD + BOX + f"(assert {claim})"))) == cases
+
+
+SECOND = """; the same words
+(vnnlib-version <2.0>)
+(declare-network f (declare-input in Real [1, 2]) (declare-output out float32 [2]))
+(assert (and (>= in[0,0] -1) (<= in [0, 0] 1.5))) (assert (>= in[0,1] 0)) (assert (<= in[0,1] 2e-1))
+(assert (or (and (<= out[0] out[1]) (== in[0,1] 0.1)) (>= (+ (* 2 out[0]) 1.0) 0.0)))
+"""
+
+
+def test_second_version() -> None:
+    """Elements of tensors are variables; compared with version 2.0's own reader by test_vnnlib_peer."""
+    claim = "(assert (or (and (<= Y_0 Y_1) (= X_1 0.1)) (>= (+ (* 2 Y_0) 1.0) 0.0)))"
+    found, wanted = list(parse_vnnlib(SECOND)), list(parse_vnnlib(HEAD + BOX + claim))
+    assert len(found) == len(wanted) == 2
+    for ours, theirs in zip(found, wanted, strict=True):
+        for name in ("low", "high", "C", "d"):
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
+    scalar = SECOND.replace("float32 [2]", "float32 []").replace("out[0]", "out").replace("out[1]", "0.5")
+    assert parse_vnnlib(scalar).outputs == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<2.0>", "<3.0>", "want version 1.0 or 2.0 of VNN-LIB, got 3.0"),
+        ("in[0,1] 0)", "in[0,2] 0)", "an element of in of shape [1, 2], got in[0,2]"),
+        ("in[0,1] 0)", "in[1] 0)", "an element of in of shape [1, 2], got in[1]"),
+        ("float32", "int8", "want tensors of real, float64"),
+        ("[2]))", "[2]) (declare-output more Real [1]))", "one declare-input and one declare-output"),
+        ("[2]))", "[2]) (declare-hidden h Real [1] layer))", "want one declare-network"),
+        ("==", "!=", "version 1.0 has too, got !="),
+        ("(<= out[0]", "(<= other[0]", "a declared variable, got other[0]"),
+    ],
+)
+def test_what_the_first_version_cannot_say(old: str, new: str, message: str) -> None:
+    assert old in SECOND
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_vnnlib(SECOND.replace(old, new))
+
+
 def test_gz(tmp_path: Path) -> None:
     path = tmp_path / "p.vnnlib.gz"
     path.write_bytes(gzip.compress((HEAD + BOX + "(assert (<= Y_0 Y_1))").encode()))

@@ -1,6 +1,6 @@
 """The reader of VNN-LIB against the package vnnlib, by the authors of the format (MIT).
 
-It reads version 2.0 of the format and ours version 1.0, so a property is drawn once and written in both. Of each
+It reads version 2.0 of the format and ours both, so a property is drawn once and written in each. Of each
 assertion it gives the disjunctive normal form. The conjunction of these is formed here, since ``vnnlib.compat`` (1.0.2)
 joins two assertions with an ``or`` each by a union.
 """
@@ -73,7 +73,7 @@ def _ours(text: str) -> Iterator[Found]:
 
 def _theirs(text: str) -> Iterator[Found]:
     for choice in product(*(assertion.expr.to_dnf() for assertion in vnnlib.parse_query_string(text).assertions)):
-        low, high, rows = [-INFINITE] * INPUTS, [INFINITE] * INPUTS, []
+        low, high, rows, true = [-INFINITE] * INPUTS, [INFINITE] * INPUTS, [], True
         for atom in (atom for conjunction in choice for atom in conjunction):
             total: dict[str, float] = {}
             for side, sign in ((atom.lhs, 1.0), (atom.rhs, -1.0)):
@@ -90,9 +90,14 @@ def _theirs(text: str) -> Iterator[Found]:
                     high[i] = min(high[i], -total[""] / slope)
                 elif slope < 0:
                     low[i] = max(low[i], -total[""] / slope)
-            if not any(name.startswith("X") for name in total):
+            if not any(
+                value for name, value in total.items() if name
+            ):  # numbers alone: true, or the choice has no case
+                strict = isinstance(atom, (vnnlib.GreaterThan, vnnlib.LessThan))
+                true &= total[""] < 0 or (total[""] == 0 and not strict)
+            elif not any(name.startswith("X") for name in total):
                 rows.append([*(total.get(f"Y{i}", 0.0) for i in range(OUTPUTS)), total[""]])
-        if all(a <= b for a, b in zip(low, high, strict=True)):
+        if true and all(a <= b for a, b in zip(low, high, strict=True)):
             yield _found(low, high, rows)
 
 
@@ -111,5 +116,6 @@ def test_the_same_cases() -> None:
     for seed in range(300):
         ours = sorted(_ours(_property(seed, 1)))
         assert ours == sorted(_theirs(_property(seed, 2))), _property(seed, 1)
+        assert ours == sorted(_ours(_property(seed, 2))), _property(seed, 2)
         several += len(ours) > 1
     assert several > 100, "properties of several cases are compared"

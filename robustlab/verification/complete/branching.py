@@ -51,16 +51,13 @@ def closed(domains: Domains, graph: Graph, layers: Layers, bound: Tensor, wanted
 
     Nothing follows from bounds that are not finite, those of hidden layers included: such domains stay open.
     """
-    numbers = [bound.isfinite()]
-    numbers += [end.flatten(1).isfinite().all(dim=1) for b in layers.bounds for end in (b.lower, b.upper)]
-    return (empty(domains, graph, layers) | (bound > wanted)) & torch.stack(numbers).all(dim=0)
+    return (empty(domains, graph, layers) | (bound > wanted)) & bound.isfinite() & finite(layers)
 
 
-def sensitive_side(domains: Domains, slope: Tensor) -> Tensor:
-    """The input with the largest |slope of the linear bound| · width, (D,); flat slopes count a little."""
-    width = (domains["high"] - domains["low"]).flatten(1)
-    size = slope.abs()
-    return ((size + 0.01 * size.mean(dim=1, keepdim=True) + 1e-12) * width).argmax(dim=1)
+def finite(layers: Layers) -> Tensor:
+    """(D,) bool: domains on which all bounds are finite."""
+    numbers = [end.flatten(1).isfinite().all(dim=1) for b in layers.bounds for end in (b.lower, b.upper)]
+    return torch.stack(numbers).all(dim=0)
 
 
 def costly_relu(

@@ -1,4 +1,4 @@
-"""Reading VNN-LIB 1.0, the language in which the verification competition states properties.
+"""Reading VNN-LIB, the language in which the verification competition states properties.
 
 Demarchi, Guidotti, Pulina and Tacchella, "Supporting standardization of neural networks verification with VNN-LIB and
 CoCoNet" (2023). A file declares inputs ``X_i`` and outputs ``Y_j`` and asserts, in the prefix notation of SMT-LIB, what
@@ -26,6 +26,7 @@ import torch
 from robustlab.graph.files import named, read_file
 from robustlab.graph.time_limit import tick
 from robustlab.verification.complete.query import Case
+from robustlab.verification.complete.vnnlib_second import as_first_version
 from robustlab.verification.complete.vnnlib_terms import COMPARED, Linear, Term, atoms, is_true, numbered, shown
 
 __all__ = ["read_vnnlib"]
@@ -88,7 +89,8 @@ def read_vnnlib(path: str | Path) -> Property:
 
 
 def parse_vnnlib(text: str) -> Property:
-    """As :func:`read_vnnlib`, from the text itself."""
+    """As :func:`read_vnnlib`, from the text itself: version 1.0, or 2.0 where it says what 1.0 says."""
+    text = as_first_version(text)
     names: dict[str, None] = {}
     claims: list[Term] = []
     common: list[Linear] = []
@@ -204,10 +206,14 @@ class _Part:
         return cls([-float("inf")] * inputs, [float("inf")] * inputs, ()).met(atoms)
 
     def met(self, atoms: Sequence[Linear]) -> _Part | None:
-        """With more atoms; None if the box is empty then."""
+        """With more atoms; None if the box is empty then, or one is false."""
         low, high, rows = self.low, self.high, list(self.rows)
         for atom in atoms:
             used = [name for name, value in atom.items() if name and value]
+            if not used and abs(atom.get("", 0.0)) == 1.0:  # decided, as true or false
+                if atom[""] > 0:
+                    return None
+                continue
             if not used or used[0][0] == "Y":
                 rows.append(atom)
                 continue

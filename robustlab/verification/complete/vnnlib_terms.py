@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import isfinite
 from typing import Any
@@ -25,6 +25,8 @@ def atoms(claim: Term, names: Mapping[str, None]) -> list[Linear]:
     found += [_sum(other, one, -1)] if kind in (">=", ">", "=") else []
     for atom in found:
         used = [name for name, value in atom.items() if name and value]
+        if not used:
+            _decide(atom, claim, names)
         if not all(map(isfinite, atom.values())):
             raise ValueError(f"property: want numbers of float64, got larger ones in {shown(claim)}")
         if len(used) > 1 and any(name[0] == "X" for name in used):
@@ -32,6 +34,29 @@ def atoms(claim: Term, names: Mapping[str, None]) -> list[Linear]:
                 f"property: want bounds of single inputs, got a constraint on {', '.join(sorted(used)[:9])}"
             )
     return found
+
+
+def _decide(atom: Linear, claim: Term, names: Mapping[str, None]) -> None:
+    """Write a comparison without variables as −1 ≤ 0 or 1 ≤ 0, by what it says in exact arithmetic: Y_0 < Y_0 is false.
+
+    Where variables cancel in float64 alone, it is left as it is.
+    """
+    zero = {word: Fraction(0) for word in _words(claim) if word in names}
+
+    def gap(values: Mapping[str, Fraction]) -> Fraction:
+        return _value(claim[1], values) - _value(claim[2], values)
+
+    if all(gap(zero | {word: Fraction(1)}) == gap(zero) for word in zero):
+        atom.clear()
+        atom[""] = -1.0 if is_true(claim, zero) else 1.0
+
+
+def _words(term: Term) -> Iterator[str]:
+    if isinstance(term, str):
+        yield term
+    else:
+        for part in term:
+            yield from _words(part)
 
 
 def _linear(term: Term, names: Mapping[str, None]) -> Linear:

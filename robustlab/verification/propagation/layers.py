@@ -14,16 +14,20 @@ import torch
 from torch import Tensor
 
 from robustlab.graph.affine import Pad, Reshape, ScaleShift
+from robustlab.graph.conv import Conv
 from robustlab.graph.forms import units
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.backward import backward, concretize, slack
 from robustlab.verification.propagation.bound_options import BoundOptions
+from robustlab.verification.propagation.forward import ForwardLines
 from robustlab.verification.propagation.region import Region
 
 BUDGET = 2**20
 """How many coefficients a backward pass may carry at once at a node: its forms are cut into parts of that size."""
+IN_CACHE = 2**17
+"""The same for the hidden layers of networks without convolutions, whose passes are quick and bound by memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,7 @@ def layer_bounds(
     *,
     splits: Mapping[int, Tensor] | None = None,
     known: Mapping[int, Bounds] | None = None,
+    carried: ForwardLines | None = None,
 ) -> Layers:
     """Bounds and relaxations of all nodes on a region.
 
@@ -82,6 +87,7 @@ def layer_bounds(
             negative) or 0 (nothing). Where that contradicts the bounds, lower > upper: no such input exists.
         known: bounds of some nodes that are known already, (N, *shape): they are intersected with interval arithmetic
             and not computed again.
+        carried: linear bounds that go forward along with the intervals, on the same boxes; None for intervals alone.
 
     Returns:
         The bounds and lines of all nodes.
@@ -97,6 +103,9 @@ def layer_bounds(
             terms[node.index] = summed
         if not node.op.affine:
             lines[node.index] = node.op.relax(options, *inputs)
+        if carried is not None:
+            also = carried.step(node, lines.get(node.index), here)
+            here = Bounds(torch.maximum(here.lower, also.lower), torch.minimum(here.upper, also.upper))
         if known is not None and node.index in known:
             given = known[node.index]
             here = Bounds(torch.maximum(here.lower, given.lower), torch.minimum(here.upper, given.upper))
@@ -128,7 +137,8 @@ def _bounded_again(
         wanted = _unstable(graph, node, here).flatten(1)
     sample, place = wanted.nonzero(as_tuple=True)
     found = []
-    for some in torch.arange(len(sample), device=sample.device).split(max(1, BUDGET // (2 * graph.widest))):
+    budget = BUDGET if any(isinstance(node.op, Conv) for node in graph.nodes) else IN_CACHE
+    for some in torch.arange(len(sample), device=sample.device).split(max(1, budget // (2 * graph.widest))):
         sign = lower.new_ones(len(some))
         forms = units(sample[some].repeat(2), place[some].repeat(2), node.shape, torch.cat([sign, -sign]))
         at_input, constant = backward(graph, lines, forms, node.index, terms=terms)

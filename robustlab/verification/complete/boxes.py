@@ -1,0 +1,215 @@
+"""Boxes of inputs: linear bounds of margins on them, what these leave of a box, and the side to cut.
+
+A case is unsafe where *all* its margins are at most 0. So on a box with linear bounds g_i(x) ≤ margin_i(x)
+
+    mix    any weights w ≥ 0 that sum to 1 give Σ w_i·g_i ≤ max_i margin_i: if its minimum is positive, the box is safe
+    clip   x is safe where some g_i(x) > 0: an input that keeps g_i ≤ 0 only in part of its side keeps that part alone
+    side   the one that, halved, would bring the bound up most, by first-order effects on what the relaxations cost
+
+Source: Wang et al., "Efficient formal safety analysis of neural networks" (2018), for splits of inputs by their effect;
+Zhou et al., "Clip-and-Verify" (2025), for boxes that shrink by their own linear bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2, prod
+
+import torch
+from torch import Tensor
+
+from robustlab.graph.forms import Forms
+from robustlab.graph.hinge import Elementwise, Hinge
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph, Node
+from robustlab.graph.operator import Backward
+from robustlab.verification.complete.branching import Domains, halves, select
+from robustlab.verification.propagation.backward import backward
+from robustlab.verification.propagation.bound_options import BoundOptions
+from robustlab.verification.propagation.forward import MOST, ForwardLines, varying
+from robustlab.verification.propagation.layers import Layers, layer_bounds
+from robustlab.verification.propagation.region import Box
+from robustlab.verification.propagation.specification import as_forms
+
+ROUNDS = 40  # of the search for weights
+SLOPE = 0.5  # what the bound's own slope counts
+PROBES = 8  # domains on which it is tried whether refined bounds pay
+CLIPS = 3  # rounds of clipping
+
+
+@dataclass(frozen=True, eq=False)
+class BoxBounds:
+    """Linear bounds on D boxes.
+
+    Attributes:
+        layers: of the hidden layers.
+        carried: the linear bounds that went forward, or None with many inputs.
+        coef, constant: (D, k, n) and (D, k): margin_i(x) ≥ ⟨coef_i, x⟩ + constant_i on the box.
+        paid: (node, coefficients (D, k, *shape)) at each elementwise operator that the bounds went through.
+    """
+
+    layers: Layers
+    carried: ForwardLines | None
+    coef: Tensor
+    constant: Tensor
+    paid: Sequence[tuple[Node, Tensor]]
+
+
+@torch.no_grad()
+def bound_boxes(graph: Graph, box: Box, C: Tensor, d: Tensor, *, refine: bool) -> BoxBounds:
+    """Linear bounds of C·f(x) + d, (D, k, m) and (D, k).
+
+    With ``refine``, the neurons of hidden layers that are not stable are bounded by backward passes; else what goes
+    forward must do, where few inputs vary.
+    """
+    few = len(varying(box.hull)) <= MOST
+    carried = ForwardLines(graph, box.hull) if few else None
+    options = BoundOptions(intermediate="backward" if refine or not few else "interval")
+    layers = layer_bounds(graph, box, options, carried=carried)
+    paid: list[tuple[Node, Tensor]] = []
+    parts = C.shape[1]
+
+    def through(node: Node, forms: Forms) -> Backward:
+        assert node.op is not None
+        if isinstance(node.op, Elementwise):
+            forms = forms.full(node.shape)
+            paid.append((node, forms.coef.unflatten(0, (-1, parts))))
+        return node.op.backward(forms, [graph.nodes[i].shape for i in node.inputs], layers.lines[node.index])
+
+    last = len(graph.nodes) - 1
+    at_input, constant = backward(graph, layers.lines, as_forms(C, len(box)), last, nonlinear=through)
+    coef = at_input.full(graph.input_shape).coef.reshape(len(box), parts, -1)
+    return BoxBounds(layers, carried, coef, constant.reshape(-1, parts) + d, paid)
+
+
+def least(coef: Tensor, constant: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """min of each linear function on its box, (D, k)."""
+    center, radius = (low + high) / 2, (high - low) / 2
+    return constant + (coef @ center[:, :, None] - coef.abs() @ radius[:, :, None])[:, :, 0]
+
+
+def mixed(coef: Tensor, constant: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (D, k) whose sum of linear functions has a large minimum, and that minimum, (D,).
+
+    Exponentiated ascent from the best single row, which the result is never below: the minimum is concave in the
+    weights, and every weight gives a bound.
+    """
+    alone, best = least(coef, constant, low, high).max(dim=1)
+    weights = torch.nn.functional.one_hot(best, coef.shape[1]).to(coef)
+    if coef.shape[1] == 1:
+        return weights, alone
+    center, radius = (low + high) / 2, (high - low) / 2
+    middle = constant + (coef @ center[:, :, None])[:, :, 0]
+    reach = coef * radius[:, None]
+    found, at = alone, weights
+    for step in range(ROUNDS):
+        log = at.clamp_min(0.01).log()
+        joint = (at[:, :, None] * reach).sum(1)
+        slope = middle - (reach * joint.sign()[:, None]).sum(2)
+        slope = slope - slope.mean(dim=1, keepdim=True)  # what all rows share moves no weight
+        size = slope.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+        at = (log + 4.0 * slope / size / (1 + step) ** 0.75).softmax(dim=1)
+        value = (at * middle).sum(1) - (at[:, :, None] * reach).sum(1).abs().sum(1)
+        better = value > found
+        found, weights = torch.where(better, value, found), torch.where(better[:, None], at, weights)
+    return weights, found
+
+
+def clipped(coef: Tensor, constant: Tensor, low: Tensor, high: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of each box on which no linear function is above ``wanted`` (D,), or a box around that part.
+
+    Where there is none, low > high in some input.
+    """
+    steep = coef.abs().clamp_min(torch.finfo(coef.dtype).tiny)
+    for _ in range(CLIPS):
+        room = (wanted[:, None] - least(coef, constant, low, high))[:, :, None]  # above the least value of the row
+        far = (
+            room.clamp_min(0.0) / steep
+        )  # from the end where the function is least; numbers that are none keep the box
+        top = torch.where(coef > 0, low[:, None] + far, torch.inf).amin(dim=1)
+        bottom = torch.where(coef < 0, high[:, None] - far, -torch.inf).amax(dim=1)
+        low, high = torch.maximum(low, bottom.nan_to_num(-torch.inf)), torch.minimum(high, top.nan_to_num(torch.inf))
+        if bool((low > high).any()):
+            break
+    return low, high
+
+
+def with_mix(bounds: BoxBounds, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients and constants of all rows, and of their sum with these weights as one more."""
+    coef = torch.cat([bounds.coef, weights[:, None] @ bounds.coef], dim=1)
+    return coef, torch.cat([bounds.constant, (weights * bounds.constant).sum(1, keepdim=True)], dim=1)
+
+
+def effects(graph: Graph, bounds: BoxBounds, weights: Tensor) -> Tensor:
+    """By how much the bound would rise for each input, were its side of the box a little shorter, (D, n), per share.
+
+    A negative coefficient a meets a chord that lies −l·u / (u − l) too high at the bend; it comes down by
+    (l² + u²) / (u − l)² of what both ends move, and each input moves them by its spread. A positive coefficient meets a
+    line below, which is off by about half of that. The bound's own slope helps one half alone, and counts for half.
+    """
+    slope = (weights[:, None] @ bounds.coef)[:, 0].abs()
+    box = bounds.layers.bounds[0]
+    total = SLOPE * slope * box.radius.flatten(1)
+    if bounds.carried is None:
+        return total
+    at = bounds.carried.varying
+    for node, coef in bounds.paid:
+        before: Bounds = bounds.layers.bounds[node.inputs[0]]
+        a = (weights[:, :, None] * coef.flatten(2)).sum(1)
+        l, u = before.lower.flatten(1), before.upper.flatten(1)
+        if isinstance(node.op, Hinge):
+            steep = (l * l + u * u) / (u - l).clamp_min(torch.finfo(l.dtype).tiny) ** 2
+            price = torch.where((l < 0) & (u > 0), torch.where(a < 0, -a * steep, 0.5 * a), 0.0)
+        else:
+            price = torch.where(l < u, 0.5 * a.abs(), 0.0)
+        spread = bounds.carried.spread(node.inputs[0]).flatten(2)
+        total[:, at] += (spread @ price[:, :, None])[:, :, 0]
+    return total
+
+
+def costs(graph: Graph) -> list[float]:
+    """Multiplications of each node for one sample, and an addition for each of its numbers."""
+    found = [0.0]
+    for node in graph.nodes[1:]:
+        weights = [value for value in vars(node.op).values() if isinstance(value, Tensor) and value.dim() > 1]
+        spots = prod(node.shape[1:])
+        found.append(prod(node.shape) + sum(spots * float(weight.numel()) for weight in weights))
+    return found
+
+
+def backward_cost(graph: Graph, layers: Layers) -> Tensor:
+    """The cost of backward passes for the hidden neurons that are not stable, (D,), in runs of the network.
+
+    Two forms a neuron, each through all that lies below it.
+    """
+    sizes, cost = costs(graph), torch.zeros_like(layers.bounds[0].lower.flatten(1)[:, 0])
+    for i in graph.pre_activations:
+        bounds, below = layers.bounds[i], sum(sizes[: i + 1]) / sum(sizes)
+        cost = cost + 2 * below * ((bounds.lower < 0) & (bounds.upper > 0)).flatten(1).sum(dim=1)
+    return cost
+
+
+def refining_pays(graph: Graph, domains: Domains, C: Tensor, d: Tensor, cheap: float) -> bool:
+    """Whether to bound hidden layers by backward passes too, judged on the first few domains.
+
+    They do where they cost at most ``cheap`` times as much as linear bounds alone. Else they must bring the bound up by
+    at least half as many splits as would cost as much, k splits making 2^k domains; half, since a split helps less the
+    more have gone before.
+    """
+
+    def lowest(some: Domains, refine: bool) -> tuple[Tensor, Layers]:
+        case, box = some["case"], Box(some["low"], some["high"])
+        found = bound_boxes(graph, box, C[case], d[case], refine=refine)
+        value = least(found.coef, found.constant, box.lower.flatten(1), box.upper.flatten(1))
+        return value.amax(dim=1), found.layers
+
+    some = select(domains, torch.arange(min(PROBES, len(domains["case"]))))
+    plain, layers = lowest(some, False)
+    varied = int((some["low"] < some["high"]).flatten(1).any(dim=0).sum())
+    price = 1 + float(backward_cost(graph, layers).mean()) / (2 * (1 + varied))
+    if price <= cheap:
+        return True
+    first = select(some, torch.arange(1))
+    rise = float(lowest(halves(graph, first), False)[0].mean() - plain[0])
+    return float(lowest(first, True)[0][0] - plain[0]) >= 0.5 * log2(price) * max(0.0, rise)

@@ -1,0 +1,356 @@
+"""Input splits: their parts against brute force and a solver, and whole searches on stand-ins for public instances."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from robustlab.graph.affine import Linear
+from robustlab.graph.conv import Conv
+from robustlab.graph.folding import folded
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph
+from robustlab.graph.trace import trace
+from robustlab.verification.complete import domain_search as search
+from robustlab.verification.complete.boxes import backward_cost, bound_boxes, clipped, effects, least, mixed
+from robustlab.verification.complete.descent import descend, evolve
+from robustlab.verification.complete.query import Case, Clock, Verdict
+from robustlab.verification.propagation.bound_options import BoundOptions
+from robustlab.verification.propagation.forward import ForwardLines
+from robustlab.verification.propagation.layers import layer_bounds
+from robustlab.verification.propagation.region import Box
+from tests.unit.test_exact import Everything
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def dense(widths: tuple[int, ...], seed: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """A random net in float64, without a last activation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), activation())]
+    return nn.Sequential(*layers[:-1]).double().requires_grad_(False)
+
+
+def lattice(rows: int, terms: int, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """max over rows of min over terms of affine functions of two inputs, as a ReLU net of pairwise minima and maxima,
+    and the functions' slopes (rows, terms, 2) and constants (rows, terms)."""
+    slope, shift = rand(rows, terms, 2, seed=seed) * 2 - 1, rand(rows, terms, seed=seed + 1) - 0.5
+
+    class Lattice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope, self.shift = nn.Parameter(slope, requires_grad=False), nn.Parameter(shift, requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            def tree(parts: list[Tensor], sign: float) -> Tensor:
+                while len(parts) > 1:
+                    joined = [a + sign * (sign * (b - a)).relu() for a, b in zip(parts[::2], parts[1::2], strict=False)]
+                    parts = joined + parts[len(parts) // 2 * 2 :]
+                return parts[0]
+
+            values = nn.functional.linear(x, self.slope.flatten(0, 1), self.shift.flatten())
+            each = [[values[:, i * terms + j : i * terms + j + 1] for j in range(terms)] for i in range(rows)]
+            return tree([tree(row, -1.0) for row in each], 1.0)
+
+    return Lattice(), slope, shift
+
+
+def least_of_lattice(slope: Tensor, shift: Tensor) -> float:
+    """Its minimum on [−1, 1]²: for every choice of one function per row, a linear program."""
+    found = []
+    for choice in itertools.product(range(slope.shape[1]), repeat=slope.shape[0]):
+        rows, constants = slope[range(len(choice)), choice], shift[range(len(choice)), choice]
+        A = np.hstack([rows.numpy(), -np.ones((len(choice), 1))])
+        answer = linprog([0, 0, 1], A, -constants.numpy(), bounds=[(-1, 1), (-1, 1), (None, None)])
+        found.append(answer.fun)
+    return min(found)
+
+
+def ask(graph: Graph, case: Case, seconds: float = 60.0, **options: Any) -> Verdict:
+    """Input splits with a replay on the graph itself."""
+
+    def replay(points: Tensor) -> Tensor | None:
+        with torch.no_grad():
+            hits = case.margin(graph(points.reshape(-1, *graph.input_shape)).flatten(1)) <= 0
+        return points[hits][0] if bool(hits.any()) else None
+
+    return search.solve(graph, [case], replay, Clock(seconds), split="input", **options)
+
+
+def cube(n: int, C: Tensor, d: Tensor) -> Case:
+    return Case(-torch.ones(n).double(), torch.ones(n).double(), C, d)
+
+
+class Many(nn.Module):
+    """Layers that fold, a scale that has two users and one before a padded convolution, which do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.a, self.b, self.c = nn.Linear(48, 6), nn.Linear(6, 5), nn.Linear(5, 4, bias=False)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(self.conv(x * 2 - 1)).relu().flatten(1)
+        y = self.b(self.a(z) * 3 + 0.5) - 0.25
+        return self.c(y) + (y * 2).relu()[:, :4]
+
+
+def test_folding_keeps_the_function() -> None:
+    torch.manual_seed(0)
+    net = Many().double().eval().requires_grad_(False)
+    graph = trace(net, (2, 4, 4))
+    once, x = folded(graph), rand(20, 2, 4, 4)
+    torch.testing.assert_close(once(x), net(x), rtol=1e-12, atol=1e-12)
+    assert [type(node.op).__name__ for node in once.nodes[1:]].count("ScaleShift") == 3, "those of x, and y * 2"
+    assert sum(isinstance(node.op, Linear) for node in once.nodes) == 2, "a and b are one"
+    assert sum(isinstance(node.op, Conv) for node in once.nodes) == 1
+    assert len(folded(once).nodes) == len(once.nodes)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lines_that_go_forward_hold(seed: int) -> None:
+    """At every node, at random points of boxes, some of whose sides do not vary; never looser than intervals alone."""
+    torch.manual_seed(seed)
+    graph = (
+        trace(Everything(seed).double().eval(), (1, 4, 4)) if seed < 2 else trace(dense((4, 6, 5, 3), 1, nn.Tanh), (4,))
+    )
+    n, shape = 30, graph.input_shape
+    center, radius = rand(n, *shape, seed=seed), 0.1 * rand(n, *shape, seed=seed + 1) * (rand(*shape, seed=7) < 0.5)
+    box = Box(center - radius, center + radius)
+    carried = ForwardLines(graph, box.hull)
+    options = BoundOptions(intermediate="interval")
+    with torch.no_grad():
+        plain, with_lines = layer_bounds(graph, box, options), layer_bounds(graph, box, options, carried=carried)
+        for share in rand(20, n, *shape, seed=seed + 2):
+            t = 2 * share.flatten(1)[:, carried.varying] - 1
+            values = graph.values(center + radius * (2 * share - 1))
+            for i, value in enumerate(values):
+                low, high = (end[i][:, 0] + torch.einsum("nv,nv...->n...", t, end[i][:, 1:]) for end in
+                             (carried.lower, carried.upper))  # fmt: skip
+                assert (low <= value + 1e-9).all() and (value <= high + 1e-9).all(), graph.nodes[i].name
+    for before, after in zip(plain.bounds, with_lines.bounds, strict=True):
+        assert (after.lower >= before.lower - 1e-12).all() and (after.upper <= before.upper + 1e-12).all()
+    if seed == 2:  # past max-pooling, a box is all that goes forward
+        assert float((plain.bounds[-1].width - with_lines.bounds[-1].width).min()) > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixed_rows_against_a_solver(seed: int) -> None:
+    """The minimum over a box of the maximum of linear functions, by duality the best that weights can show."""
+    D, k, n = 6, 3, 4
+    coef, constant = 2 * rand(D, k, n, seed=seed) - 1, rand(D, k, seed=seed + 1) - 0.5
+    low = -rand(D, n, seed=seed + 2)
+    high = low + rand(D, n, seed=seed + 3)
+    weights, value = mixed(coef, constant, low, high)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(D).double())
+    joint = (weights[:, None] @ coef), (weights * constant).sum(1, keepdim=True)
+    torch.testing.assert_close(least(*joint, low, high)[:, 0], value)
+    alone = least(coef, constant, low, high).amax(1)
+    exact = []
+    for i in range(D):
+        A = np.hstack([coef[i].numpy(), -np.ones((k, 1))])
+        ends = [*zip(low[i].tolist(), high[i].tolist(), strict=True), (None, None)]
+        exact.append(linprog([0] * n + [1], A, -constant[i].numpy(), bounds=ends).fun)
+    best = torch.tensor(exact, dtype=torch.float64)
+    assert (value >= alone).all() and (value <= best + 1e-9).all()
+    assert float((value - alone).sum()) >= 0.8 * float((best - alone).sum()), "most of what there is to gain"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clipping_keeps_every_point_that_counts(seed: int) -> None:
+    D, k, n = 50, 3, 3
+    coef, constant = 2 * rand(D, k, n, seed=seed) - 1, rand(D, k, seed=seed + 1) - 0.5
+    coef[:, :, 0] *= (rand(D, k, seed=9) < 0.7).double()
+    low = -rand(D, n, seed=seed + 2)
+    high = low + rand(D, n, seed=seed + 3)
+    wanted = 0.1 * rand(D, seed=seed + 4)
+    at, to = clipped(coef, constant, low, high, wanted)
+    x = low + rand(400, D, n, seed=seed + 5) * (high - low)
+    value = constant + (coef @ x[..., None])[..., 0]
+    counts = (value <= wanted[:, None]).all(dim=2)
+    inside = ((at - 1e-12 <= x) & (x <= to + 1e-12)).all(dim=2)
+    assert inside[counts].all()
+    assert (at >= low).all() and (to <= high).all()
+    assert float((to - at).clamp_min(0).prod(1).mean() / (high - low).prod(1).mean()) < 0.8, "and cuts off others"
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_bounds_that_are_no_numbers_close_no_box(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as coefficients nor as constants: an unsafe box stays open until the time is over."""
+    graph = trace(dense((2, 4, 1), 0), (2,))
+    original = search.bound_boxes
+    for name in ("coef", "constant"):
+
+        def spoilt(*given: Any, name: str = name, **options: Any) -> Any:
+            found = original(*given, **options)
+            getattr(found, name)[:] = number
+            return found
+
+        monkeypatch.setattr(search, "bound_boxes", spoilt)
+        verdict = search.solve(graph, [cube(2, torch.ones(1, 1).double(), torch.full((1,), -9.0).double())],
+                               lambda points: None, Clock(0.3), split="input")  # fmt: skip
+        assert verdict.status != "verified"
+
+
+def test_the_side_that_helps_most() -> None:
+    """Of a net whose margin bends along one input only, that input is cut, though the bound is steeper in another."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double().requires_grad_(False)
+    net[0].weight[:] = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    net[0].bias[:] = torch.tensor([0.0, 0.0, 5.0])
+    net[2].weight[:] = torch.tensor([[-1.0, -1.0, 1.0]])
+    graph, C = trace(net, (2,)), torch.ones(1, 1, 1).double()
+    box = Box(-torch.ones(1, 2).double(), torch.ones(1, 2).double())
+    found = bound_boxes(graph, box, C, torch.zeros(1, 1).double(), refine=True)
+    assert float(found.coef[0, 0, 1]) == 1.0 and abs(float(found.coef[0, 0, 0])) < 1e-12
+    by_slope, by_bend = effects(graph, found, torch.ones(1, 1).double())[0].flip(0).tolist()
+    assert by_bend > by_slope
+
+
+@pytest.mark.parametrize(("rows", "terms", "seed"), [(3, 3, 0), (4, 4, 2), (2, 6, 4)])
+def test_lattices(rows: int, terms: int, seed: int) -> None:
+    """Minima and maxima of affine functions of two inputs, on both sides of the exact minimum."""
+    net, slope, shift = lattice(rows, terms, seed)
+    graph, one = trace(net.double(), (2,)), torch.ones(1, 1).double()
+    exact = least_of_lattice(slope, shift)
+    x = 2 * rand(500, 2, seed=seed) - 1
+    values = (torch.einsum("rtn,xn->xrt", slope, x) + shift).amin(2).amax(1)
+    torch.testing.assert_close(graph(x)[:, 0], values)
+    for gap, status in ((1e-3, "verified"), (-1e-3, "falsified")):
+        assert ask(graph, cube(2, one, torch.tensor([gap - exact]).double())).status == status
+
+
+@pytest.mark.parametrize(("cheap", "refined"), [(0.0, None), (float("inf"), True)])
+def test_how_boxes_are_bounded_changes_no_answer(
+    cheap: float, refined: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linear bounds that go forward alone, where backward passes cost too much, or with them."""
+    net, slope, shift = lattice(4, 4, 0)
+    graph, one = trace(net.double(), (2,)), torch.ones(1, 1).double()
+    monkeypatch.setattr(search, "CHEAP", cheap)
+    modes, original = [], search.bound_boxes
+
+    def watched(*given: Any, refine: bool) -> Any:
+        modes.append(refine)
+        return original(*given, refine=refine)
+
+    monkeypatch.setattr(search, "bound_boxes", watched)
+    x = 2 * rand(20000, 2, seed=3) - 1
+    lowest = float((torch.einsum("rtn,xn->xrt", slope, x) + shift).amin(2).amax(1).min())
+    assert ask(graph, cube(2, one, torch.tensor([0.05 - lowest]).double())).status == "verified"
+    assert modes[-1] is refined or (refined is None and not all(modes))
+    assert ask(graph, cube(2, one, torch.tensor([-1e-6 - lowest]).double())).status == "falsified"
+
+
+def test_backward_passes_cost_more_in_wide_nets() -> None:
+    """Two forms a neuron that is not stable, each through all that lies below."""
+    costs = {}
+    for widths in ((2, 12, 12, 1), (2, 48, 48, 1)):
+        graph = folded(trace(dense(widths, 0), (2,)))
+        box = Box(-torch.ones(1, 2).double(), torch.ones(1, 2).double())
+        found = layer_bounds(graph, box, BoundOptions(intermediate="interval"))
+        open_ = [int(((b.lower < 0) & (b.upper > 0)).sum()) for i, b in enumerate(found.bounds) if i in graph.relus]
+        costs[widths] = float(backward_cost(graph, found)[0])
+        assert sum(open_) > costs[widths] / 2 > 0.1 * sum(open_)
+    assert costs[2, 48, 48, 1] > 3 * costs[2, 12, 12, 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_control_nets(seed: int) -> None:
+    """Five inputs, a conjunction of rows: never verified where a sample is unsafe, and verified where there is room."""
+    net = dense((5, 16, 16, 16, 3), seed)
+    graph = trace(net, (5,))
+    C = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]]).double()
+    case = cube(5, C, torch.zeros(2).double())
+    tries = torch.cat([descend(graph, [case]), evolve(graph, case), 2 * rand(50000, 5, seed=seed) - 1])
+    lowest = float(case.margin(graph(tries)).min())
+    room = 0.01 * float(C.abs().sum(1).max() * graph(tries).abs().max())
+    safe = ask(graph, cube(5, C, torch.full((2,), room - lowest).double()))
+    assert safe.status == "verified" and safe.details["domains"] > 50
+    assert ask(graph, cube(5, C, torch.full((2,), -1e-4 - lowest).double())).status == "falsified"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_must_be_met_together(seed: int) -> None:
+    """A small ball of outputs, reached in a corner of seven inputs: evolution finds its way there, and so does a search
+    whose descent finds nothing."""
+    graph = trace(dense((4, 24, 24, 2), seed), (4,))
+    goal = graph(2 * rand(1, 4, seed=seed) - 1)[0]
+    eye = torch.eye(2, dtype=torch.float64)
+    radius = 0.002
+    case = cube(4, torch.cat([eye, -eye]), torch.cat([-goal, goal]) - radius)
+    found = evolve(graph, case, seed=seed)
+    margin = case.margin(graph(found))
+    assert float(margin[0]) <= 0 and bool((margin.diff() >= 0).all())
+    assert bool(((found >= case.low) & (found <= case.high)).all())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "descend", lambda graph, cases, **_: cases[0].low[None])
+        assert ask(graph, case).status == "falsified"
+
+
+@pytest.mark.parametrize("split", ["input", "relu"])
+def test_attacks_are_repeated(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A counterexample that the first attack misses is found by a later one, from other points."""
+    graph = trace(dense((6, 20, 20, 2), 3), (6,))
+    C = torch.tensor([[1.0, -1.0]]).double()
+    case = cube(6, C, torch.zeros(1).double())
+    tries = torch.cat([descend(graph, [case], restarts=100), evolve(graph, case)])
+    case = cube(6, C, -1e-5 - case.margin(graph(tries)).min()[None])
+    seeds: list[int] = []
+
+    def later(graph: Graph, cases: list[Case], *, seed: int, **options: Any) -> Tensor:
+        seeds.append(seed)
+        return descend(graph, cases, seed=seed, **options) if seed else cases[0].low[None]
+
+    monkeypatch.setattr(search, "descend", later)
+    monkeypatch.setattr(search, "evolve", lambda graph, case, **_: case.low[None])
+    monkeypatch.setattr(search._Search, "_look", lambda self, domains, slope: None)
+    monkeypatch.setattr(search, "FIRST_AGAIN", 64)
+
+    def replay(points: Tensor) -> Tensor | None:
+        hits = case.margin(graph(points)) <= 0
+        return points[hits][0] if bool(hits.any()) else None
+
+    assert search.solve(graph, [case], replay, Clock(60.0), split=split).status == "falsified"
+    assert seeds == list(range(len(seeds))) and len(seeds) > 1
+
+
+def test_fourteen_inputs_and_few_neurons() -> None:
+    """Between a few inputs and an image: boxes are split, and the answer comes in seconds."""
+    graph = trace(dense((14, 12, 12, 3), 1), (14,))
+    C = torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]).double()
+    case = Case(-0.5 * torch.ones(14).double(), 0.5 * torch.ones(14).double(), C, torch.zeros(2).double())
+    tries = torch.cat([descend(graph, [case], restarts=100), evolve(graph, case)])
+    lowest = float(case.margin(graph(tries)).min())
+    for move, status in ((0.05, "verified"), (-1e-4, "falsified")):
+        moved = Case(case.low, case.high, C, torch.full((2,), move - lowest).double())
+
+        def replay(points: Tensor, case: Case = moved) -> Tensor | None:
+            hits = case.margin(graph(points)) <= 0
+            return points[hits][0] if bool(hits.any()) else None
+
+        start = time.monotonic()
+        assert search.solve(graph, [moved], replay, Clock(60.0)).status == status
+        assert time.monotonic() - start < 60.0
+
+
+def test_a_point_and_a_box_without_varying_inputs() -> None:
+    """A box of one point is decided at once, by the value there."""
+    graph, one = trace(dense((3, 5, 1), 2), (3,)), torch.ones(1, 1).double()
+    x = rand(3, seed=1)
+    value = float(graph(x[None])[0, 0])
+    for shift, status in ((0.1, "verified"), (-0.1, "falsified")):
+        assert ask(graph, Case(x, x, one, torch.tensor([shift - value]).double())).status == status
+    assert Bounds(x[None], x[None]).width.max() == 0
