@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Turned:
+class Reordered:
     """A value with its dimensions in another order, the batch not in front: what stands before an index.
 
     Attributes:
@@ -51,7 +51,7 @@ class Above:
     name: str
 
 
-Value = int | Tensor | Turned | Above
+Value = int | Tensor | Reordered | Above
 """The place of a node in the graph, a constant, or what only the next node of the file can make sense of."""
 
 HARMLESS = {"broadcast", "consumed_inputs", "momentum", "ratio", "round_mode", "saturate", "seed", "storage_order"}

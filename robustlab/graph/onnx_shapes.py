@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustlab.graph.affine import Concat, Rearrange, Reduce, Reshape, ScaleShift
-from robustlab.graph.onnx_reader import OnnxReader, Turned, name_of
+from robustlab.graph.onnx_reader import OnnxReader, Reordered, name_of
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -55,11 +55,11 @@ def _squeezed(kind: str, shape: list[int], axes: Sequence[int] | None) -> list[i
 
 def transpose(
     reader: OnnxReader, node: NodeProto, given: list[Any], *, perm: Sequence[int] | None = None
-) -> int | Turned:
+) -> int | Reordered:
     """Dimensions in another order; the batch may leave its place until it comes back."""
     (x,) = given
-    before = x if isinstance(x, Turned) else None
-    place = x.place if isinstance(x, Turned) else x
+    before = x if isinstance(x, Reordered) else None
+    place = x.place if isinstance(x, Reordered) else x
     shape = reader.shape(place)
     rank = len(shape) + int(reader.batched)
     order = list(perm or range(rank)[::-1])
@@ -67,16 +67,16 @@ def transpose(
     if before is not None:
         order = [before.order[i] for i in order]
     if order[0] != 0:
-        return Turned(place, tuple(order), name_of(node))
+        return Reordered(place, tuple(order), name_of(node))
     if order == list(range(len(order))):
         return int(place)
     return reader.add(node, Rearrange.of(lambda t: t.permute(order), shape), place)
 
 
-def gather_nd(reader: OnnxReader, node: NodeProto, given: list[Any], *, batch_dims: int = 0) -> Turned:
+def gather_nd(reader: OnnxReader, node: NodeProto, given: list[Any], *, batch_dims: int = 0) -> Reordered:
     """Numbers at constant places along the first dimensions, before which the batch was turned away."""
     x, places = given
-    if not isinstance(x, Turned) or not isinstance(places, Tensor) or batch_dims or 0 in x.order[: places.shape[-1]]:
+    if not isinstance(x, Reordered) or not isinstance(places, Tensor) or batch_dims or 0 in x.order[: places.shape[-1]]:
         raise ValueError(f"model: want GatherND at constant places beside the batch, got node {name_of(node)!r}")
     shape, count = reader.shape(x.place), places.shape[-1]
     size = torch.tensor([shape[i - 1] for i in x.order[:count]])
@@ -92,7 +92,7 @@ def gather_nd(reader: OnnxReader, node: NodeProto, given: list[Any], *, batch_di
 
     place = reader.add(node, Rearrange.of(take, shape), x.place)
     rest = iter(range(1, rank))
-    return Turned(place, tuple(0 if i == front else next(rest) for i in range(rank)), name_of(node))
+    return Reordered(place, tuple(0 if i == front else next(rest) for i in range(rank)), name_of(node))
 
 
 def concat(reader: OnnxReader, node: NodeProto, given: list[Any], *, axis: int = 1) -> int:

@@ -23,7 +23,7 @@ from robustlab.graph.files import named
 from robustlab.graph.node import Graph
 from robustlab.graph.onnx_file import load_onnx
 from robustlab.graph.onnx_operators import RULES
-from robustlab.graph.onnx_reader import Above, OnnxReader, Turned, Value, attributes_of, name_of
+from robustlab.graph.onnx_reader import Above, OnnxReader, Reordered, Value, attributes_of, name_of
 from robustlab.graph.time_limit import tick
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ OF_SEVERAL = {
 OF_BATCHES = {
     "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "GlobalAveragePool", "MaxPool", "Resize", "Upsample"
 }  # fmt: skip
-OF_MARKS: dict[type, tuple[str, ...]] = {Turned: ("GatherND", "Transpose"), Above: ("Where",)}
+OF_MARKS: dict[type, tuple[str, ...]] = {Reordered: ("GatherND", "Transpose"), Above: ("Where",)}
 """What is known only before these operators."""
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
@@ -94,7 +94,7 @@ def _graph(proto: ModelProto, dtype: torch.dtype) -> Graph:
     if len(outputs) != 1:
         raise ValueError(f"model: want one output, got {outputs}")
     last = _value(reader, outputs[0])
-    if isinstance(last, (Turned, Above)):
+    if isinstance(last, (Reordered, Above)):
         raise ValueError(f"model: want an output with the batch in front, got what node {last.name!r} gives")
     if not isinstance(last, int):
         raise ValueError("model: want an output that depends on the input, got a constant")
@@ -135,7 +135,7 @@ def _read(reader: OnnxReader, node: NodeProto, given: list[Value | None]) -> Val
     rule, reader.reading = RULES[node.op_type], name_of(node)
     arguments = attributes_of(reader, node, rule)
     for value in given:
-        if isinstance(value, (Turned, Above)) and node.op_type not in OF_MARKS[type(value)]:
+        if isinstance(value, (Reordered, Above)) and node.op_type not in OF_MARKS[type(value)]:
             wish = " and ".join(OF_MARKS[type(value)])
             raise ValueError(
                 f"model: want {wish} alone behind node {value.name!r}, got {node.op_type} of node {name_of(node)!r}"
