@@ -118,6 +118,12 @@ def test_second_version() -> None:
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
     scalar = SECOND.replace("float32 [2]", "float32 []").replace("out[0]", "out").replace("out[1]", "0.5")
     assert parse_vnnlib(scalar).outputs == 1
+    rows = "".join(
+        f"(assert (>= in[{i},{j}] {3 * i + j})) (assert (<= in[{i},{j}] 9))" for i in (0, 1) for j in range(3)
+    )
+    head = "(vnnlib-version <2.0>) (declare-network f (declare-input in Real [2,3]) (declare-output out Real [1]))"
+    (case,) = parse_vnnlib(head + rows + "(assert (<= out[0] 0))")
+    assert case.low.tolist() == [0, 1, 2, 3, 4, 5], "row by row"
 
 
 @pytest.mark.parametrize(
