@@ -758,3 +758,18 @@ def test_an_ascent_refuses_what_is_none(verifier: Callable[..., Certificate], wr
     model, x = nn.Linear(2, 2), torch.full((1, 2), 0.5)
     with pytest.raises(ValueError, match=next(iter(wrong))):
         verifier(model, x, torch.tensor([0]), eps=0.1, **wrong)
+
+
+@pytest.mark.parametrize("method", ["ibp", "fast_lin", "crown", "alpha_crown", "crown_ibp", "lagrangian_dual"])
+def test_a_difference_that_float32_does_not_hold_is_not_certified(method: str) -> None:
+    """z₀ − z₁ = (2²⁴x + 1) − 2²⁴x − 0.5 is 0.5 everywhere, and −0.5 in float32 at many points beyond x = 1."""
+    net = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 2)).requires_grad_(False)
+    for p, value in zip(
+        net.parameters(), ([[2.0**24], [2.0**24]], [0.0, 1.0], [[-1.0, 1.0], [0.0, 0.0]], [-0.5, 0.0]), strict=True
+    ):
+        p.copy_(torch.tensor(value))
+    x = torch.tensor([[0.999]])
+    near = torch.linspace(0.99, 1.009, 2001)[:, None]
+    assert int(net(x).argmax()) == 0
+    assert 0.1 < float((net(near).argmax(dim=1) != 0).float().mean()) < 0.9
+    assert not bool(certify(net, x, torch.tensor([0]), eps=0.01, method=method, box=(0.0, 2.0)).verified)

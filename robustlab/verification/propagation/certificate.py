@@ -12,7 +12,6 @@ from robustlab.attacker.parts import beside
 from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.arithmetic import full_precision
-from robustlab.graph.folding import folded
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
 from robustlab.verification.propagation.region import Ball, Region
@@ -89,7 +88,7 @@ def certificate(
     rows = right.nonzero().flatten()
     if len(rows):
         C = margins(y[rows], logits.shape[1], x.dtype)
-        proven[rows] = positive(bound(folded(graph), Ball(x[rows], radius[rows], norm, box), C))
+        proven[rows] = positive(bound(graph, Ball(x[rows], radius[rows], norm, box), C))
     return stated(proven, right, torch.where(proven, radius, 0.0), x, norm, method)
 
 

@@ -12,7 +12,6 @@ from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.arithmetic import full_precision
-from robustlab.graph.folding import folded
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
@@ -93,7 +92,7 @@ def bounds(
         raise TypeError(f"C: want the region's dtype {region.hull.lower.dtype}, got {C.dtype}")
     if not len(region):
         return Bounds(C.new_empty(0, C.shape[-2]), C.new_empty(0, C.shape[-2]))
-    both = METHODS[method](folded(graph), region, torch.cat([C, -C], dim=-2), **options)
+    both = METHODS[method](graph, region, torch.cat([C, -C], dim=-2), **options)
     lower, negated = both.chunk(2, dim=1)
     return Bounds(lower, -negated)
 
@@ -171,7 +170,7 @@ def certified_radius(
     checks.positive("largest", largest)
     checks.at_least("steps", steps, 0, integer=True)
     graph, logits, y, first = prepare(model, x, y, norm, box, start)
-    graph, right = folded(graph), logits.argmax(dim=1) == y
+    right = logits.argmax(dim=1) == y
     low, high = x.new_zeros(len(x)), first.clone()
 
     def proven(rows: Tensor, radius: Tensor) -> Tensor:
