@@ -43,8 +43,6 @@ def folded(notebook: Notebook) -> Iterator[str]:
         why = "a figure" if shown(cell, "image/png") else why
         why = "claims" if re.search(r"^\s*claim\(", source(cell), re.MULTILINE) else why
         hidden = FOLDED | {"solution"}
-        if "install" in tags(cell):
-            continue
         if why and not hidden & set(tags(cell)):
             yield f"a cell with {why} is not folded: {first_line(cell)!r}"
         if FOLDED & set(tags(cell)) and not cell["metadata"].get("jupyter", {}).get("source_hidden"):
@@ -88,8 +86,6 @@ def claims_by_section(notebook: Notebook) -> Iterator[str]:
 def numbers(notebook: Notebook) -> Iterator[str]:
     """Cells print numbers, not verdicts; expectations are checks with words, which a reader's change does not break."""
     for cell in code_cells(notebook):
-        if "install" in tags(cell):
-            continue
         tree = ast.parse(source(cell))
         for node in ast.walk(tree):
             if isinstance(node, ast.Assert) and (node.msg is None or "equality" not in tags(cell)):

@@ -120,6 +120,7 @@ def _refresh_install_cell(notebook: NotebookNode, url: str) -> None:
     for cell in notebook.cells:
         if "install" in cell.metadata.get("tags", ()):
             cell.source = install_cell(url)
+            cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
 
 
 def _run(notebook: NotebookNode, folder: Path) -> tuple[float, float]:
