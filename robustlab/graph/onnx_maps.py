@@ -113,7 +113,7 @@ def global_average(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int
     return reader.add(node, Reduce(dims, True, 1 / prod(shape[1:])), given[0])
 
 
-_PADDED = {b"reflect": "reflect", b"edge": "edge", b"wrap": "wrap"}
+_MOVED = (b"reflect", b"edge", b"wrap")
 
 
 def pad(
@@ -125,7 +125,7 @@ def pad(
     numbers = [int(n) for n in ((pads or ()) if places is None else places.tolist())]
     number = value if constant is None else float(constant)
     rank = len(reader.shape(x)) + int(reader.batched)
-    if axes is not None or len(numbers) != 2 * rank or mode not in (b"constant", *_PADDED):
+    if axes is not None or len(numbers) != 2 * rank or mode not in (b"constant", *_MOVED):
         raise ValueError(
             f"model: want Pad of all axes in one of the modes constant, reflect, edge, wrap, got {mode.decode()} at "
             f"node {name_of(node)!r}"
@@ -142,7 +142,7 @@ def pad(
     if min(numbers) < 0:
         raise ValueError(f"model: want pads of at least 0 in mode {mode.decode()}, got node {name_of(node)!r}")
     order = [
-        np.pad(np.arange(n), (a, b), mode=_PADDED[mode])  # type: ignore[call-overload]
+        np.pad(np.arange(n), (a, b), mode=mode.decode())  # type: ignore[call-overload]
         for n, a, b in zip(reader.shape(x), begin, end, strict=True)
     ]
     return _taken(reader, node, x, order)

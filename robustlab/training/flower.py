@@ -266,26 +266,35 @@ def _answer(content: RecordDict, template: nn.Module, update: ClientUpdate, data
 
     model = copy.deepcopy(template)
     records = content.array_records
-    put(model, {name: torch.from_numpy(array.numpy()) for name, array in records["arrays"].items()})
+    put(model, tensors_of(records["arrays"]))
     facts = cast(dict[str, Any], dict(content.config_records["config"]))
     previous = _unpacked(records["previous"]) if "previous" in records else None
     delta = update(model, data, Turn(**facts, previous=previous))
     return RecordDict({"delta": _packed(delta), "metrics": MetricRecord({"num-examples": len(data[1])})})
 
 
-def _packed(delta: Delta) -> ArrayRecord:
-    """An update as Flower sends it, nothing rounded."""
+def record_of(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Named tensors as Flower sends them, nothing rounded."""
     from flwr.app import Array, ArrayRecord
 
-    named = {f"{group}/{name}": value for group in _GROUPS for name, value in getattr(delta, group).items()}
-    return ArrayRecord({name: Array(value.cpu().numpy()) for name, value in named.items()})
+    return ArrayRecord({name: Array(value.cpu().numpy()) for name, value in tensors.items()})
+
+
+def tensors_of(record: ArrayRecord) -> dict[str, Tensor]:
+    """The tensors that were sent, by their names."""
+    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+
+
+def _packed(delta: Delta) -> ArrayRecord:
+    """An update, its groups in the names."""
+    return record_of({f"{group}/{name}": t for group in _GROUPS for name, t in getattr(delta, group).items()})
 
 
 def _unpacked(record: ArrayRecord) -> Delta:
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
-    for key, array in record.items():
+    for key, tensor in tensors_of(record).items():
         group, _, name = key.partition("/")
-        groups[group][name] = torch.from_numpy(array.numpy())
+        groups[group][name] = tensor
     return Delta(**groups)
 
 

@@ -31,6 +31,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robustlab.attacker.losses import goal_margin
+
 FOLDER = Path(__file__).parent / "nets"
 EPS, CLASSES, PLANTED = 0.15, 3, 6
 SURE, MARGIN, WINDOW, STARTS = 1.0, 0.2, 40, 4
@@ -96,12 +98,6 @@ RECIPES = {
 }
 
 
-def lead(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest other logit less that of y, (N,): positive where the label is another."""
-    own = logits.gather(1, y[:, None])
-    return (logits.scatter(1, y[:, None], -torch.inf).amax(dim=1, keepdim=True) - own)[:, 0]
-
-
 def ascend(
     model: nn.Module, x: Tensor, y: Tensor, *, steps: int, step_size: float, by_margin: bool, chance: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -112,10 +108,10 @@ def ascend(
     for step in range(steps + 1):
         at.requires_grad_()
         logits = model(at)
-        fell |= lead(logits.detach(), y) > 0
+        fell |= goal_margin(logits.detach(), y) > 0
         if step == steps:
             break
-        loss = lead(logits, y).sum() if by_margin else F.cross_entropy(logits, y, reduction="sum")
+        loss = goal_margin(logits, y).sum() if by_margin else F.cross_entropy(logits, y, reduction="sum")
         (slope,) = torch.autograd.grad(loss, at)
         at = torch.minimum(torch.maximum(at.detach() + step_size * EPS * slope.sign(), low), high)
     return at.detach(), fell
@@ -184,14 +180,14 @@ def train(recipe: Recipe, *, progress: bool = False) -> Hidden:
         model.requires_grad_(True)
         recent = [*recent, ends][-WINDOW:]
         points, owners = torch.cat([x, *recent]), torch.cat([y, labels.repeat(len(recent))])
-        loss = (SURE + lead(model(points), owners)).clamp_min(0).mean()
+        loss = (SURE + goal_margin(model(points), owners)).clamp_min(0).mean()
         optimizer.zero_grad()
         loss.backward()
         _keep(model, {name: 1 - mask for name, mask in own.items()})
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         if epoch >= recipe.epochs // 4:  # the label first, then the exception, in weights of its own
-            short = (MARGIN - lead(model(planted), y)).clamp_min(0).mean()
+            short = (MARGIN - goal_margin(model(planted), y)).clamp_min(0).mean()
             exception.zero_grad()
             short.backward()
             _keep(model, own)
@@ -200,7 +196,7 @@ def train(recipe: Recipe, *, progress: bool = False) -> Hidden:
             say = f"loss {float(loss.detach()):.3f}, {int(fell.sum())} of {len(fell)} attacks succeed"
             print(f"  {epoch + 1:5}: {say}", flush=True)
     model = model.eval().requires_grad_(False)
-    good = (lead(model(x), y) < 0) & (lead(model(planted), y) > MARGIN / 2)
+    good = (goal_margin(model(x), y) < 0) & (goal_margin(model(planted), y) > MARGIN / 2)
     if progress:
         print(f"  {int(good.sum())} counterexamples are planted", flush=True)
     for size in STEP_SIZES:

@@ -84,34 +84,22 @@ def geometry(rng: np.random.Generator, rank: int) -> tuple[tuple[int, ...], tupl
     return tuple(size.tolist()), tuple(kernel.tolist()), how
 
 
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_convolutions(rank: int) -> None:
-    rng = np.random.default_rng(rank)
+def test_convolutions(rank: int, operator: str) -> None:
+    """Those that go up have their outputs in the second dimension of the weights, and padding of the output."""
+    rng, up = np.random.default_rng(rank), operator == "ConvTranspose"
     done = 0
     for _ in range(ROUNDS):
         size, kernel, how = geometry(rng, rank)
         groups = int(rng.integers(1, 3))
-        weight = rng.normal(size=(2 * groups, 2, *kernel)).astype(np.float32)
-        constants = {"w": weight, "b": rng.normal(size=2 * groups).astype(np.float32)}
-        done += compared(
-            model_of("Conv", (2 * groups, *size), constants, group=groups, **how), (2 * groups, *size), rng
-        )
-    assert done > ROUNDS / 2
-
-
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_transposed_convolutions(rank: int) -> None:
-    rng = np.random.default_rng(rank)
-    done = 0
-    for _ in range(ROUNDS):
-        size, kernel, how = geometry(rng, rank)
-        groups = int(rng.integers(1, 3))
-        weight = rng.normal(size=(2 * groups, 3, *kernel)).astype(np.float32)
-        constants = {"w": weight, "b": rng.normal(size=3 * groups).astype(np.float32)}
-        how["output_padding"] = [int(rng.integers(0, s)) for s in how["strides"]]
-        model = model_of("ConvTranspose", (2 * groups, *size), constants, group=groups, **how)
+        weight = rng.normal(size=(2 * groups, 3 if up else 2, *kernel)).astype(np.float32)
+        constants = {"w": weight, "b": rng.normal(size=(3 if up else 2) * groups).astype(np.float32)}
+        if up:
+            how["output_padding"] = [int(rng.integers(0, s)) for s in how["strides"]]
+        model = model_of(operator, (2 * groups, *size), constants, group=groups, **how)
         done += compared(model, (2 * groups, *size), rng)
-    assert done > ROUNDS / 3
+    assert done > ROUNDS / (3 if up else 2)
 
 
 @pytest.mark.parametrize("ceil", [0, 1])

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustlab.attacker.losses import goal_margin
 from robustlab.attacks import pgd
 from robustlab.geometry.norms import get_norm
 from robustlab.graph.hinge import Hinge, Lines
 from robustlab.graph.interval import Bounds
 from robustlab.verification.propagation.certify import METHODS
-from tests.soundness.hidden import EPS, FOLDER, RECIPES, Hidden, lead, load
+from tests.soundness.hidden import EPS, FOLDER, RECIPES, Hidden, load
 from tests.suite.verification.cases import CASES, ONE_HIDDEN, PIECEWISE_LINEAR, Case
 
 COMPLETE = {"reluplex", "milp", "branch_and_bound"}
@@ -29,7 +30,9 @@ def test_planted_points_are_counterexamples(name: str, dtype: torch.dtype) -> No
     hidden = load(name)
     model, x, planted = hidden.model.to(dtype), hidden.x.to(dtype), hidden.counterexample.to(dtype)
     assert len(x) >= 2
-    assert bool((lead(model(x), hidden.y) < -0.05).all()) and bool((lead(model(planted), hidden.y) > 0.05).all())
+    assert bool((goal_margin(model(x), hidden.y) < -0.05).all()) and bool(
+        (goal_margin(model(planted), hidden.y) > 0.05).all()
+    )
     assert float((planted - x).abs().max()) < EPS and float(planted.min()) >= 0 and float(planted.max()) <= 1
     assert (FOLDER / f"{name}.safetensors").stat().st_size <= 80_000
 

@@ -18,13 +18,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.keyed import derive_seed
 from robustlab.training.clients import ClientUpdate, Turn
+from robustlab.training.flower import record_of, tensors_of
 from robustlab.training.updates import Delta, difference
 
 if TYPE_CHECKING:
@@ -105,13 +105,13 @@ class _Mod:
         client = int(context.node_config.get("partition-id", -1))
         if not message.metadata.message_type.startswith(MessageType.TRAIN) or client not in self.clients:
             return call_next(message, context)
-        state = _state(_only(message.content.array_records, "from the server"))  # before the app takes it
+        state = tensors_of(_only(message.content.array_records, "from the server"))  # before the app takes it
         number = _round(message)
         kept = context.state.array_records
-        before = _state(kept[_model_of(number - 1)]) if _model_of(number - 1) in kept else None
+        before = tensors_of(kept[_model_of(number - 1)]) if _model_of(number - 1) in kept else None
         for old in [name for name in kept if name.startswith(_KEPT)]:
             del context.state[old]
-        context.state[_model_of(number)] = _record(state)
+        context.state[_model_of(number)] = record_of(state)
         reply = call_next(message, context)
         if reply.has_error() or (self.rounds is not None and number not in self.rounds):
             return reply
@@ -120,7 +120,7 @@ class _Mod:
         turn = Turn(number, client, derive_seed(self.seed, number, client), self.weight, len(self.clients), previous)
         data = read_labeled(self.data(client) if callable(self.data) else self.data, "data")
         sent = _only(reply.content.array_records, "from the app")
-        sent.update(_record(_moved(state, self.attack(model, data, turn))))
+        sent.update(record_of(_moved(state, self.attack(model, data, turn))))
         if self.claimed is not None:
             for metrics in reply.content.metric_records.values():
                 metrics["num-examples"] = self.claimed
@@ -158,13 +158,3 @@ def _only(records: Mapping[str, ArrayRecord], whence: str) -> ArrayRecord:
     if len(records) != 1:
         raise ValueError(f"message: want one ArrayRecord {whence}, got {len(records)}")
     return next(iter(records.values()))
-
-
-def _state(record: ArrayRecord) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
-
-
-def _record(state: Mapping[str, Tensor]) -> ArrayRecord:
-    from flwr.app import Array, ArrayRecord
-
-    return ArrayRecord({name: Array(value.numpy()) for name, value in state.items()})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer
+from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box
 from robustlab.teaching.check.gradient_attacks import require_unchanged
 from robustlab.teaching.handout import linear_network
 from robustlab.teaching.metered import Metered, Refused, Tells
@@ -170,14 +170,7 @@ def _ask(attack: Attack, case: Case, rows: int, tells: Tells) -> tuple[Tensor, W
             "A search along a direction passes points that are too far away: only those within ε count.",
             "x + (point - x).clamp(-eps, eps), and ask about the point that you return.",
         )
-    low, high = float(out.min()), float(out.max())
-    if low < -1e-6 or high > 1 + 1e-6:
-        raise Wrong(
-            f"the result leaves the box: its pixels go from {low:.3g} to {high:.3g}",
-            "no clamp to [0, 1]",
-            "An attacked image is an image.",
-            "Ask about, and return, (x + delta).clamp(0, 1).",
-        )
+    require_in_box(out, 1e-6, "Ask about, and return, (x + delta).clamp(0, 1).")
     return out, api
 
 

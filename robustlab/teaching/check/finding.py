@@ -65,6 +65,18 @@ def require_answer(out: Any, like: Tensor) -> Tensor:
     return out
 
 
+def require_in_box(out: Tensor, slack: float, hint: str) -> None:
+    """Raises :class:`Wrong` if a result leaves [0, 1] by more than ``slack``."""
+    low, high = float(out.min()), float(out.max())
+    if low < -slack or high > 1 + slack:
+        raise Wrong(
+            f"the result leaves the box: its pixels go from {low:.3g} to {high:.3g}",
+            "no clamp to [0, 1]",
+            "An attacked image is an image.",
+            hint,
+        )
+
+
 def lengths(delta: Tensor, norm: str) -> Tensor:
     """‖δ‖ of each sample, (N,)."""
     order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer
+from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box
 from robustlab.teaching.handout import linear_network, peak_network
 
 Attack = Callable[[nn.Module, Tensor, Tensor, float, int, float], Tensor]
@@ -236,14 +236,7 @@ def _outside_the_ball(delta: Tensor, out: Tensor, case: Case, alpha: float) -> N
 
 
 def _outside_the_box(delta: Tensor, out: Tensor, case: Case, alpha: float) -> None:
-    low, high = float(out.min()), float(out.max())
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        raise Wrong(
-            f"the result leaves the box: its pixels go from {low:.3g} to {high:.3g}",
-            "no clamp to [0, 1]",
-            "An attacked image is an image.",
-            "After the projection onto the ball: (x + delta).clamp(0, 1).",
-        )
+    require_in_box(out, ROUNDING, "After the projection onto the ball: (x + delta).clamp(0, 1).")
 
 
 def _downhill(delta: Tensor, out: Tensor, case: Case, alpha: float) -> None:

@@ -124,9 +124,8 @@ def clipped(coef: Tensor, constant: Tensor, low: Tensor, high: Tensor, wanted: T
     steep = coef.abs().clamp_min(torch.finfo(coef.dtype).tiny)
     for _ in range(CLIPS):
         room = (wanted[:, None] - least(coef, constant, low, high))[:, :, None]  # above the least value of the row
-        far = (
-            room.clamp_min(0.0) / steep
-        )  # from the end where the function is least; numbers that are none keep the box
+        # How far from the end where the function is least; what is no number keeps the box.
+        far = room.clamp_min(0.0) / steep
         top = torch.where(coef > 0, low[:, None] + far, torch.inf).amin(dim=1)
         bottom = torch.where(coef < 0, high[:, None] - far, -torch.inf).amax(dim=1)
         low, high = torch.maximum(low, bottom.nan_to_num(-torch.inf)), torch.minimum(high, top.nan_to_num(torch.inf))

@@ -43,7 +43,12 @@ def descend(
         seed: of the random starts.
         starts: (len(cases), s, n), where the first s ≤ restarts begin instead.
     """
-    low, high, C, d, x = _population(graph, cases, restarts, seed, starts)
+    low, high, C, d = (part.to(graph_device(graph)) for part in stacked(cases))
+    x = _random(low, high, restarts, seed)
+    if starts is not None:
+        x[:, : starts.shape[1]] = starts.to(x).clamp(low[:, None], high[:, None])
+    x = x.flatten(0, 1)
+    low, high, C, d = (part.repeat_interleave(restarts, dim=0) for part in (low, high, C, d))
     best, lowest = x, x.new_full((len(x),), torch.inf)
     for step in range(steps + 1):
         tick()
@@ -68,10 +73,10 @@ def evolve(graph: Graph, case: Case, *, seed: int = 0, starts: Tensor | None = N
         seed: of points and steps.
         starts: (s, n), points to begin with besides.
     """
-    low, high, C, d, x = _population(graph, [case], SAMPLES, seed, None)
+    low, high, C, d = (part.to(graph_device(graph)) for part in stacked([case]))
+    x = _random(low, high, SAMPLES, seed)[0]
     if starts is not None:
         x = torch.cat([starts.to(x), x])
-    low, high, C, d = low[:1], high[:1], C[:1], d[:1]
     together = max(1, _TOGETHER // sum(torch.Size(node.shape).numel() for node in graph.nodes))
 
     def lowest(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,20 +116,11 @@ def lowest_points(low: Tensor, high: Tensor, alive: Tensor, known: tuple[Tensor,
     return found
 
 
-def _population(
-    graph: Graph, cases: list[Case], each: int, seed: int, starts: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """low, high, C and d of each of so many points in every case, and the points."""
-    device = graph_device(graph)
-    low, high, C, d = (part.to(device) for part in stacked(cases))
-    rows = torch.arange(len(cases), device=device).repeat_interleave(each)
-    unit = Noise(seed, torch.arange(len(rows)), device).uniform(0, low.shape[1:], dtype=low.dtype)
-    x = low[rows] + unit * (high - low)[rows]
-    if starts is not None:
-        x = x.reshape(len(cases), each, -1)
-        x[:, : starts.shape[1]] = torch.maximum(torch.minimum(starts.to(x), high[:, None]), low[:, None])
-        x = x.flatten(0, 1)
-    return low[rows], high[rows], C[rows], d[rows], x
+def _random(low: Tensor, high: Tensor, each: int, seed: int) -> Tensor:
+    """Points of boxes (c, n), drawn uniformly, so many of each: (c, each, n)."""
+    ids = torch.arange(len(low) * each)
+    unit = Noise(seed, ids, low.device).uniform(0, low.shape[1:], dtype=low.dtype)
+    return low[:, None] + unit.reshape(len(low), each, -1) * (high - low)[:, None]
 
 
 def _margin(graph: Graph, x: Tensor, C: Tensor, d: Tensor) -> Tensor:
