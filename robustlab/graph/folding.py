@@ -2,7 +2,8 @@
 
 Networks from files have their biases, scales and the sums of a lattice in layers of their own, and batch norm at rest
 is a scale after a convolution. Of W₂(W₁x + b₁) + b₂ an interval takes |W₂|·|W₁|·r, of the product |W₂W₁|·r, which is
-never more.
+never more. But what W₁ and b₁ round in a model that computes one layer after the other is no longer seen where large
+terms cancel in the product: what is proved of the folded graph is proved in exact arithmetic.
 """
 
 from __future__ import annotations
