@@ -327,6 +327,21 @@ def test_attacks_are_repeated(split: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert seeds == list(range(len(seeds))) and len(seeds) > 1
 
 
+def test_attacks_stay_in_their_boxes() -> None:
+    """Also from starts outside, before any step; and each start belongs to its own case."""
+    graph, C = trace(dense((3, 8, 2), 0), (3,)), torch.tensor([[1.0, -1.0]]).double()
+    low = torch.tensor([[-1.0, -0.5, 0.2], [2.0, 2.0, 2.0]]).double()
+    high = low + torch.tensor([[0.3], [0.1]]).double()
+    cases = [Case(low[i], high[i], C, torch.zeros(1).double()) for i in range(2)]
+    starts = torch.stack([low - 5, high + 5], dim=1)
+    for steps in (0, 10):
+        found = descend(graph, cases, restarts=4, steps=steps, starts=starts)
+        inside = ((found[:, None] >= low) & (found[:, None] <= high)).all(dim=2)
+        assert len(found) == 8 and inside.sum(dim=0).tolist() == [4, 4]
+    found = evolve(graph, cases[0], starts=high[:1])
+    assert bool(((found >= low[0]) & (found <= high[0])).all())
+
+
 def test_fourteen_inputs_and_few_neurons() -> None:
     """Between a few inputs and an image: boxes are split, and the answer comes in seconds."""
     graph = trace(dense((14, 12, 12, 3), 1), (14,))
