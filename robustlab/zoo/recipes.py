@@ -151,7 +151,7 @@ def _small_hands(
         {"in_shape": (3, 32, 32), "channels": (8, 16), "hidden": 28},
         objective=DEFENSES + objective,
         objective_kwargs=objective_kwargs,
-        fit_kwargs={"epochs": 60, "lr": 5e-3},
+        fit_kwargs={"epochs": 36, "lr": 5e-3},
         shift=2,
         autoattack=True,
         **kwargs,
