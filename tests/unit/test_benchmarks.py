@@ -86,6 +86,18 @@ def test_smoke_run_of_autoattack_without_its_peer(tmp_path: Path) -> None:
     assert "mnist_cnn, linf 0.1, 4 samples: ours" in text and "official" not in text
 
 
+def test_smoke_run_of_federated_learning_in_one_process(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "flower.py", "--rounds", "2", "--only", "serial"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("serial: ") and [line.split(":")[0] for line in lines[1:]] == ["  round 0", "  round 1"]
+    before, after = (float(line.rpartition(" ")[2]) for line in lines[1:])
+    assert before < 0.5 < after, "the backdoor comes in the last round"
+
+
 @pytest.mark.slow
 @pytest.mark.full("verification")
 def test_smoke_run_of_verification_without_its_peer(tmp_path: Path) -> None:
