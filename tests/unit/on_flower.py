@@ -422,28 +422,3 @@ def test_the_weights_of_flower_are_those_by_samples() -> None:
     updates, sizes = rows(4, 3), [5, 1, 2, 8]
     weights = torch.tensor(server_weights(sizes, divide="samples"), dtype=torch.float64)
     torch.testing.assert_close(of_flower(flowers.FedAvg(), updates, sizes), weights @ updates, rtol=1e-9, atol=1e-12)
-
-
-# The commands of benchmarks ------------------------------------------------------------------------------------------
-
-
-def said(script: str, *arguments: str) -> list[str]:
-    """What a benchmark prints, as users start it."""
-    command = [sys.executable, ROOT / "benchmarks" / script, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()
-
-
-def test_the_documented_command_finds_both_outcomes_equal() -> None:
-    lines = said("flower.py", "--clients", "40", "--selected", "6", "--rounds", "2", "--cpus", "2")
-    assert [line.split(":")[0] for line in lines if "rounds" in line] == ["serial", "flower"]
-    assert lines[1:3] == lines[4:6] and lines[-1] == "largest difference of any number of the global models: 0"
-
-
-@pytest.mark.parametrize(("attack", "reached"), [("replace", 0.5), ("none", None)])
-def test_the_app_of_somebody_s_own_under_a_mod(attack: str, reached: float | None) -> None:
-    lines = said("flower_app.py", "--attack", attack, "--cpus", "2")
-    backdoor = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("after round")]
-    assert len(backdoor) == 4 and max(backdoor[:-1]) < 0.5
-    assert backdoor[-1] < 0.5 if reached is None else backdoor[-1] > reached
