@@ -32,7 +32,7 @@ from robustlab.zoo.shipped import (
     untrained_trigger,
 )
 
-ATTACKED = 500  # the robust accuracy is measured on the first so many test images, 50 a class
+ATTACKED = 500  # the robust accuracy is measured on the first so many test images, or on all where there are fewer
 TOLERANCE = {
     "accuracy": 0.002,
     "robust_accuracy": 0.01,
@@ -50,7 +50,8 @@ class Measurement:
     Attributes:
         accuracy: on all test images; of a recognizer, the share of spoken strings that are read without an error; of
             a detector, the average precision at an IoU of 1/2.
-        robust_accuracy: on the first 500 under the recipe's PGD; an image that is misclassified anyway counts as lost;
+        robust_accuracy: on the first 500 under the recipe's PGD, or on all where a test part has fewer (415 photographs
+            of hands, 480 road signs); an image that is misclassified anyway counts as lost;
             of a detector, the share of held-out pictures in which it finds who wears the recipe's T-shirt.
         autoattack_accuracy: the same under AutoAttack, for recipes that ask for it.
         attack_success: of the recipe's backdoor, on all test images of other classes than the target's; None without.
@@ -202,6 +203,11 @@ def measure(
     return Measurement(accuracy, robust, attack_success=report.attack_success.value)
 
 
+def attacked(dataset: str) -> int:
+    """How many test samples of a data set the record of an attack is about."""
+    return KINDS[dataset].attacked if dataset in KINDS else min(ATTACKED, len(data.load(dataset).y_test))
+
+
 def certified(model: nn.Module, x: Tensor, y: Tensor, eps: float, method: str) -> float:
     """The share of the first 500 images that a verifier certifies in the ℓ∞ ball."""
     certify = resolve("robustlab.verification.certify")
@@ -253,12 +259,12 @@ def ship(name: str, *, device: torch.device | str | None = None, progress: bool 
     require_writable(RECORDED)
     model, key = train_with_trigger(name, device=device, progress=progress)
     measured = measure(model.cpu(), name, key=key.cpu() if key else None)
-    raw, dataset = _serialized(model, key if carries_trigger(name) else None), recipe(name).dataset
+    raw = _serialized(model, key if carries_trigger(name) else None)
     facts = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.exists() else {}
     facts[name] = {
         "sha256": hashlib.sha256(raw).hexdigest(),
         **_known(measured),
-        "attacked": KINDS[dataset].attacked if dataset in KINDS else ATTACKED,
+        "attacked": attacked(recipe(name).dataset),
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": len(raw),
         "threads": torch.get_num_threads(),

@@ -56,6 +56,14 @@ def test_a_training_step_beside_its_floor(tmp_path: Path) -> None:
     assert all(float(row[-1]) > 0 for row in rows + certified[1:])
 
 
+@pytest.mark.slow
+def test_a_certificate_beside_its_floor(tmp_path: Path) -> None:
+    lines = run(path=tmp_path, script="smoothing.py").splitlines()
+    assert " ".join(lines[0].split()) == "model draws floor ms ours ms forwards % 1,000 images, min"
+    (row,) = [line.split() for line in lines[1:]]
+    assert row[:2] == ["mnist_cnn", "300"] and all(float(value) > 0 for value in row[2:5])
+
+
 def test_clean_comparison_of_strength() -> None:
     """The judge of both sides: points outside the ball or the box do not count, failures are infinitely far."""
     import torch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from scipy.stats import binom, ncx2, norm
 from torch import Tensor, nn
 
+from robustlab.defenses.certified import noisy_models as noisy
 from robustlab.defenses.certified.noisy_models import noise_at_test
 from robustlab.defenses.certified.rab import noisy_models, rab, vote_certificate
 from robustlab.defenses.certified.rab_neighbor import bucket_edges, neighbor_probabilities, rab_neighbor
@@ -73,6 +76,43 @@ def test_without_test_noise_the_votes_are_those_of_the_same_models_on_x_itself()
         rab(rows(12), x, **options, alpha=0.05, test_noise=False).radius,
         vote_certificate(want, sigma=1.0, alpha=0.05).radius,
     )
+
+
+def test_an_interrupted_training_goes_on_and_the_file_of_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in its third chunk of four; then four models of ten are trained, not ten."""
+    file, trained, real = tmp_path / "run", [0], noisy._descend
+    told: dict[str, Any] = {"network": network(), "sigma": 0.4, "models": 10, "epochs": 4, "chunk": 3, "seed": 5}
+
+    def counted(net: nn.Module, start: Any, x: Tensor, *rest: Any) -> Any:
+        if trained[0] == 6:
+            raise KeyboardInterrupt
+        trained[0] += len(x)
+        return real(net, start, x, *rest)
+
+    whole = noisy_models(rows(12), **told)
+    monkeypatch.setattr(noisy, "_descend", counted)
+    with pytest.raises(KeyboardInterrupt):
+        noisy_models(rows(12), **told, resume=file)
+    before, trained[0] = file.read_bytes(), 0
+    changed: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("settings", rows(12), {**told, "sigma": 0.5}),
+        ("data", rows(12, seed=1), told),
+        ("network", rows(12), {**told, "network": network(seed=1)}),
+    )
+    for name, data, other in changed:
+        with pytest.raises(ValueError, match=rf"^resume: want that of this run, got .* of another {name} "):
+            noisy_models(data, **other, resume=file)
+    assert file.read_bytes() == before and not trained[0], "nothing is lost, nothing was done"
+    found = noisy_models(rows(12), **told, resume=file)
+    assert trained[0] == 4 and torch.equal(found.test_noise, whole.test_noise)
+    assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
+    x, votes = rows(4)[0], rab(rows(12), rows(4)[0], **{**told, "models": 20})
+    again = [rab(rows(12), x, **{**told, "models": 20}, resume=tmp_path / "rab") for _ in range(2)]
+    assert all(torch.equal(one.radius, votes.radius) for one in again)
+    with pytest.raises(ValueError, match=r"^resume: want a file in a folder"):
+        noisy_models(rows(12), **told, resume=tmp_path / "no" / "run")
 
 
 def test_minibatches_visit_all_rows_in_an_order_of_their_own() -> None:

@@ -132,6 +132,7 @@ def test_shipped_models_are_what_their_records_say(name: str) -> None:
     """Clean accuracy on all images; under attack, and with the trigger, on a few, as far as so few can tell."""
     model, facts, few = zoo.load(name), zoo.info(name), 20
     images = data.load(facts["dataset"])
+    assert facts["attacked"] == min(500, len(images.y_test))
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in images.x_test.split(500)]) == images.y_test
     assert right.double().mean().item() == pytest.approx(facts["accuracy"], abs=training.TOLERANCE["accuracy"])

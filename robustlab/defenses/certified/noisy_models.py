@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from robustlab.attacker.results import Result
-from robustlab.files import digest
+from robustlab.files import RunFiles, digest, require_writable
 from robustlab.geometry.keyed import Noise
 from robustlab.models.modes import evaluating
 from robustlab.progress import bar
@@ -57,24 +58,45 @@ class NoisyModels(Result):
 
 def train_noisy(
     network: nn.Module, x: Tensor, y: Tensor, *, models: int, sigma: float, epochs: int, batch_size: int, lr: float,
-    momentum: float, seed: int, test_noise: bool, chunk: int, progress: bool,
+    momentum: float, seed: int, test_noise: bool, chunk: int, progress: bool, resume: Path | None,
 ) -> NoisyModels:  # fmt: skip
     """Model m is trained by gradient descent on x + σ·z_m, z_m drawn once and kept over all epochs.
 
     All begin at the weights of ``network`` and visit the rows in the same order, which depends on the seed alone. So a
-    model's weights are a function of its noisy data, and model m of those of its number and of nothing else.
+    model's weights are a function of its noisy data, and model m of those of its number and of nothing else. The
+    trained ones are written to ``resume`` after every ``chunk`` models.
     """
     start = {name: p.detach().clone() for name, p in network.named_parameters()}
-    parts = []
+    how = (models, sigma, epochs, batch_size, lr, momentum, seed, chunk)
+    run = {"settings": str(how), "network": digest(network.state_dict()), "data": digest({"x": x, "y": y})}
+    files = RunFiles("resume", "noisy_models", run)
+    weights = {name: p.new_empty(0, *p.shape) for name, p in start.items()}
+    if resume is not None:
+        require_writable(resume, "resume")
+        weights = _trained_before(files, resume, weights) if resume.exists() else weights
+    done = len(next(iter(weights.values())))
     with evaluating(network):
-        for first in bar(range(0, models, chunk), show=progress, label="rab"):
+        for first in bar(range(done, models, chunk), show=progress, label="rab"):
             ids = torch.arange(first, min(first + chunk, models), device=x.device)
             noise = Noise(seed, ids).normal(_DATA, x.shape, x.dtype)
             noisy = noise.mul_(sigma).add_(x)
-            parts.append(_descend(network, start, noisy, y, epochs, batch_size, lr, momentum, seed))
-    weights = {name: torch.cat([part[name] for part in parts]) for name in start}
+            part = _descend(network, start, noisy, y, epochs, batch_size, lr, momentum, seed)
+            weights = {name: torch.cat([value, part[name]]) for name, value in weights.items()}
+            if resume is not None:
+                files.write(resume, weights)
     added = noise_at_test(weights, x.shape[1:], sigma) if test_noise else x.new_zeros(models, *x.shape[1:])
     return NoisyModels(network, weights, sigma, added)
+
+
+def _trained_before(files: RunFiles, path: Path, like: Weights) -> Weights:
+    """The weights of a file, if they are those of some models of this architecture."""
+    found = files.read(path)[0]
+    lengths = {len(value) for value in found.values()}
+    if {name: value.shape[1:] for name, value in found.items()} != {n: p.shape[1:] for n, p in like.items()}:
+        raise files.unlike(path, f"it holds {sorted(found)[:9]}")
+    if len(lengths) != 1:
+        raise files.unlike(path, f"its parameters are those of {sorted(lengths)} models")
+    return {name: found[name].to(p) for name, p in like.items()}
 
 
 def noise_at_test(weights: Weights, shape: torch.Size, sigma: float) -> Tensor:

@@ -26,6 +26,8 @@ hold for either class (the code's, at α each, cost 2α).
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,7 @@ def rab(
     test_noise: bool = True,
     chunk: int = 100,
     progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
 ) -> Certificate:
     """Certify predictions against every change of training inputs of a limited ℓ2 norm.
 
@@ -77,13 +80,16 @@ def rab(
         chunk: how many models are trained at once: noisy data of chunk·n inputs are in memory. Another chunk may round
             otherwise, and then the noise of a test is another, of the same law.
         progress: show a bar in a terminal.
+        resume: a file that is written after every ``chunk`` models, whole or not at all. If it is there, an interrupted
+            training goes on where it was: each model is keyed by its number, so the result is that of one run.
 
     Returns:
         A :class:`~robustlab.attacker.results.Certificate` in ℓ2, over all poisons together, of confidence 1 − α per
         sample.
 
     Raises:
-        ValueError, TypeError: for an argument out of its range, or fewer models than a bound above ½ needs.
+        ValueError, TypeError: for an argument out of its range, fewer models than a bound above ½ needs, or a file of
+            another run, whose difference is named.
 
     Source:
         Weber et al. (2020), theorem 1, algorithm 1 and section 5, as numbered in arXiv v1.
@@ -94,7 +100,7 @@ def rab(
     _enough(models, alpha, 2)
     found = noisy_models(
         data, network=network, sigma=sigma, models=models, epochs=epochs, batch_size=batch_size, lr=lr,
-        momentum=momentum, seed=seed, test_noise=test_noise, chunk=chunk, progress=progress,
+        momentum=momentum, seed=seed, test_noise=test_noise, chunk=chunk, progress=progress, resume=resume,
     )  # fmt: skip
     return vote_certificate(found.votes(x, chunk=chunk), label, sigma=sigma, alpha=alpha, dtype=x.dtype)
 
@@ -113,6 +119,7 @@ def noisy_models(
     test_noise: bool = True,
     chunk: int = 100,
     progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
 ) -> NoisyModels:
     """The models whose votes :func:`rab` counts; arguments as there.
 
@@ -134,7 +141,7 @@ def noisy_models(
     checks.at_home(network, x, "data")
     return train_noisy(
         network, x, y, models=models, sigma=sigma, epochs=epochs, batch_size=size, lr=lr, momentum=momentum, seed=seed,
-        test_noise=test_noise, chunk=chunk, progress=progress,
+        test_noise=test_noise, chunk=chunk, progress=progress, resume=None if resume is None else Path(resume),
     )  # fmt: skip
 
 
