@@ -81,6 +81,14 @@ class OnGraph(nn.Module):
         self.features: Tensor
         self.adjacency: Tensor
 
+    def check_inputs(self, name: str, nodes: Tensor) -> None:
+        """Raises unless these are numbers of nodes; :func:`robustlab.training.fit.fit` asks before any work."""
+        if nodes.dtype != torch.int64 or nodes.dim() != 1:
+            raise TypeError(f"{name}: want int64 nodes (n,), got {nodes.dtype} {tuple(nodes.shape)}")
+        wrong = (nodes < 0) | (nodes >= self.features.shape[0])
+        if bool(wrong.any()):
+            raise ValueError(f"{name}: want nodes in 0 … {self.features.shape[0] - 1}, got {nodes[wrong][:5].tolist()}")
+
     def forward(self, nodes: Tensor) -> Tensor:
         """Logits (n, K) of the nodes."""
         if self.features.is_sparse or self.adjacency.is_sparse:

@@ -295,7 +295,10 @@ def _check(
     for number in range(rounds) if schedule is not None else ():
         certain = schedule.get(number, ()) if schedule is not None else ()
         if len(certain) > n or n - len(certain) > honest_ones:
-            raise ValueError(f"schedule: want at most {n} clients, and honest ones for the rest, got {list(certain)}")
+            raise ValueError(
+                f"schedule: want at most {n} clients in a round, the rest of them honest, and there are {honest_ones} "
+                f"honest ones, got {list(certain)} in round {number}"
+            )
     for number, certain in (schedule or {}).items():
         if not 0 <= number < rounds or not all(0 <= i < len(clients) for i in certain):
             raise ValueError(

@@ -259,6 +259,9 @@ def _check(
     if not parameters:
         raise ValueError("model: want parameters that require gradients, got none")
     checks.finite("data", x)
+    check_inputs: Any = getattr(model, "check_inputs", None)  # of a net that takes no floats
+    if check_inputs is not None:
+        check_inputs("data", x)
     checks.at_home(model, x, "data", device=False)  # batches are moved to the model
     checks.at_least("epochs", epochs, 1, integer=True)
     checks.at_least("batch_size", batch_size, 1, integer=True)

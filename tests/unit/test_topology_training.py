@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from robustlab.attacker.domain import Graphs
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import topology
 from robustlab.defenses import topology_training
+from robustlab.geometry.keyed import Noise
 from robustlab.models import OnGraph, build
 from robustlab.training.fit import cross_entropy, fit
 from tests.pretend.twins import twins
@@ -38,6 +40,60 @@ def net_on(seed: int = 0, dropout: float = 0.0) -> tuple[OnGraph, Seen]:
     features, adjacency = graphs(1, seed=seed)
     net = Seen(build("graph_net", features=3, classes=3, hidden=8, dropout=dropout, seed=seed).double())
     return OnGraph(net, features[0], adjacency[0]), net
+
+
+def formula(
+    model: OnGraph, x: Tensor, y: Tensor, *, ids: Tensor, seed: int, share: float, steps: int, step_size: float | None
+) -> Tensor:
+    """The loss by the paper's letters, A′ = A + C ⊙ (S + Sᵀ) with C = Ā − A; the projection sorts breakpoints."""
+    return by_hand(model, x, y, seed, share, steps, step_size)[0]
+
+
+def by_hand(
+    model: OnGraph, x: Tensor, y: Tensor, seed: int, share: float, steps: int, step_size: float | None
+) -> tuple[Tensor, bool, bool]:
+    """The loss; whether the budget bound the relaxed flips; and whether the draw exceeded it."""
+    A = model.adjacency
+    C = 1 - 2 * A - torch.eye(len(A)).to(A)
+    i, j = torch.triu_indices(len(A), len(A), 1).to(A.device)
+    b, rate = round(share * float(A.sum()) / 2), 200 / 1140 * len(x) if step_size is None else step_size
+
+    def loss(s: Tensor) -> Tensor:
+        S = torch.zeros_like(A).index_put((i, j), s)
+        return F.cross_entropy(model.net(model.features[None], (A + C * (S + S.T))[None])[0, x], y)
+
+    s = torch.zeros(len(i)).to(A)
+    for t in range(1, steps + 1):
+        s.requires_grad_(True)
+        (slope,) = torch.autograd.grad(loss(s), s)
+        s = nearest(s.detach() + rate / t**0.5 * slope, b)
+    on = Noise(seed, torch.zeros(1, dtype=torch.int64).to(A.device)).uniform(0, s.shape, s.dtype)[0] < s
+    kept = s.masked_fill(~on, -1).argsort(descending=True)[:b]
+    return loss(torch.zeros_like(s).index_fill(0, kept, 1.0) * on), float(s.sum()) > b - 1e-9, int(on.sum()) > b
+
+
+def nearest(a: Tensor, b: int) -> Tensor:
+    """The point of [0, 1]^P with sum ≤ b nearest to a: Σ clip(a − μ) is linear in μ between the points a and a − 1."""
+    if float(a.clamp(0, 1).sum()) <= b:
+        return a.clamp(0, 1)
+    bends = torch.cat([a, a - 1, a.new_zeros(1)]).clamp_min(0).sort().values
+    sums = (a[None] - bends[:, None]).clamp(0, 1).sum(dim=1)  # falls from above b to 0
+    k = int((sums >= b).nonzero().max())
+    slope = (sums[k + 1] - sums[k]) / (bends[k + 1] - bends[k])
+    return (a - bends[k] - (b - sums[k]) / slope).clamp(0, 1)
+
+
+def test_the_loss_is_the_paper_s_also_where_the_budget_binds() -> None:
+    met: set[tuple[bool, bool]] = set()
+    for case, (share, step_size) in product(range(4), ((0.1, 30.0), (0.3, 12.0), (0.5, 60.0), (0.3, None))):
+        model, _ = net_on(case)
+        for seed in range(6):
+            objective = topology_training(share=share, steps=4, step_size=step_size)
+            loss = objective(model, NODES, LABELS, ids=NODES, seed=seed)
+            want, bound, above = by_hand(model, NODES, LABELS, seed, share, 4, step_size)
+            torch.testing.assert_close(loss, want, rtol=1e-9, atol=1e-12)
+            met.add((bound, above))
+    assert met >= {(False, False), (True, False), (True, True)}
 
 
 def test_the_graph_trained_on_is_one_that_the_attack_leads_to() -> None:
@@ -120,6 +176,19 @@ def test_refusals(wrong: dict[str, Any]) -> None:
 def test_another_model_is_refused() -> None:
     with pytest.raises(TypeError, match="model: want an OnGraph, a net on the graph that is attacked, got Linear"):
         fit(nn.Linear(1, 3), (torch.rand(4, 1), LABELS), objective=topology_training(), epochs=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "named"),
+    [(NODES + 1, r"nodes in 0 … 5, got \[6\]"), (NODES - 1, r"nodes in 0 … 5, got \[-1\]"),
+     (NODES.double(), "int64 nodes"), (NODES[:, None], "int64 nodes")],
+)  # fmt: skip
+@pytest.mark.parametrize("objective", [topology_training(), cross_entropy])
+def test_nodes_that_are_none_are_refused_before_any_step(nodes: Tensor, named: str, objective: Any) -> None:
+    model, net = net_on()
+    with pytest.raises((ValueError, TypeError), match=f"^data: want {named}"):
+        fit(model, (nodes, LABELS), objective=objective, epochs=1)
+    assert not net.asked
 
 
 @pytest.mark.parametrize(("place", "named"), [((1, 1), "a loop at"), ((0, 1), "an edge without its way back")])

@@ -4,15 +4,19 @@ Zawad, Ali, Chen, Anwar, Zhou, Baracaldo, Tian and Yan, "Curse or redemption? Ho
 robustness of federated learning" (2021). The paper moves a heterogeneity index between clients that hold all classes
 (0) and clients of one class each (1),
 
-    HI(c) = 1 − (c − 1)/(K − 1)        c: classes per client,  K: classes there are,
+    HI(c) = 1 − (c − 1)/(K − 1)        c: most classes per client,  K: classes there are,
 
 and asks how well a backdoor of some malicious clients gets into the global model. Its claims: heterogeneity makes the
 attack weaker and harder to foretell; but *when* a malicious client trains on its poison, within its own training, and
 which data it poisons, makes it strong again.
 
-Different here: the knob is the Dirichlet α or c; where a client's classes are not equally frequent, c is the effective
-number of classes, the exponential of the entropy of its labels, averaged over clients. Digits and small nets stand for
-the paper's LEAF data.
+The formula is that of the paper as Jimenez et al., "Non-IID data in federated learning: a survey with taxonomy,
+metrics, methods, frameworks and future directions" (2024), equation 8, quote it; there c is the largest number of
+classes that a client holds. With ``knob="classes"`` all clients hold c, evenly, and ours is that number.
+
+Different here: the knob is the Dirichlet α or c. At α = ½ some client already holds a little of every class, so that
+the largest number is K and the index 0. There c is the *effective* number of classes, the exponential of the entropy
+of a client's labels, averaged over clients. Digits and small nets stand for the paper's LEAF data.
 """
 
 from __future__ import annotations
@@ -119,7 +123,7 @@ def heterogeneity(
         ValueError, TypeError: for a wrong argument, before any work.
 
     Source:
-        Zawad et al. (2021).
+        Zawad et al. (2021), whose index Jimenez et al. (2024), equation 8, quote. Departure: see the module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
@@ -165,6 +169,8 @@ def heterogeneity(
 
 def heterogeneity_index(y: Tensor, rows: Sequence[Tensor]) -> float:
     """HI = 1 − (c̄ − 1)/(K − 1): 0 where each client holds all classes evenly, 1 where each holds one.
+
+    c̄ is the mean over clients of exp(entropy of its labels), which is c where each holds c classes evenly.
 
     Args:
         y: (N,) labels of K ≥ 2 classes.

@@ -145,12 +145,22 @@ TRANSFER_ON: tuple[Row, ...] = (
     ),
     Row(
         key="topology",
-        title="Topology attack and defense on graphs",
+        title="Topology attack on graphs",
         cite=("xu2019a", "zugner2019", "waniek2018", "kipf2017"),
         kind="attack",
         folder="attacks/discrete",
         chapter="14",
         dims=("graph",),
         quick={"budget": 2, "steps": 12, "draws": 4},
+    ),
+    Row(
+        key="topology_training",
+        title="Topology adversarial training",
+        cite="xu2019a",
+        kind="trainer",
+        folder="defenses/training",
+        chapter="14",
+        dims=("graph",),
+        quick={"share": 0.1, "steps": 3, "step_size": 12.0},
     ),
 )

@@ -2,7 +2,8 @@
 
 A trainer is a function of keyword arguments alone that returns an objective (model, x, y, *, ids, seed) → loss. Its
 formula stands in its own test: ``tests/unit/test_KEY.py`` has a function ``formula(model, x, y, *, ids, seed,
-**arguments)`` that computes the loss without the library's objective, on a model in evaluation mode.
+**arguments)`` that computes the loss without the library's objective, on a model in evaluation mode. A row of the
+dimension "graph" is given a net on one graph, and nodes in place of images.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustlab.models import OnGraph, build
 from robustlab.training.fit import fit
 from tests.suite.kinds.cases import normed_net, of_kind, over, refused
 from tests.suite.kinds.specimens import gaussian_noise
+from tests.suite.models import seeded
+from tests.suite.other_inputs import graphs
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 from tests.suite.training.cases import Case, same
 
@@ -59,16 +63,31 @@ def formula(case: Case) -> Callable[..., Tensor]:
     return module.formula
 
 
-def problem(device: torch.device, n: int = 6) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+def problem(case: Case, device: torch.device, n: int = 6) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(n, 1, 4, 4, generator=generator, dtype=torch.float64).to(device)
     y = (torch.arange(n) % 3).to(device)
-    return normed_net().to(device), x, y, torch.arange(n, device=device) + 2
+    ids = torch.arange(n, device=device) + 2
+    if case.row.dims == ("graph",):
+        return on_graph(n).to(device), ids - 2, y, ids
+    x = torch.rand(n, 1, 4, 4, generator=generator, dtype=torch.float64).to(device)
+    return normed_net().to(device), x, y, ids
+
+
+def on_graph(n: int) -> nn.Module:
+    """A net with dropout on a graph of n nodes."""
+    features, adjacency = graphs(1, nodes=n)
+    net = seeded(lambda: build("graph_net", features=features.shape[2], classes=3, hidden=8, dropout=0.1))
+    return OnGraph(net.double(), features[0], adjacency[0]).eval()
+
+
+def single(x: Tensor) -> Tensor:
+    """In float32, where x is of floats."""
+    return x.float() if x.is_floating_point() else x
 
 
 def check_loss_is_the_formula(case: Case, device: torch.device) -> None:
     for seed in (0, 3):
-        model, x, y, ids = problem(device)
+        model, x, y, ids = problem(case, device)
         loss = objective(case)(model, x, y, ids=ids, seed=seed)
         assert loss.shape == () and loss.requires_grad
         want = formula(case)(model, x, y, ids=ids, seed=seed, **{**dict(case.row.quick), **needed(case)})
@@ -81,7 +100,7 @@ def check_gradient(case: Case, device: torch.device, step: float = 1e-6) -> None
     What is crafted is held constant by the gradient, as Danskin's theorem has it; in ℓ∞ a small step moves it not at
     all but where a sign flips.
     """
-    model, x, y, ids = problem(device)
+    model, x, y, ids = problem(case, device)
     parameters = list(model.parameters())
     loss = objective(case)(model, x, y, ids=ids, seed=1)
     slopes = torch.autograd.grad(loss, parameters)
@@ -102,9 +121,9 @@ def check_gradient(case: Case, device: torch.device, step: float = 1e-6) -> None
 
 def check_objective_manners(case: Case, device: torch.device) -> None:
     """In evaluation mode a loss changes nothing; and it reads no global random state."""
-    model, x, y, ids = problem(device)
+    model, x, y, ids = problem(case, device)
     next(model.parameters()).requires_grad_(False)
-    x.requires_grad_(True)
+    x.requires_grad_(x.is_floating_point())
     ours, losses = objective(case), []
     for start in (1, 2):
         torch.manual_seed(start)
@@ -120,9 +139,8 @@ def check_objective_manners(case: Case, device: torch.device) -> None:
 
 
 def trained(case: Case, device: torch.device, seed: int, start: int = 0) -> nn.Module:
-    model, x, y, _ = problem(device, n=12)
-    x, y = x.float(), y
-    model = model.float()
+    model, x, y, _ = problem(case, device, n=12)
+    model, x = model.float(), single(x)
     torch.manual_seed(start)
     before = torch.get_rng_state(), x.clone(), y.clone()
     fit(model, (x, y), objective=objective(case), epochs=2, batch_size=5, seed=seed)
@@ -139,9 +157,12 @@ def check_same_seed_same_weights(case: Case, device: torch.device) -> None:
 
 
 def check_training_bad_data(case: Case, device: torch.device) -> None:
-    model, x, y, _ = problem(device)
-    hole = x.clone().index_fill_(0, torch.tensor([1], device=device), torch.nan)
-    wrong = {"NaN": (hole, y), "float32": (x.float(), y), "too few labels": (x, y[:-1]), "labels": (x, y + 3)}
+    model, x, y, _ = problem(case, device)
+    wrong = {"float32": (x.float(), y), "too few labels": (x, y[:-1]), "labels": (x, y + 3)}
+    if x.is_floating_point():
+        wrong["NaN"] = (x.clone().index_fill_(0, torch.tensor([1], device=device), torch.nan), y)
+    else:
+        wrong["no such node"] = (x + 1, y)
     for what, data in wrong.items():
         before = snapshot(model)
         with refused("(x|y|data)", what):
@@ -151,8 +172,8 @@ def check_training_bad_data(case: Case, device: torch.device) -> None:
 
 def check_mixed_precision(case: Case, device: torch.device) -> None:
     """Convolutions and products in bfloat16: near the loss in full precision, which stays the precision of losses."""
-    model, x, y, ids = problem(device)
-    model, x = model.float(), x.float()
+    model, x, y, ids = problem(case, device)
+    model, x = model.float(), single(x)
     full = objective(case)(model, x, y, ids=ids, seed=0)
     with torch.autocast(device.type, torch.bfloat16):
         mixed = objective(case)(model, x, y, ids=ids, seed=0)

@@ -19,7 +19,7 @@ from tests.pretend import pretend_cuda
 from tests.pretend.tags import CPU, CUDA
 from tests.pretend.twins import leaves, twins
 from tests.suite.kinds.test_trainers import CASES as TRAINERS
-from tests.suite.kinds.test_trainers import objective
+from tests.suite.kinds.test_trainers import objective, on_graph
 from tests.suite.models import seeded
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
 from tests.suite.training.cases import DETECTORS, POISONS, STUDIES, Case, images, net, over, tensors, trained
@@ -96,15 +96,22 @@ def shallow() -> nn.Module:
 
 def trains(
     ends_at: torch.device, model_at: torch.device, data_at: torch.device, build: Callable[[], nn.Module] | None = None,
-    **arguments: Any,
+    data: tuple[torch.Tensor, torch.Tensor] | None = None, **arguments: Any,
 ) -> Any:  # fmt: skip
     """The history and the weights; random states, the GPU's among them, are as they were."""
-    model, (x, y) = (build or dropping)().to(model_at), images(20, torch.float64)
+    model, (x, y) = (build or dropping)().to(model_at), data or images(20, torch.float64)
     before = snapshot(nn.Identity())
     history = fit(model, (x.to(data_at), y.to(data_at)), epochs=2, batch_size=8, **arguments)
     assert_unchanged(before, nn.Identity())
     assert {p.device for p in model.parameters()} == {ends_at}
     return history.loss, history.monitor, model
+
+
+def taken_by(case: Case) -> tuple[Any, ...]:
+    """What makes the net of an objective that does not take every net, and its data."""
+    if case.row.dims == ("graph",):
+        return lambda: on_graph(20), (torch.arange(20), torch.arange(20) % 3)
+    return (shallow,) if case.row.key == "sdp_training" else ()
 
 
 FITS: dict[str, Callable[[torch.device], Any]] = {
@@ -118,10 +125,7 @@ FITS: dict[str, Callable[[torch.device], Any]] = {
     ),
     "growing epsilon": lambda d: trains(d, d, d, objective=adversarial_training(eps=0.1, steps=2, warmup=0.5)),
     **{
-        str(case): lambda d, case=case: trains(
-            d, d, d, shallow if case.row.key == "sdp_training" else None, objective=objective(case)
-        )
-        for case in TRAINERS
+        str(case): lambda d, case=case: trains(d, d, d, *taken_by(case), objective=objective(case)) for case in TRAINERS
     },
 }
 
