@@ -20,6 +20,8 @@ def require_writable(path: Path, argument: str = "out") -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
+        if path.exists() and not path.is_file():  # a device, which the rename of a new file would take away
+            raise OSError(None, "it is no file")
         part.touch()
         part.unlink()
     except OSError as error:

@@ -85,10 +85,11 @@ class Conv(Affine):
             moved = self._moved(forms, shapes[0])
             if moved is not None:
                 return (moved,), constant
-            forms = forms.full(self._output(shapes[0]))
+            forms = forms.full(self.output_shape(shapes[0]))
         return (forms.to(self._transpose(forms.coef, self.padding, shapes[0][1:])),), constant
 
-    def _output(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape) -> Shape:
+        """Of one sample, without the batch."""
         parts = zip(shape[1:], self.stride, self.padding, self._reach, strict=True)
         return (self.weight.shape[0], *((n + 2 * p - r - 1) // s + 1 for n, s, p, r in parts))
 

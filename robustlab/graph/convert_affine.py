@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robustlab.graph.affine import Add, Linear, Pad, Reduce, ScaleShift, Sub
 from robustlab.graph.conv import Conv, around, average_pool
 from robustlab.graph.convert_shape import move
+from robustlab.graph.operator import broadcast_shape
 from robustlab.graph.product import Product
 from robustlab.graph.reader import Convert, Reader, Symbol, as_tuple
 from robustlab.graph.transposed import ConvTranspose, along_each
@@ -116,7 +117,7 @@ def _normalize(r: Reader, m: Normalize, x: Symbol) -> Symbol:
 
 def _same(r: Reader, a: Symbol, b: Symbol) -> tuple[Symbol, Symbol]:
     """Both symbols in one shape."""
-    shape = torch.broadcast_shapes((1, *r.shape(a)), (1, *r.shape(b)))
+    shape = broadcast_shape((1, *r.shape(a)), (1, *r.shape(b)))
 
     def grown(s: Symbol) -> Symbol:
         return s if r.shape(s) == tuple(shape[1:]) else move(lambda t: t.expand(-1, *shape[1:]))(r, None, s)

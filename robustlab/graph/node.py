@@ -126,15 +126,21 @@ def _moved(op: Operator, *args: torch.device | torch.dtype | str) -> Operator:
 
 
 def _shape_alone(op: Operator, samples: Sequence[Tensor]) -> torch.Size:
-    """The shape of the output, found without numbers; neither joined nor with its bias, for which torch would import
-    its compiler."""
+    """The shape of the output, found without numbers.
+
+    That of what networks are made of is known: for a product or a convolution without numbers, torch would import its
+    compiler and an algebra system, which takes longer than most networks do.
+    """
+    shape = list(samples[0].shape)
     if isinstance(op, Concat):
-        shape = list(samples[0].shape)
         shape[op.dim] = sum(sample.shape[op.dim] for sample in samples)
-        return torch.Size(shape[1:])
-    if isinstance(op, (Conv, ConvTranspose, Linear)):
-        op = replace(op, bias=None)
-    return _moved(op, "meta").forward(*(sample.to("meta") for sample in samples)).shape[1:]
+    elif isinstance(op, Linear):
+        shape[-1] = op.weight.shape[0]
+    elif isinstance(op, (Conv, ConvTranspose)) and len(shape) == op.weight.dim():
+        shape[1:] = (max(n, 0) for n in op.output_shape(tuple(shape[1:])))
+    else:
+        return _moved(op, "meta").forward(*(sample.to("meta") for sample in samples)).shape[1:]
+    return torch.Size(shape[1:])
 
 
 class Builder:

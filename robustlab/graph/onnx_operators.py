@@ -20,7 +20,7 @@ from robustlab.graph.convex import Convex
 from robustlab.graph.hinge import Clamp, Hinge
 from robustlab.graph.onnx_reader import OnnxReader, Value, name_of
 from robustlab.graph.onnx_shapes import concat, flatten, gather_nd, reduce, reshape, transpose
-from robustlab.graph.operator import Operator
+from robustlab.graph.operator import Operator, broadcast_shape
 from robustlab.graph.product import Product
 from robustlab.graph.smooth import Smooth
 
@@ -65,7 +65,7 @@ def _arithmetic(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
     left, right = given
     kind = node.op_type
     if isinstance(left, int) and isinstance(right, int):
-        shape = torch.broadcast_shapes((1, *reader.shape(left)), (1, *reader.shape(right)))
+        shape = broadcast_shape((1, *reader.shape(left)), (1, *reader.shape(right)))
         if kind == "Div":
             return onnx_more.quotient(reader, node, left, right, shape)
         both = (reader.expanded(node, left, shape), reader.expanded(node, right, shape))
@@ -82,7 +82,7 @@ def _arithmetic(reader: OnnxReader, node: NodeProto, given: list[Any]) -> int:
     if kind == "Div" and not isinstance(left, int):
         place = reader.add(node, Convex("reciprocal"), place)
         kind = "Mul"
-    place = reader.expanded(node, place, torch.broadcast_shapes(number.shape, (1, *reader.shape(place))))
+    place = reader.expanded(node, place, broadcast_shape(number.shape, (1, *reader.shape(place))))
     one, zero = torch.ones_like(number), torch.zeros_like(number)
     if kind in ("Mul", "Div"):
         return reader.add(node, ScaleShift(number if kind == "Mul" else 1 / number, zero), place)

@@ -31,6 +31,11 @@ Backward = tuple[tuple[Forms, ...], Tensor | float]
 """Forms on each input, and what they leave as a constant, (R,)."""
 
 
+def broadcast_shape(*shapes: Shape) -> torch.Size:
+    """As ``torch.broadcast_shapes``, for which torch would import an algebra system; takes no memory."""
+    return torch.broadcast_tensors(*(torch.empty(()).expand(shape) for shape in shapes))[0].shape
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """How nonlinear operators are relaxed.

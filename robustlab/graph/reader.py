@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from robustlab.graph.affine import ScaleShift
 from robustlab.graph.node import Builder
-from robustlab.graph.operator import Operator
+from robustlab.graph.operator import Operator, broadcast_shape
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Reader:
         """scale·x + shift by constants that do not make x larger."""
         scale, shift = self.tensor(scale), self.tensor(shift)
         want = (1, *self.shape(x))
-        if torch.broadcast_shapes(want, scale.shape, shift.shape) != torch.Size(want):
+        if broadcast_shape(want, scale.shape, shift.shape) != torch.Size(want):
             raise ValueError(f"model: node {self.name!r} broadcasts its input {want[1:]}; expand the input first")
         return self.add(ScaleShift(scale, shift), x)
 

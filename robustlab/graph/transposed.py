@@ -52,7 +52,7 @@ class ConvTranspose(Affine):
 
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: None) -> Backward:
         """The convolution with the same weights, and nothing from beyond the input's own places."""
-        forms = forms.full(self._output(shapes[0]))
+        forms = forms.full(self.output_shape(shapes[0]))
         constant = 0.0 if self.bias is None else forms.coef.flatten(2).sum(dim=2) @ self.bias
         convolve = CONV[self.weight.dim() - 2]
         coef = convolve(forms.coef, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
@@ -60,7 +60,8 @@ class ConvTranspose(Affine):
             coef = coef.narrow(dim, 0, n)
         return (forms.to(coef),), constant
 
-    def _output(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape) -> Shape:
+        """Of one sample, without the batch."""
         parts = zip(
             shape[1:], self.weight.shape[2:], self.stride, self.padding, self.output_padding, self.dilation, strict=True
         )

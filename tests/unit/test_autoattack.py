@@ -146,6 +146,13 @@ def test_goes_on_after_an_interruption(tmp_path: Path) -> None:
     same(autoattack(Fails(model, 0), x, y, state=file, **run), expected)
 
 
+def test_the_place_of_the_state_is_tried_before_the_model(tmp_path: Path) -> None:
+    model, x, y = problem()
+    for file in (tmp_path / "nowhere" / "state", tmp_path, Path("/dev/null")):
+        with pytest.raises(ValueError, match=r"^state: want a file in a folder that takes files"):
+            autoattack(Fails(model, 0), x, y, eps=EPS, state=file)
+
+
 def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
     model, x, y = problem()
     file = tmp_path / "run.safetensors"

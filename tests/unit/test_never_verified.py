@@ -36,6 +36,7 @@ from robustlab.verification.complete.branching import empty
 from robustlab.verification.complete.leaf import leaf_minimum
 from robustlab.verification.complete.linear_program import proved_minimum
 from robustlab.verification.complete.query import Case, Clock, Verdict
+from robustlab.verification.complete.sign_tree import shown_safe
 from robustlab.verification.complete.simplex import Simplex
 from robustlab.verification.propagation import certify as front
 from robustlab.verification.propagation import layers
@@ -194,6 +195,34 @@ def test_no_solvers_word_is_a_proof(name: str, lie: object, monkeypatch: pytest.
         changed = at_call(original, call or 0, lambda answer: lie)
         monkeypatch.setattr(optimize, "linprog", changed if call is not None else lambda *args, **kwargs: lie)
         assert decide(name, 0, -0.05).status != "verified", f"call {call}"
+
+
+NONE = SimpleNamespace(status=2, message="The problem is infeasible.", x=None, fun=None, mip_dual_bound=None)
+HIGH = SimpleNamespace(status=0, message="Optimal.", x=None, fun=None, mip_dual_bound=1.0)
+
+
+@pytest.mark.parametrize("lie", [NONE, HIGH], ids=["no point", "a bound too high"])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_word_of_the_integer_solver_is_a_proof(
+    lie: SimpleNamespace, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever HiGHS says, linear programs of our own decide; where it is right they agree."""
+    monkeypatch.setattr(optimize, "milp", lambda *args, **kwargs: lie)
+    assert decide("milp", seed, -1e-4).status == "unknown"
+    assert decide("milp", seed, 1e-4).status == "verified"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_tree_of_signs_on_both_sides_of_the_exact_minimum(seed: int) -> None:
+    """Also with several rows, of which the least must be met together."""
+    net, case, least = instance(seed)
+    both = replace(case, C=torch.cat([case.C, -case.C.flip(1)]), d=torch.zeros(2, dtype=torch.float64))
+    for one, at in ((case, least), (both, exact_minimum(net, both))):
+        system = programs.tight_system(trace(net, (3,)), one, Clock(None))
+        for margin in (-1e-4, 1e-4):
+            moved = replace(one, d=one.d - at + margin)
+            assert shown_safe(system, moved, Clock(None)) == (margin > 0), margin
+        assert not shown_safe(system, moved, Clock(0.0))
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])

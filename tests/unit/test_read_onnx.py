@@ -482,8 +482,17 @@ LEGAL = {
     "strict, at the edge": (BOX + "(assert (< Y_0 0))", ("unknown", "timeout")),
     "strict, inside": (BOX + "(assert (<= Y_0 0)) (assert (< Y_1 0.05))", ("sat",)),
     "strict inputs": (BOX + "(assert (> X_0 0.09)) (assert (< X_0 0.1)) (assert (>= Y_0 0.09))", ("sat",)),
+    "strict, and nothing left": (BOX + "(assert (< X_0 0.1)) (assert (>= X_0 0.1))", ("unsat",)),
     "2⁴⁰ cases": (BOX + "".join(f"(assert (or (<= Y_0 -{i}) (<= Y_1 -{i})))" for i in range(1, 41)), ("timeout",)),
 }
+
+
+def test_a_network_without_numbers_on_the_box(tmp_path: Path) -> None:
+    """It was read as it is meant, and nothing can be said of it."""
+    (tmp_path / "n.onnx").write_bytes(network([N("Sqrt", ["x"], ["y"])], {}, (1, 2)).SerializeToString())
+    (tmp_path / "p.vnnlib").write_text(BOX + "(assert (<= Y_0 0))")
+    with pytest.raises(ValueError, match=r"^network: n.onnx gives NaN or infinity at a point of the box"):
+        check(tmp_path / "n.onnx", tmp_path / "p.vnnlib", timeout=5)
 
 
 @pytest.mark.parametrize("case", LEGAL)

@@ -13,11 +13,25 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.domain import Box
 from robustlab.attacker.victim import Victim
-from robustlab.attacks import apgd, cw, ddn, fab, feature_modification, fgsm, fmn, pgd, sigma_zero, square
+from robustlab.attacks import (
+    apgd,
+    cw,
+    ddn,
+    fab,
+    feature_collision,
+    feature_modification,
+    fgsm,
+    fmn,
+    gradient_matching,
+    pgd,
+    sigma_zero,
+    square,
+)
+from robustlab.attacks.poisoning.evaluate_poisoning import poisoning_control
 from robustlab.defenses import adversarial_training, robust_validation
 from robustlab.evaluation import Claim, checklist
 from robustlab.training.fit import cross_entropy, fit
-from robustlab.verification import verify
+from robustlab.verification import certify, verify
 from tests.suite.cases import noise_box
 from tests.suite.models import Then, mlp
 
@@ -186,7 +200,7 @@ def test_training_on_probabilities(objective: Any) -> None:
 # Radii ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attack", [fgsm, apgd, pgd])
+@pytest.mark.parametrize("attack", [fgsm, apgd, pgd, fab])
 def test_radii_wider_than_the_box(attack: Attack) -> None:
     model, x, y = problem()
     (told,) = warned(lambda: attack(model, x, y, eps=8))
@@ -199,6 +213,32 @@ def test_radii_wider_than_the_box(attack: Attack) -> None:
     assert told.endswith("whose diameter is 255; radii are in units of x")
     some = torch.tensor([0.1, 0.1, 0.1, 4.0], dtype=torch.float64)
     assert len(warned(lambda: attack(model, x, y, eps=some))) == 1
+
+
+ELSEWHERE: dict[str, Callable[[nn.Module, Tensor, Tensor, float], object]] = {
+    "crown": lambda model, x, y, eps: certify(model, x, y, eps=eps),
+    "ibp": lambda model, x, y, eps: certify(model, x, y, eps=eps, method="ibp"),
+    "complete": lambda model, x, y, eps: verify(model, x, y, eps=eps, timeout=1.0),
+    "feature_modification": lambda model, x, y, eps: feature_modification((x, y), rate=0.5, eps=eps),
+    "gradient_matching": lambda model, x, y, eps: gradient_matching(
+        (x, torch.arange(4) % 2), x[:1], 0, rate=0.5, eps=eps, model=model, steps=1, restarts=1, augment=None
+    ),
+    "feature_collision": lambda model, x, y, eps: feature_collision(
+        (x, torch.arange(4) % 2), x[:1], 0, rate=0.5, eps=eps, model=model, steps=1
+    ),
+    "control": lambda model, x, y, eps: poisoning_control(
+        (x, torch.arange(4) % 2), x[:1], 0, rate=0.5, eps=eps, kind="noise"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_radii_wider_than_the_box_elsewhere(name: str) -> None:
+    """Verifiers would say of no sample that it is safe, and poisons would be noise: in silence."""
+    model, x, y = problem()
+    (told,) = warned(lambda: ELSEWHERE[name](model, x, y, 8.0))
+    assert told == ("eps: a ball of radius 8 in linf holds the whole box, whose diameter is 1; did you mean 8/255?")
+    assert not warned(lambda: ELSEWHERE[name](model, x, y, 1.0))
 
 
 @pytest.mark.filterwarnings("ignore:eps")

@@ -100,6 +100,35 @@ def test_what_holds_of_every_number_or_of_none(claim: str, cases: int) -> None:
     assert len(list(parse_vnnlib(HEAD + BOX + f"(assert {claim})"))) == cases
 
 
+@pytest.mark.parametrize(
+    ("claims", "cases"),
+    [
+        ("(< X_0 -1)", 0),  # and X_0 >= -1
+        ("(<= X_0 -1)", 1),
+        ("(> X_1 0.2)", 0),
+        ("(= X_0 0.25) (> X_0 0.25)", 0),
+        ("(< X_0 0.5) (> X_0 0.5)", 0),
+        ("(>= X_0 0.1) (<= (* 3 X_0) 0.3)", 1),  # in float64, 0.3 / 3 is less than 0.1
+        ("(> X_0 0.1) (<= (* 3 X_0) 0.3)", 0),
+        ("(>= X_0 0.1) (<= (* 3 X_0) 0.29999999999999999)", 0),  # 0.3 in float64
+        ("(< X_0 0.1) (>= X_0 0.0999999999999999999)", 1),  # 0.1 in float64
+        ("(or (< X_0 -1) (and (> X_1 0.2) (<= Y_0 0)) (<= Y_1 0))", 1),
+        ("(< Y_0 0.5) (>= Y_0 0.5)", 0),
+        ("(<= Y_0 0.5) (>= Y_0 0.5)", 1),
+        ("(> Y_0 Y_1) (>= (+ Y_1 1) (+ Y_0 1))", 0),
+        ("(< (* 3 Y_0) 0.3) (>= (* 3 Y_0) 0.29999999999999999)", 1),
+        ("(or (< Y_0 Y_1) (<= Y_0 -9)) (>= Y_0 Y_1)", 1),
+    ],
+)
+def test_an_edge_that_is_taken_away_leaves_no_case(claims: str, cases: int) -> None:
+    """Nothing is below −1 and at least −1: no search has to find that out, and no rounding may say so."""
+    assert len(list(parse_vnnlib(HEAD + BOX + "".join(f"(assert {c})" for c in split(claims))))) == cases
+
+
+def split(claims: str) -> list[str]:
+    return re.findall(r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)", claims)
+
+
 SECOND = """; the same words
 (vnnlib-version <2.0>)
 (declare-network f (declare-input in Real [1, 2]) (declare-output out float32 [2]))

@@ -121,4 +121,5 @@ def ball(center: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
     """Lower and upper end of [0, 1] ∩ {x : ‖x − center‖_∞ ≤ eps}, element by element."""
     if eps is None:
         return torch.zeros_like(center), torch.ones_like(center)
+    checks.radius(eps, center, "linf", (0.0, 1.0))  # tells of one wider than the box
     return (center - eps).clamp_min(0.0), (center + eps).clamp_max(1.0)

@@ -167,5 +167,6 @@ def poisoning_control(
             x.clone(), y.clone(), is_poison=nothing, original_y=y.clone(), x_target=job.x_target, target=target,
             details={"kind": kind},
         )  # fmt: skip
+    checks.radius(eps, job.bases, "linf", (0.0, 1.0))  # tells of one wider than the box
     signs = Noise(seed, job.rows).sign(1, job.bases.shape[1:], job.x.dtype)
     return job.poisoned((job.bases + eps * signs).clamp(0.0, 1.0), {"kind": kind})

@@ -69,6 +69,7 @@ def feature_modification(
     count = rate_to_count(rate, len(x))
     checks.images(x, (0.0, 1.0), takes=None)
     checks.positive("eps", eps)
+    checks.radius(eps, x, "linf", (0.0, 1.0))  # tells of one wider than the box
     checks.one_of("how", how, ("noise", "shortcut", "adversarial"))
     checks.at_least("steps", steps, 1, integer=True)
     k = count_classes(data, y, classes)

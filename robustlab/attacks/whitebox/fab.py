@@ -101,7 +101,7 @@ def fab(
     checks.at_most("beta", beta, 1)
     ball, victim = get_norm(norm), Victim.of(victim)
     checks.images(x, victim.bounds)
-    radius = None if eps is None else checks.per_sample("eps", eps, x)
+    radius = None if eps is None else checks.radius(eps, x, norm, victim.bounds)
     aim = None if toward is None else checks.toward(toward, x, target)
     with victim.session(x, y, target=target, ids=ids) as session:
         if aim is not None:

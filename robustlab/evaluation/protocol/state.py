@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.victim import Victim
-from robustlab.files import RunFiles, digest
+from robustlab.files import RunFiles, digest, require_writable
 
 _FACTS = ("classes", "seconds", "right", "flat", "flags")
 
@@ -62,8 +62,10 @@ class State:
         state = cls(x, attacks)
         state._path, state._files = None if path is None else Path(path), RunFiles("state", "AutoAttack", run)
         state._bounds = bounds
-        if state._path is not None and state._path.exists():
+        if state._path is not None and state._path.is_file():
             state._read(state._path)
+        elif state._path is not None:
+            require_writable(state._path, "state")
         return state
 
     @staticmethod

@@ -190,6 +190,8 @@ def _compare(graph: Graph, reference: Reference, cases: list[Case], clock: Clock
             return
         x = (low + share * (high - low)).float()
         wanted = reference(x)
+        if not bool(wanted.isfinite().all()):
+            raise ValueError(f"network: {name} gives NaN or infinity at a point of the box; want numbers there")
         got = graph(x.double().reshape(1, *graph.input_shape)).flatten()
         gap = float((got - wanted).abs().max()) if got.shape == wanted.shape else torch.inf
         if not gap <= 1e-3 * (1 + float(wanted.abs().max())):

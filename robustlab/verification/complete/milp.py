@@ -7,7 +7,9 @@ A ReLU a = max(b, 0) with bounds l < 0 < u on b is the linear system
 
 in which z says whether it is active. The tighter l and u, the faster: they come from CROWN, and for neurons that CROWN
 leaves open from two linear programs each (the paper's progressive tightening). A ReLU whose sign is known needs no z.
-Max-pooling and the like are rewritten in ReLUs. The program is solved by HiGHS (Huangfu and Hall 2018).
+Max-pooling and the like are rewritten in ReLUs. The program is solved by HiGHS (Huangfu and Hall 2018). Its word that
+there is no counterexample is then proved, by a tree of linear programs
+(:mod:`~robustlab.verification.complete.sign_tree`).
 
 Different here: the paper minimizes the distance of an adversarial example; we ask at a fixed ε whether a margin can
 become negative, and stop at the first point where it is. Bounds are from CROWN, which the paper did not have.
@@ -28,6 +30,7 @@ from robustlab.graph.node import Graph
 from robustlab.verification.complete.encode import System, encode, require_piecewise_linear
 from robustlab.verification.complete.linear_program import SMALL, infeasible, proved_minimum
 from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, one_by_one
+from robustlab.verification.complete.sign_tree import shown_safe
 from robustlab.verification.complete.silence import silence
 from robustlab.verification.complete.verify import verify
 from robustlab.verification.propagation.bound_options import BoundOptions
@@ -103,8 +106,8 @@ def minimum(
         system: the encoded network on the box; None encodes it with :func:`tight_system`.
 
     Returns:
-        (proved, found, x): no margin is below ``proved``; ``found`` is that of the best point x. They agree to the
-        solver's tolerance (1e-6) unless the clock ran out.
+        (proved, found, x): no margin is below ``proved``, on HiGHS's word; ``found`` is that of the best point x. They
+        agree to the solver's tolerance (1e-6) unless the clock ran out.
     """
     clock = clock or Clock(None)
     system = tight_system(graph, case, clock) if system is None else system
@@ -162,7 +165,9 @@ def _decide(system: System, case: Case, replay: Replay, clock: Clock) -> Verdict
             return Verdict("timeout")
         proved, _, point = _minimize(system, case, clock, limit=case.least, gap=gap)
         if proved > case.least:
-            return Verdict("verified")
+            if shown_safe(system, case, clock):
+                return Verdict("verified")
+            return Verdict("timeout" if clock.over else "unknown")
         witness = None if point is None else replay(point[None])
         if witness is not None:
             return Verdict("falsified", witness)

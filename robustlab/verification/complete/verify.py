@@ -81,6 +81,7 @@ def verify(
         raise ValueError(f"norm: complete verifiers want 'linf', got {norm!r}")
     checks.images(x, box, strict=True, takes="box={}")
     radius = checks.per_sample("eps", eps, x)
+    checks.radius(eps, x, norm, box)  # tells of a ball wider than the box
     exact = torch.as_tensor(eps, dtype=torch.float64).expand(len(x))  # a number is not rounded to the dtype of x
     if timeout is not None:
         checks.positive("timeout", timeout)

@@ -9,8 +9,9 @@ Accepted: ``and``, ``or``, ``<=``, ``>=``, ``<``, ``>``, ``=`` between terms tha
 ``+ - *``). Constraints on inputs must bound single inputs, in every conjunction from both sides, and none may mix
 inputs and outputs.
 
-A case is closed: it has ``<`` as ``<=``, so that what is proved of it holds for the property. Whether a pair *is*
-unsafe is decided by :meth:`Property.holds`, in rational numbers, as it is written.
+A case is closed: it has ``<`` as ``<=``, so that what is proved of it holds for the property. Where nothing is left of
+it but the edge that ``<`` takes away, as of ``X_0 < 0`` and ``X_0 >= 0``, there is no case. That, and whether a pair
+*is* unsafe (:meth:`Property.holds`), is decided in rational numbers, as it is written.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from robustlab.graph.files import named, read_file
 from robustlab.graph.time_limit import tick
 from robustlab.verification.complete.query import Case
 from robustlab.verification.complete.vnnlib_second import as_first_version
-from robustlab.verification.complete.vnnlib_terms import COMPARED, Linear, Term, atoms, is_true, numbered, shown
+from robustlab.verification.complete.vnnlib_terms import (
+    COMPARED,
+    Atom,
+    Term,
+    atoms,
+    contradict,
+    is_true,
+    numbered,
+    shown,
+    without_a_number,
+)
 
 __all__ = ["read_vnnlib"]
 
@@ -40,14 +51,14 @@ class Property:
 
     Attributes:
         inputs, outputs: how many variables of each kind are declared.
-        common: what every case has, by variable: linear ≤ 0.
+        common: what every case has.
         choices: for each assertion with an ``or``, its claim.
         claims: all assertions, as they were read.
     """
 
     inputs: int
     outputs: int
-    common: tuple[Linear, ...]
+    common: tuple[Atom, ...]
     choices: tuple[Term, ...]
     claims: tuple[Term, ...]
 
@@ -93,7 +104,7 @@ def parse_vnnlib(text: str) -> Property:
     text = as_first_version(text)
     names: dict[str, None] = {}
     claims: list[Term] = []
-    common: list[Linear] = []
+    common: list[Atom] = []
     choices: list[Term] = []
     for expression in _expressions(text):
         match expression:
@@ -190,44 +201,50 @@ def _chosen(part: _Part, choices: Sequence[Term]) -> Iterator[_Part]:
 
 def _plain(member: Term) -> bool:
     """Whether this is a list of atoms, not a choice."""
-    return bool(member) and isinstance(member[0], dict)
+    return bool(member) and isinstance(member[0], Atom)
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A conjunction: a box, and rows for the outputs."""
+    """A conjunction: a box, the bounds that made it, by input, and rows for the outputs."""
 
     low: list[float]
     high: list[float]
-    rows: tuple[Linear, ...]
+    bounds: Mapping[int, tuple[Atom, ...]]
+    rows: tuple[Atom, ...]
 
     @classmethod
-    def of(cls, inputs: int, atoms: Sequence[Linear]) -> _Part | None:
-        return cls([-float("inf")] * inputs, [float("inf")] * inputs, ()).met(atoms)
+    def of(cls, inputs: int, atoms: Sequence[Atom]) -> _Part | None:
+        return cls([-float("inf")] * inputs, [float("inf")] * inputs, {}, ()).met(atoms)
 
-    def met(self, atoms: Sequence[Linear]) -> _Part | None:
-        """With more atoms; None if the box is empty then, or one is false."""
-        low, high, rows = self.low, self.high, list(self.rows)
+    def met(self, atoms: Sequence[Atom]) -> _Part | None:
+        """With more atoms; None if no input is left then, or one is false, or two contradict each other."""
+        low, high, bounds, rows = self.low, self.high, dict(self.bounds), list(self.rows)
         for atom in atoms:
-            used = [name for name, value in atom.items() if name and value]
-            if not used and abs(atom.get("", 0.0)) == 1.0:  # decided, as true or false
-                if atom[""] > 0:
+            used, constant = atom.variables, atom.linear.get("", 0.0)
+            if not used and abs(constant) == 1.0:  # decided, as true or false
+                if constant > 0:
                     return None
                 continue
             if not used or used[0][0] == "Y":
+                if any(contradict(atom, row) for row in rows):
+                    return None
                 rows.append(atom)
                 continue
             if low is self.low:
                 low, high = low.copy(), high.copy()
-            ((name, slope),) = ((name, atom[name]) for name in used)
-            bound, i = -atom.get("", 0.0) / slope, int(name[2:])
+            ((name, slope),) = ((name, atom.linear[name]) for name in used)
+            bound, i = -constant / slope, int(name[2:])
             if slope > 0:
                 high[i] = min(high[i], bound)
             else:
                 low[i] = max(low[i], bound)
-            if low[i] > high[i]:
-                return None
-        return replace(self, low=low, high=high, rows=tuple(rows))
+            bounds[i] = (*bounds.get(i, ()), atom)
+            if low[i] >= high[i] and (low[i] > high[i] or any(each.strict for each in bounds[i])):
+                if without_a_number(bounds[i]):
+                    return None
+                low[i], high[i] = min(low[i], high[i]), max(low[i], high[i])  # they differ by rounding
+        return replace(self, low=low, high=high, bounds=bounds, rows=tuple(rows))
 
     def case(self, outputs: int) -> Case:
         low, high = (torch.tensor(end, dtype=torch.float64) for end in (self.low, self.high))
@@ -237,7 +254,7 @@ class _Part:
         C = torch.zeros(len(self.rows), outputs, dtype=torch.float64)
         d = torch.zeros(len(self.rows), dtype=torch.float64)
         for row, atom in enumerate(self.rows):
-            for name, value in atom.items():
+            for name, value in atom.linear.items():
                 if name and value:
                     C[row, int(name[2:])] = value
                 elif not name:

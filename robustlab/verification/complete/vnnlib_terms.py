@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
 from typing import Any
@@ -17,17 +18,48 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 COMPARED = ("<=", "<", ">=", ">", "=")
 
 
-def atoms(claim: Term, names: Mapping[str, None]) -> list[Linear]:
+@dataclass(frozen=True, eq=False)
+class Atom:
+    """A linear sum that is at most 0, or below 0 where it is strict.
+
+    Attributes:
+        linear: the sum in float64.
+        claim: the comparison that it comes from.
+        side: the sum is the left term less the right one (1), or the right one less the left one (−1).
+    """
+
+    linear: Linear
+    claim: Term
+    side: int
+
+    @property
+    def strict(self) -> bool:
+        return self.claim[0] in ("<", ">")
+
+    @property
+    def variables(self) -> list[str]:
+        return [name for name, value in self.linear.items() if name and value]
+
+    def exact(self) -> dict[str, Fraction]:
+        """The sum as it is written, in rational numbers; the empty name is the constant."""
+        names = [name for name in self.linear if name]
+        zero = {name: Fraction(0) for name in names}
+        constant = self.side * _gap(self.claim, zero)
+        slopes = {name: self.side * _gap(self.claim, zero | {name: Fraction(1)}) - constant for name in names}
+        return slopes | {"": constant}
+
+
+def atoms(claim: Term, names: Mapping[str, None]) -> list[Atom]:
     """A comparison as linear ≤ 0, twice for an equation."""
     kind, left, right = claim
     one, other = _linear(left, names), _linear(right, names)
-    found = [_sum(one, other, -1)] if kind != ">=" and kind != ">" else []
-    found += [_sum(other, one, -1)] if kind in (">=", ">", "=") else []
+    found = [Atom(_sum(one, other, -1), claim, 1)] if kind != ">=" and kind != ">" else []
+    found += [Atom(_sum(other, one, -1), claim, -1)] if kind in (">=", ">", "=") else []
     for atom in found:
-        used = [name for name, value in atom.items() if name and value]
+        used = atom.variables
         if not used:
-            _decide(atom, claim, names)
-        if not all(map(isfinite, atom.values())):
+            _decide(atom.linear, claim, names)
+        if not all(map(isfinite, atom.linear.values())):
             raise ValueError(f"property: want numbers of float64, got larger ones in {shown(claim)}")
         if len(used) > 1 and any(name[0] == "X" for name in used):
             raise ValueError(
@@ -42,13 +74,41 @@ def _decide(atom: Linear, claim: Term, names: Mapping[str, None]) -> None:
     Where variables cancel in float64 alone, it is left as it is.
     """
     zero = {word: Fraction(0) for word in _words(claim) if word in names}
-
-    def gap(values: Mapping[str, Fraction]) -> Fraction:
-        return _value(claim[1], values) - _value(claim[2], values)
-
-    if all(gap(zero | {word: Fraction(1)}) == gap(zero) for word in zero):
+    if all(_gap(claim, zero | {word: Fraction(1)}) == _gap(claim, zero) for word in zero):
         atom.clear()
         atom[""] = -1.0 if is_true(claim, zero) else 1.0
+
+
+def _gap(claim: Term, values: Mapping[str, Fraction]) -> Fraction:
+    """Left less right."""
+    return _value(claim[1], values) - _value(claim[2], values)
+
+
+def without_a_number(bounds: Sequence[Atom]) -> bool:
+    """Whether no number meets all of these bounds of one variable, in exact arithmetic."""
+    low, high = [], []
+    for atom in bounds:
+        sum_ = atom.exact()
+        (slope,) = (value for name, value in sum_.items() if name)
+        if slope > 0:
+            high.append((-sum_[""] / slope, not atom.strict))  # the least is the tightest: open before closed
+        elif slope < 0:
+            low.append((-sum_[""] / slope, atom.strict))
+    if not low or not high:
+        return False
+    (least, above), (most, with_end) = max(low), min(high)
+    return least > most or (least == most and (above or not with_end))
+
+
+def contradict(one: Atom, other: Atom) -> bool:
+    """Whether two sums are each other's negatives and one of them is strict, so that they cannot both hold."""
+    if not (one.strict or other.strict):
+        return False
+    left, right = ({name: value for name, value in atom.linear.items() if value} for atom in (one, other))
+    if left.keys() != right.keys() or any(left[name] != -right[name] for name in left):
+        return False
+    left_, right_ = one.exact(), other.exact()
+    return all(left_.get(name, 0) + right_.get(name, 0) == 0 for name in left_ | right_)
 
 
 def _words(term: Term) -> Iterator[str]:

@@ -39,6 +39,8 @@ def prepare(
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
     checks.images(x, box if box is not None else (-torch.inf, torch.inf), strict=True, takes="box={}")
     radius = x.new_zeros(len(x)) if eps is None else checks.per_sample("eps", eps, x)
+    if eps is not None and box is not None:
+        checks.radius(eps, x, norm, box)  # tells of a ball wider than the box
     if y is not None:
         y = checks.labels("y", y, x)
     checks.at_home(model, x)
