@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -47,6 +48,24 @@ def test_the_first_attack_moves_what_is_steep() -> None:
     best = strength.flatten().argsort(descending=True)[: round(0.4 * 36)]
     best = best[strength.flatten()[best] > 0]
     assert len(best) > 5 and set(best.tolist()) == set(result.mask.flatten().nonzero().flatten().tolist())
+
+
+def test_a_loss_at_its_end_is_told() -> None:
+    """A model so sure that probabilities round to 1 and 0 in every picture; its margin falls all the same."""
+    model, _, x, args = problem()
+    sure = nn.Sequential(model, nn.Linear(2, 2, bias=False).to(D))
+    with torch.no_grad():
+        sure[1].weight.copy_(3 * torch.eye(2))
+    how = {"mask": square(0, 0, 6), "penalty": "l2", "lam": 0.0, "steps": 30, **args}
+    with pytest.warns(UserWarning, match=r"^loss: 'ce' is at its end on all 4 pictures.*loss=\"margin\"") as told:
+        stuck = rp2(sure, x, **how)
+    assert len(told) == 1, "once, not in every step"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in ({"loss": "margin"}, {"target": 1}):
+            led = rp2(sure, x, **how, **other)
+            assert float(led.success.double().mean()) > float(stuck.success.double().mean())
+        rp2(model, x, **how)  # less sure: there is a slope
 
 
 def test_stickers_lie_where_the_model_looks() -> None:
