@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab.attacks import rp2
@@ -65,7 +66,15 @@ def test_a_loss_at_its_end_is_told() -> None:
         for other in ({"loss": "margin"}, {"target": 1}):
             led = rp2(sure, x, **how, **other)
             assert float(led.success.double().mean()) > float(stuck.success.double().mean())
-        rp2(model, x, **how)  # less sure: there is a slope
+        corner = square(0, 0, 3)
+        lead = -model(torch.where(corner, x.mean(dim=0), x)).diff(dim=1)[:, 0]  # of the label, in the four pictures
+        with torch.no_grad():
+            sure[1].weight.copy_(37 / lead.sort().values[1:3].mean() * torch.eye(2))
+        ends = (
+            F.cross_entropy(sure(torch.where(corner, x.mean(dim=0), x)), torch.zeros(4).long(), reduction="none") == 0
+        )
+        assert ends.sum() == 2, "half of them are at the end, and the others have a slope"
+        rp2(sure, x, **how | {"mask": corner})
 
 
 def test_stickers_lie_where_the_model_looks() -> None:

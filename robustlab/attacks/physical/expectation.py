@@ -69,7 +69,7 @@ class Stage:
     seed: int
     held_out: HeldOut
     target: int | None
-    hopeful: bool = field(default=False, kw_only=True)  # a step has been looked at
+    looked: bool = field(default=False, kw_only=True)  # whether a step has been seen
 
     def look(self, texture: Tensor, step: int, beside: Beside | None = None) -> Expected:
         """The expected loss at a texture (C, h, w) and its gradient, from ``draws`` pictures.
@@ -78,7 +78,7 @@ class Stage:
         scenes.
         """
         session, total, grad = self.session, texture.new_zeros(()), torch.zeros_like(texture)
-        flat = not self.hopeful
+        flat = not self.looked
         for part in torch.arange(self.draws, device=texture.device).split(AT_ONCE):
             live = session.of(self._images(step)[part])
             render = self.scenes.of(live.rows).before(live.x, self.mask, Noise(self.seed, part), step)
@@ -96,7 +96,7 @@ class Stage:
                 "sure that its probabilities round to 1 and 0, so that its slope there is rounding; want "
                 'loss="margin", which does not saturate'
             )
-        self.hopeful = True
+        self.looked = True
         return Expected(total / self.draws, grad / self.draws)
 
     def descend(
