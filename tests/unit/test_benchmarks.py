@@ -118,6 +118,8 @@ def test_smoke_run_of_verification_without_its_peer(tmp_path: Path) -> None:
     (tmp_path / "bound_propagation.py").write_text("raise ImportError('no such thing here')\n", encoding="utf-8")
     lines = run(path=tmp_path, script="verification.py").splitlines()
     table = [line.split() for line in lines if line.startswith("mnist_cnn")]
+    dual = table.pop()
+    assert dual[1:5] == ["0.02", "dual", "step", "1"] and float(dual[5]) > 0 and dual[-5:-3] == ["9", "rows"]
     methods = ["ibp", "crown_ibp", "fast_lin", "crown", "cnn_cert", "alpha_crown"]
     assert [row[1:4] for row in table] == [["0.02", method, "1"] for method in methods]
     assert all(float(row[4]) > 0 and row[6] in ("0.0%", "100.0%") for row in table)
