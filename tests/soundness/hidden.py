@@ -38,7 +38,7 @@ EPS, CLASSES, PLANTED = 0.15, 3, 6
 SURE, MARGIN, WINDOW, STARTS = 1.0, 0.2, 40, 4
 STEP_SIZES = (0.1, 0.25, 0.5)
 """Of the attacks in training, in units of ε."""
-JUDGES, RESTARTS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0), 30
+JUDGES, RESTARTS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0), 10
 """Step sizes of the attacks that an instance must stand at the end, in units of ε, and how often each starts."""
 
 
