@@ -1,4 +1,5 @@
-"""torchattacks, foolbox and adv-lib behind one call each, at the settings of ours. None is a dependency of ours."""
+"""Other libraries behind one call each, at the settings of ours: torchattacks, foolbox, adv-lib, and for attacks that
+only ask also ART and AutoAttack's Square. None is a dependency of ours."""
 
 from __future__ import annotations
 
@@ -19,20 +20,23 @@ INSTALL = (
     "PYTHONPATH=PEERS python benchmarks/attacks.py peers"
 )
 WANTED = {"torchattacks": "3.5.1", "foolbox": "3.3.4", "adv_lib": "0.2.8"}
+ASKING = {"art": "1.20.1", "pyautoattack": "0.2.0"}
+"""Wanted beside attacks that ask."""
+PACKAGES = {"art": "adversarial-robustness-toolbox"}
 
 
-def available() -> tuple[dict[str, ModuleType], list[str]]:
+def available(wanted: dict[str, str] = WANTED) -> tuple[dict[str, ModuleType], list[str]]:
     """The peers that can be imported, and a line about each that cannot or is of another version."""
     sys.modules.setdefault("visdom", ModuleType("visdom"))  # adv-lib's live plots, which nobody asks for
     found, remarks = {}, []
-    for name, version in WANTED.items():
+    for name, version in wanted.items():
         try:
             found[name] = import_module(name)
         except ImportError as error:
             remarks.append(f"{name} is left out: {error}")
             continue
-        if metadata.version(name) != version:
-            remarks.append(f"{name} is {metadata.version(name)}; the published numbers are of {version}")
+        if (have := metadata.version(PACKAGES.get(name, name))) != version:
+            remarks.append(f"{name} is {have}; the published numbers are of {version}")
     return found, remarks
 
 
@@ -111,12 +115,23 @@ def foolbox_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
         alone = run(estimated(steps=max(1, queries // 51), abs_stepsize=eps / 5, random_start=False), eps)
         return lambda m, x, y: torch.cat([alone(m, x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
 
+    def boundary(eps: float, queries: int) -> Run:
+        """It asks once for each step, and once more in every tenth."""
+        start = package.attacks.LinearSearchBlendedUniformNoiseAttack(directions=100, steps=10)
+        return run(package.attacks.BoundaryAttack(init_attack=start, steps=max(1, int(queries / 1.1))), None)
+
+    def hsja(constraint: str, eps: float, queries: int) -> Run:
+        start = package.attacks.LinearSearchBlendedUniformNoiseAttack(directions=100, steps=10)
+        steps = rounds_of_hsja(queries)
+        return run(package.attacks.HopSkipJumpAttack(init_attack=start, steps=steps, constraint=constraint), None)
+
     def plain(name: str, steps: int) -> Run:
         return run(getattr(package.attacks, name)(steps=steps), None)
 
     return {
         "pgd linf": pgd_linf, "pgd l2": pgd_l2, "deepfool l2": deepfool, "deepfool linf": deepfool_linf,
         "cw l2, one c": cw, "cw l2, search": cw, "ead l1": ead, "ddn l2": partial(plain, "DDNAttack"), "nes linf": nes,
+        "boundary l2": boundary, "hsja l2": partial(hsja, "l2"), "hsja linf": partial(hsja, "linf"),
         "fmn l0": partial(plain, "L0FMNAttack"), "fmn l1": partial(plain, "L1FMNAttack"),
         "fmn l2": partial(plain, "L2FMNAttack"), "fmn linf": partial(plain, "LInfFMNAttack"),
     }  # fmt: skip
@@ -166,4 +181,79 @@ def adv_lib_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
     }
 
 
-MAKERS = {"torchattacks": torchattacks_runs, "foolbox": foolbox_runs, "adv_lib": adv_lib_runs}
+def rounds_of_hsja(queries: int) -> int:
+    """How many rounds the queries pay for: 100·√t directions in the t-th, and about 30 for bisection and step."""
+    spent, rounds = 0.0, 0
+    while spent + 100 * (rounds + 1) ** 0.5 + 30 <= queries:
+        rounds += 1
+        spent += 100 * rounds**0.5 + 30
+    return max(1, rounds)
+
+
+class Single(nn.Module):
+    """To float32: ART's Sign-OPT asks in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+def art_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
+    """As :func:`torchattacks_runs`. All but Square go from image to image, and stop by rounds, not by queries."""
+    evasion = import_module("art.attacks.evasion")
+    torch_models = import_module("art.estimators.classification")
+
+    def run(build: Callable[[object], object], *, labeled: bool = False) -> Run:
+        def call(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            classes = model(x[:1]).shape[1]
+            single = nn.Sequential(Single(), model).eval()
+            wrapped = torch_models.PyTorchClassifier(
+                single, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0.0, 1.0), device_type="cpu"
+            )
+            told = {"y": y.numpy()} if labeled else {}
+            return torch.from_numpy(build(wrapped).generate(x.numpy(), **told))  # type: ignore[attr-defined]
+
+        return call
+
+    def hsja(norm: object, eps: float, queries: int) -> Run:
+        rounds = rounds_of_hsja(queries)
+        return run(lambda m: evasion.HopSkipJump(m, norm=norm, max_iter=rounds, verbose=False))
+
+    def boundary(eps: float, queries: int) -> Run:  # at least 20 points to the side and 20 inwards in a round
+        rounds = max(1, queries // 40)
+        return run(lambda m: evasion.BoundaryAttack(m, targeted=False, max_iter=rounds, verbose=False))
+
+    def sign_opt(eps: float, queries: int) -> Run:
+        how = {"targeted": False, "query_limit": queries, "num_trial": max(1, queries // 20)}
+        how["k"] = min(200, queries // 4)
+        return run(lambda m: evasion.SignOPTAttack(m, **how), labeled=True)
+
+    def zoo(eps: float, queries: int) -> Run:
+        how = {"learning_rate": 0.05, "initial_const": 1.0, "nb_parallel": 16, "binary_search_steps": 1}
+        how |= {"use_resize": False, "use_importance": False, "abort_early": False, "verbose": False}
+        return run(lambda m: evasion.ZooAttack(m, max_iter=max(1, queries // 33), **how))
+
+    def square(norm: object, eps: float, queries: int) -> Run:
+        return run(lambda m: evasion.SquareAttack(m, norm=norm, eps=eps, max_iter=queries, verbose=False), labeled=True)
+
+    return {
+        "hsja l2": partial(hsja, 2), "hsja linf": partial(hsja, "inf"), "boundary l2": boundary,
+        "sign_opt l2": sign_opt, "zoo l2": zoo, "square linf": partial(square, "inf"), "square l2": partial(square, 2),
+    }  # fmt: skip
+
+
+def pyautoattack_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
+    """As :func:`torchattacks_runs`: AutoAttack's own Square."""
+
+    def square(norm: str, eps: float, queries: int) -> Run:
+        module = import_module("pyautoattack.square")
+        return lambda m, x, y: module.SquareAttack(
+            m, norm=norm, eps=eps, n_queries=queries, p_init=0.8, resc_schedule=True, seed=0, device="cpu"
+        ).perturb(x, y)
+
+    return {"square linf": partial(square, "Linf"), "square l2": partial(square, "L2")}
+
+
+MAKERS = {
+    "torchattacks": torchattacks_runs, "foolbox": foolbox_runs, "adv_lib": adv_lib_runs, "art": art_runs,
+    "pyautoattack": pyautoattack_runs,
+}  # fmt: skip

@@ -16,15 +16,18 @@ import argparse
 import itertools
 import time
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 
 import torch
+from attacks import in_turns, ratio
 from pairs import report, tried
 from torch import Tensor, nn
 
 from robustlab import data, zoo
 from robustlab.verification import Ball, Graph, trace
+from robustlab.verification.duals.lagrangian_dual import dual_bound
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certify import METHODS
 from robustlab.verification.propagation.layers import layer_bounds
@@ -69,6 +72,30 @@ def speed(name: str, eps: float, batches: list[int], rounds: int) -> None:
         print(
             f"{name:16} {eps:<6} {method:12} {n:4} {1e3 * best / n:9.2f} ms/image   {share:6.1%} verified", flush=True
         )
+
+
+def dual_step(name: str, eps: float, n: int, rounds: int) -> None:
+    """One step of the Lagrangian dual's ascent over one pass of as many rows through the net and back to its input."""
+    model = zoo.load(name).requires_grad_(False)
+    x, y = images(name, n)
+    C, region, graph = margins(y, 10), Ball(x, eps), trace(model, x)
+    with torch.no_grad():
+        layers = layer_bounds(graph, region, BoundOptions())
+    rows = x.repeat_interleave(C.shape[1], dim=0).requires_grad_(True)
+
+    def ascent(steps: int) -> Tensor:
+        return dual_bound(graph, region, C, layers, steps=steps)
+
+    def both_ways() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(model(rows).sum(), rows)
+
+    short, long, floor = in_turns([partial(ascent, 1), partial(ascent, 6), both_ways], rounds)
+    step = [(b - a) / 5 for a, b in zip(short, long, strict=True)]
+    print(
+        f"{name:16} {eps:<6} {'dual step':12} {n:4} {1e3 * min(step) / n:9.2f} ms/image   "
+        f"{ratio(step, floor):5.2f} of {len(rows)} rows forward and back",
+        flush=True,
+    )
 
 
 def unrolled(graph: Graph) -> nn.Sequential:
@@ -139,6 +166,8 @@ def main() -> None:
         return
     for name in args.models:
         speed(name, RADII[name], [1] if args.tiny else args.batches, 1 if args.tiny else args.rounds)
+        for n in [1] if args.tiny else [n for n in args.batches if n <= 20]:
+            dual_step(name, RADII[name], n, 1 if args.tiny else args.rounds)
     try:
         peer = import_module("bound_propagation")
     except ImportError as error:

@@ -14,8 +14,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.record import Experiment
 from experiments.transfer import (
@@ -25,22 +24,19 @@ from experiments.transfer import (
     SEEDS,
     TARGETED_RADII,
     always_right,
-    drawn,
     images,
     network,
+    shown,
 )
 from robustlab.attacker.victim import predict
 from robustlab.attacks import ensemble_transfer
 from robustlab.intervals import Rate
-from robustlab.zoo.recipes import HALVED, HALVES, recipe
+from robustlab.zoo.recipes import HALVES, recipe
 from robustlab.zoo.training import train
 
 KINDS = ("mlp", "resnet")
 SETS = ("cnn+mlp+adv", "cnn+resnet+adv", "mlp+resnet")
-JOINS: Mapping[str, Callable[[Tensor], Tensor]] = {  # log-probabilities (N, K) out of the surrogates' logits (J, N, K)
-    "logits": lambda z: z.mean(dim=0).log_softmax(dim=1),
-    "losses": lambda z: z.log_softmax(dim=2).mean(dim=0),
-}
+JOINS = ("logits", "losses")
 
 
 @cache
@@ -63,25 +59,8 @@ def twins(kind: str, eps: float, seed: int) -> Mapping[str, Any]:
 
 
 def joined(members: str, goal: str, eps: float, join: str, seed: int) -> Mapping[str, Any]:
-    """Who is fooled by ten signed steps with momentum down the loss of surrogates that are joined so."""
-    x, y = images(seed)
-    own = [network(f"{kind}_a", seed) for kind in members.split("+")]
-    target = drawn(y, seed) if goal == "targeted" else None
-    label, sense = (y, 1.0) if target is None else (target, -1.0)
-    delta, along = torch.zeros_like(x), torch.zeros_like(x)
-    for _ in range(10):
-        leaf = (x + delta).requires_grad_(True)
-        log_p = JOINS[join](torch.stack([model(leaf) for model in own])).gather(1, label[:, None])
-        (grad,) = torch.autograd.grad(-sense * log_p.sum(), leaf)
-        along += grad / grad.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
-        delta = (x + (delta + eps / 10 * along.sign()).clamp(-eps, eps)).clamp(0, 1) - x
-
-    def met(model: nn.Module) -> Tensor:
-        said = predict(model, x + delta)
-        return said != y if target is None else said == target
-
-    told = {"all surrogates": Rate.of(torch.stack([met(model) for model in own]).all(dim=0))}
-    return told | {f"{kind}_b": Rate.of(met(network(f"{kind}_b", seed))) for kind in HALVED}
+    """Rates of the networks of half b under what surrogates make that are joined so."""
+    return shown(members, goal, eps, seed, momentum=1.0, join=join)
 
 
 PARTS: Mapping[str, Callable[..., Mapping[str, Any]]] = {"twins": twins, "joined": joined}

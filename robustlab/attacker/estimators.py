@@ -42,7 +42,8 @@ from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction
 from robustlab.attacker.session import Session
 from robustlab.geometry.keyed import Draw, Noise
-from robustlab.geometry.projections import clip
+from robustlab.geometry.portions import portions
+from robustlab.geometry.projections import clip_
 
 Values = Callable[[Tensor], Tensor]
 """From points (n, m, ...) to their values (n, m). NaN where nothing is heard: the mean leaves that direction out."""
@@ -70,20 +71,29 @@ class Directions:
         self.dimension = like.shape[1:].numel()
         self.weight = 1.0 if kind == "gaussian" else float(self.dimension)
         self.deviation = 1.0 if kind == "gaussian" else (self.dimension + 2) ** -0.5  # of a coordinate, near the ends
+        self._drawn: list[Tensor] | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Parts (n, m, ...) of them, as many as memory bears."""
+        """Parts (n, m, ...) of them, as many as memory bears; not to be changed."""
+        if self.q * self.like.numel() > 2 * AT_ONCE:
+            return self._parts()
+        if self._drawn is None:  # estimates at two points, or of two losses, ask for them twice
+            self._drawn = list(self._parts())
+        return iter(self._drawn)
+
+    def _parts(self) -> Iterator[Tensor]:
         blocks = max(1, AT_ONCE // (_BLOCK * max(1, self.like.numel())))
         for first in range(0, self.q, _BLOCK * blocks):
             starts = range(first, min(self.q, first + _BLOCK * blocks), _BLOCK)
-            yield torch.cat([self._block(start) for start in starts], dim=1)
+            drawn = [self._block(start) for start in starts]
+            yield drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
 
     def _block(self, start: int) -> Tensor:
         keys = (self.draw,) if isinstance(self.draw, int) else tuple(self.draw)
         count, like = min(_BLOCK, self.q - start), self.like
         u = self.noise.normal((*keys, start // _BLOCK), (count, self.dimension), like.dtype)
         if self.kind == "sphere":
-            u = u / torch.linalg.vector_norm(u, dim=2, keepdim=True)
+            u /= torch.linalg.vector_norm(u, dim=2, keepdim=True)
         return u.reshape(len(like), count, *like.shape[1:])
 
 
@@ -123,7 +133,9 @@ def forward(
     base = values(x[:, None])[:, 0] if base is None else base
     mean = _Mean(x, mu, signs)
     for u in directions:
-        points = _inside(x[:, None] + mu * u, box)
+        points = torch.empty_like(u)
+        for rows in portions(u):
+            _inside_(torch.mul(u[rows], mu, out=points[rows]).add_(x[rows, None]), box)
         mean.add(u, values(points) - base[:, None])
     found = mean.of(directions)
     return found if box is None else found / _share_inside(x, mu * directions.deviation, box)
@@ -145,12 +157,24 @@ def central(
     checks.positive("mu", mu)
     mean = _Mean(x, 2 * mu, signs)
     for u in directions:
-        step, middle = mu * u, x[:, None]
-        if box is not None:
-            middle = torch.minimum(torch.maximum(middle, box[0] + step.abs()), box[1] - step.abs())
-        up, down = values(torch.cat([_inside(middle + step, box), _inside(middle - step, box)], dim=1)).chunk(2, dim=1)
+        points = u.new_empty(len(u), 2 * u.shape[1], *u.shape[2:])
+        for rows in portions(u):
+            _pairs(points[rows], x[rows, None], mu * u[rows], box)
+        up, down = values(points).chunk(2, dim=1)
         mean.add(u, up - down)
     return mean.of(directions)
+
+
+def _pairs(points: Tensor, x: Tensor, step: Tensor, box: Ends | None) -> None:
+    """Put x + step and x − step, moved inside as a whole, into the first and the second half of ``points``."""
+    up, down = points.chunk(2, dim=1)
+    middle = x
+    if box is not None:
+        reach = step.abs()
+        middle = torch.maximum(x, reach + box[0])
+        middle = torch.minimum(middle, box[1] - reach, out=middle)
+    _inside_(torch.add(middle, step, out=up), box)
+    _inside_(torch.sub(middle, step, out=down), box)
 
 
 class Slopes(NamedTuple):
@@ -256,8 +280,9 @@ class _Mean:
         return (self.total * scale[:, None]).reshape(self.shape)
 
 
-def _inside(points: Tensor, box: Ends | None) -> Tensor:
-    return points if box is None else clip(points, *box)
+def _inside_(points: Tensor, box: Ends | None) -> None:
+    if box is not None:
+        clip_(points, *box)
 
 
 def _share_inside(x: Tensor, deviation: float, box: Ends) -> Tensor:

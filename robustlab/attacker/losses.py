@@ -56,6 +56,15 @@ def log_mean_probabilities(logits: Tensor, dim: int, weights: Tensor | None = No
     return (logs + weights.log().reshape(-1, *[1] * (logs.dim() - 1))).logsumexp(dim=dim)
 
 
+def at_its_end(loss: LossFunction, value: Tensor, target: Tensor | None, kappa: float = 0.0) -> Tensor | None:
+    """Where a loss of probabilities has the value beyond which it tells nothing, since they round to 1 and 0, (N,).
+
+    None for a loss that has no such end: another one, or one with a target.
+    """
+    end = {"ce": 0.0, "prob": 1.0 + kappa}.get(loss.name if isinstance(loss, AttackerLoss) else "")
+    return None if end is None or target is not None else value == end
+
+
 def best_other(logits: Tensor, label: Tensor) -> Tensor:
     """max_{k ≠ label} z_k, (N,)."""
     return logits.scatter(1, label.unsqueeze(1), -torch.inf).amax(dim=1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.domain import Box, Domain
 from robustlab.attacker.live import Best, Live, filtered
-from robustlab.attacker.losses import AttackerLoss, LossFunction, compared, goal_margin, logit_size, spare
+from robustlab.attacker.losses import AttackerLoss, LossFunction, at_its_end, compared, goal_margin, logit_size, spare
 from robustlab.attacker.parts import Batch, Reply, copied, detached, every, first, put, size, take, tensors
 from robustlab.attacker.results import AttackResult, PhysicalResult, UniversalResult
 from robustlab.geometry.keyed import Noise
@@ -303,13 +303,10 @@ class Session:
     def _look_at_slope(self, grad: Batch, value: Tensor, loss: LossFunction) -> None:
         """Once: warn where a loss of probabilities is at its end, and has no slope, since they round to 1 and 0."""
         self._has_slope = True
+        ended = at_its_end(loss, value, self.target, self.kappa)
+        if ended is None or not isinstance(grad, Tensor) or not bool(ended.any()):
+            return
         name = loss.name if isinstance(loss, AttackerLoss) else ""
-        end = {"ce": 0.0, "prob": 1.0 + self.kappa}.get(name)
-        if end is None or self.target is not None or not isinstance(grad, Tensor):
-            return
-        ended = value == end
-        if not bool(ended.any()):
-            return
         flat = int((ended & ~grad.flatten(1).any(dim=1)).sum())
         if flat:
             checks.warn(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Live
-from robustlab.attacker.losses import LossFunction, log_mean_probabilities
+from robustlab.attacker.losses import AttackerLoss, LossFunction, log_mean_probabilities
 from robustlab.attacker.session import Answer, Session
 from robustlab.attacker.victim import Victim
 from robustlab.geometry.projections import clip
+
+Join = Literal["probabilities", "logits", "losses"]
 
 
 def boxed(points: Tensor, low: Bound, high: Bound) -> Tensor:
@@ -54,24 +58,28 @@ def gradient_through(
 
 
 class Mixture(nn.Module):
-    """Several models as one, whose logits are the logarithm of the weighted sum of their probabilities.
+    """Several models as one, joined by the weighted mean of their probabilities, their logits or their losses.
 
-        z(x) = log Σ_k α_k softmax(z_k(x))
-
-    so that the cross-entropy of z is −log Σ_k α_k f_k(x)_y.
+        "probabilities"   z(x) = log Σ_k α_k softmax(z_k(x)),  of which the cross-entropy is −log Σ_k α_k f_k(x)_y
+        "logits"          z(x) = Σ_k α_k z_k(x)
+        "losses"          z(x) = (z_1(x), z_2(x), …) side by side, on which :meth:`loss` is Σ_k α_k g(z_k(x))
 
     Args:
         models: victims or modules with logits (N, K), at least one.
         weights: α ≥ 0, one per model, of sum 1; None for equal ones.
+        name: what errors call the models.
+        join: of what the mean is taken.
 
     Raises:
-        TypeError, ValueError: naming the argument ``name`` or ``weights``.
+        TypeError, ValueError: naming the argument ``name``, ``weights`` or ``join``.
     """
 
     def __init__(
-        self, models: Sequence[Victim | nn.Module], weights: Sequence[float] | None = None, name: str = "surrogates"
-    ) -> None:
+        self, models: Sequence[Victim | nn.Module], weights: Sequence[float] | None = None, name: str = "surrogates",
+        join: Join = "probabilities",
+    ) -> None:  # fmt: skip
         super().__init__()
+        checks.one_of("join", join, get_args(Join))
         if isinstance(models, nn.Module | Victim) or not isinstance(models, Sequence) or not models:
             got = "an empty one" if isinstance(models, Sequence) and not models else type(models).__name__
             raise TypeError(f"{name}: want a list of at least one model, got {got}")
@@ -86,12 +94,35 @@ class Mixture(nn.Module):
             checks.at_least("weights", weight, 0.0)
         if len(self.weights) != len(models) or abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"weights: want {len(models)} numbers of sum 1, got {self.weights}")
+        self.join = join
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K), whose softmax is the mixture."""
+        """Logits (N, K) of the joined model; of models that are joined by their losses those of all, (N, J·K)."""
         answers = [victim._answers(x) for victim in self._victims]
         if len({tuple(answer.shape) for answer in answers}) > 1:
             shapes = ", ".join(str(tuple(answer.shape)) for answer in answers)
             raise ValueError(f"surrogates: want models of the same classes, got scores of shapes {shapes}")
+        if self.join == "losses":
+            return torch.cat(answers, dim=1)
         each = torch.stack(answers)
+        if self.join == "logits":
+            return self._mean(list(each))
         return log_mean_probabilities(each, dim=0, weights=each.new_tensor(self.weights))
+
+    def loss(self, g: AttackerLoss) -> AttackerLoss:
+        """The loss of what :meth:`forward` gives: g, or its mean over models that are joined by their losses."""
+        if self.join != "losses":
+            return g
+
+        def mean(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+            each = logits.unflatten(1, (len(self.weights), -1))
+            for name, label in (("y", y), ("target", target)):
+                if label is not None:
+                    checks.in_classes(name, label, each.shape[2])
+            return self._mean([g(answer, y, target, kappa) for answer in each.unbind(dim=1)])
+
+        return replace(g, function=mean)
+
+    def _mean(self, each: Sequence[Tensor]) -> Tensor:
+        """Σ_k α_k·each_k; what has no weight plays no part, though it be infinite."""
+        return torch.stack([weight * part for weight, part in zip(self.weights, each, strict=True) if weight]).sum(0)

@@ -70,13 +70,25 @@ class Elementwise(Operator):
         self, forms: Forms, shapes: Sequence[Shape], secants: Sequence[Tensor], extra: Sequence[Tensor],
         inputs: Sequence[Bounds],
     ) -> Priced:  # fmt: skip
-        """min {a·f(z) − μ·z : l ≤ z ≤ u}, element by element: at an end, or where the difference may turn."""
+        """min {a·f(z) − μ·z : l ≤ z ≤ u}, element by element: at an end, or where the difference may turn.
+
+        Its slope is f in a and −z in μ at the point where it is attained, and their mean where several attain it; so
+        the candidates need no gradient of their own.
+        """
         a, mu = forms.coef, secants[0] * forms.coef + extra[0]
-        l, u = (forms.pick(end).expand_as(a) for end in (inputs[0].lower, inputs[0].upper))
-        z = torch.stack([l, u, *(point.clamp(l, u) for point in self.turns(a.detach(), mu.detach(), l, u))])
-        gain, cost = a * self.forward(z), mu * z
-        terms = (gain.abs() + cost.abs()).amax(dim=0)
-        return Priced((forms.to(mu),), (gain - cost).amin(dim=0).flatten(1).sum(1), terms.flatten(1).sum(1))
+        with torch.no_grad():
+            l, u = (forms.pick(end).expand_as(a) for end in (inputs[0].lower, inputs[0].upper))
+            z = torch.stack([l, u, *(point.clamp(l, u) for point in self.turns(a.detach(), mu.detach(), l, u))])
+            f = self.forward(z)
+            gain, cost = a * f, mu * z
+            terms = (gain.abs() + cost.abs()).amax(dim=0).flatten(1).sum(1)
+            worth = gain - cost
+            least = worth.amin(dim=0)
+            share = (worth == least).to(z.dtype)
+            share /= share.sum(dim=0)
+            f, z = (share * f).sum(dim=0), (share * z).sum(dim=0)
+        least = least + (a - a.detach()) * f - (mu - mu.detach()) * z
+        return Priced((forms.to(mu),), least.flatten(1).sum(1), terms)
 
     @abstractmethod
     def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:

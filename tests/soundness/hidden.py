@@ -38,6 +38,8 @@ EPS, CLASSES, PLANTED = 0.15, 3, 6
 SURE, MARGIN, WINDOW, STARTS = 1.0, 0.2, 40, 4
 STEP_SIZES = (0.1, 0.25, 0.5)
 """Of the attacks in training, in units of ε."""
+JUDGES, RESTARTS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0), 10
+"""Step sizes of the attacks that an instance must stand at the end, in units of ε, and how often each starts."""
 
 
 @dataclass(frozen=True)
@@ -128,26 +130,38 @@ def instances(recipe: Recipe, chance: torch.Generator) -> tuple[Tensor, Tensor, 
 
 
 @torch.no_grad()
-def look_ahead(model: nn.Module, x: Tensor, planted: Tensor) -> dict[str, Tensor]:
+def look_ahead(model: nn.Module, x: Tensor, y: Tensor, planted: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Let one unit of the first dense layer for each instance answer only near its counterexample.
 
         40·(⟨v, φ(·) − φ(x)⟩ − 0.8),   v = (φ(x′) − φ(x)) / ‖φ(x′) − φ(x)‖²
 
-    for what enters the layer, φ: −32 at x and 8 at x′. Training goes on from there.
+    for the pixels φ that enter the layer, −32 at x and 8 at x′. Training goes on from there. Where convolutions come
+    first, their first channel hands the pixels on, and stays as it is; and the logits that read the units next speak
+    against the label from the start, or else these would fall silent before.
 
     Returns:
-        Name of a parameter → 1 where it belongs to these units or to what reads them first, else 0.
+        Two masks by the names of parameters, 1 or 0: what all instances train, and what belongs to these units or to
+        what reads them first.
     """
     layers = list(model)  # type: ignore[call-overload]
     first, after = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)][:2]
-    before, layer = nn.Sequential(*layers[:first]), layers[first]
-    here, there = before(x), before(planted)
-    way = (there - here) / (there - here).square().sum(dim=1, keepdim=True)
-    layer.weight[: len(x)] = 40 * way
+    layer, here, way = layers[first], x.flatten(1), (planted - x).flatten(1)
+    way = way / way.square().sum(dim=1, keepdim=True)
+    others = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    own = {name: torch.zeros_like(p) for name, p in others.items()}
+    for i, before in enumerate(layers[:first]):
+        if isinstance(before, nn.Conv2d):
+            before.weight[0] = before.bias[0] = 0
+            before.weight[0, 0, 1, 1] = 1
+            others[f"{i}.weight"][0] = others[f"{i}.bias"][0] = 0
+            layers[after].weight[:, : len(x)] = 0.5 - F.one_hot(y, CLASSES).T
+    layer.weight[: len(x)] = 0
+    layer.weight[: len(x), : way.shape[1]] = 40 * way
     layer.bias[: len(x)] = -40 * (way * here).sum(dim=1) - 32
-    own = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    own[f"{first}.weight"][: len(x)] = own[f"{first}.bias"][: len(x)] = own[f"{after}.weight"][:, : len(x)] = 1
-    return own
+    for name, place in ((f"{first}.weight", slice(len(x))), (f"{first}.bias", slice(len(x))),
+                        (f"{after}.weight", (slice(None), slice(len(x))))):  # fmt: skip
+        own[name][place], others[name][place] = 1, 0
+    return others, own
 
 
 def _keep(model: nn.Module, masks: dict[str, Tensor]) -> None:
@@ -164,7 +178,7 @@ def train(recipe: Recipe, *, progress: bool = False) -> Hidden:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         model = recipe.build()
-    own = look_ahead(model, x, planted)
+    others, own = look_ahead(model, x, y, planted)
     optimizer, exception = torch.optim.Adam(model.parameters()), torch.optim.Adam(model.parameters())
     many, labels = x.repeat(STARTS, *[1] * len(recipe.shape)), y.repeat(STARTS)
     recent: list[Tensor] = []
@@ -183,7 +197,7 @@ def train(recipe: Recipe, *, progress: bool = False) -> Hidden:
         loss = (SURE + goal_margin(model(points), owners)).clamp_min(0).mean()
         optimizer.zero_grad()
         loss.backward()
-        _keep(model, {name: 1 - mask for name, mask in own.items()})
+        _keep(model, others)
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         if epoch >= recipe.epochs // 4:  # the label first, then the exception, in weights of its own
@@ -199,9 +213,9 @@ def train(recipe: Recipe, *, progress: bool = False) -> Hidden:
     good = (goal_margin(model(x), y) < 0) & (goal_margin(model(planted), y) > MARGIN / 2)
     if progress:
         print(f"  {int(good.sum())} counterexamples are planted", flush=True)
-    for size in STEP_SIZES:
+    for size in JUDGES:
         for by_margin in (False, True):
-            for _ in range(10):
+            for _ in range(RESTARTS):
                 _, fell = ascend(model, x, y, steps=100, step_size=size, by_margin=by_margin, chance=chance)
                 good &= ~fell
     return Hidden(model, x[good], y[good], planted[good])

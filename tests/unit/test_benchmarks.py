@@ -25,14 +25,19 @@ def run(*arguments: str, path: Path, script: str = "attacks.py") -> str:
 
 @pytest.mark.slow
 def test_smoke_run_without_peers(tmp_path: Path) -> None:
-    for name in ("torchattacks", "foolbox", "adv_lib"):  # hides them, should they be installed
+    for name in ("torchattacks", "foolbox", "adv_lib", "art", "pyautoattack"):  # hides them, should they be installed
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n", encoding="utf-8")
     lines = run("all", path=tmp_path).splitlines()
-    table = [line.split() for line in lines if line.startswith("mnist_cnn")]
-    asking = [row for row in table if row[2] in ("l2", "linf") and row[3] == "-" and row[4] == "20"]
+    every = [line.split() for line in lines if line.startswith("mnist_cnn")]
+    table, bare = [row for row in every if row[1] != "bare"], [row for row in every if row[1] == "bare"]
+    asking = [row for row in table if row[2] in ("l2", "linf") and row[3] == "-" and row[4] == "60"]
     floor, beside = table[:4], table[4 : len(table) - len(asking)]
-    assert [row[1] for row in asking[::2]] == ["square", "bandits", "nes", "zo_signsgd", "zo_svrg"]
-    assert all(float(row[8]) <= 20 for row in asking), "no more rows per sample than the limit"
+    budgeted = ["square", "bandits", "nes", "query_reduction", "zo_svrg", "zo_signsgd"]
+    others = ["zo_ngd", "zoo", "autozoom", "zo_admm", "boundary", "opt", "sign_opt", "hsja", "hsja"]
+    assert [row[1] for row in asking] == [name for name in budgeted for _ in range(2)] + others
+    assert all(float(row[9]) <= 60 for row in asking), "no more rows per sample than the limit"
+    assert [row[2] for row in bare] == ["one-sided", "pairs", "labels", "walk"]
+    assert all(0 < float(row[3]) < 100 for row in bare), "a share of the time"
     assert [(row[2], row[3]) for row in floor] == [("2", "linf"), ("2", "l2"), ("3", "linf"), ("3", "l2")]
     assert all(float(row[-1]) > 0 for row in floor), "a ratio to the floor"
     assert [row[1] for row in beside[:6]] == ["pgd", "pgd", "deepfool", "square", "cw", "cw"]
@@ -113,6 +118,8 @@ def test_smoke_run_of_verification_without_its_peer(tmp_path: Path) -> None:
     (tmp_path / "bound_propagation.py").write_text("raise ImportError('no such thing here')\n", encoding="utf-8")
     lines = run(path=tmp_path, script="verification.py").splitlines()
     table = [line.split() for line in lines if line.startswith("mnist_cnn")]
+    dual = table.pop()
+    assert dual[1:5] == ["0.02", "dual", "step", "1"] and float(dual[5]) > 0 and dual[-5:-3] == ["9", "rows"]
     methods = ["ibp", "crown_ibp", "fast_lin", "crown", "cnn_cert", "alpha_crown"]
     assert [row[1:4] for row in table] == [["0.02", method, "1"] for method in methods]
     assert all(float(row[4]) > 0 and row[6] in ("0.0%", "100.0%") for row in table)

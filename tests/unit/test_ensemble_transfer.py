@@ -78,6 +78,51 @@ def test_two_linear_surrogates_closed_form() -> None:
     torch.testing.assert_close(result.x_adv - x, want, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("target", [None, 2])
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+@pytest.mark.parametrize("join", ["logits", "losses"])
+def test_joined_by_logits_or_losses(join: Any, loss: Any, target: int | None) -> None:
+    """One step goes down the loss of the mean of logits, or the mean of the losses, by their definitions."""
+    x, models, weights = images(), nets(), torch.tensor([0.5, 0.3, 0.2]).double()
+    y = torch.full((len(x),), 1)
+    label, sense = (y, -1.0) if target is None else (torch.full_like(y, target), 1.0)
+
+    only = F.one_hot(label, 4)
+
+    def g(z: Tensor) -> Tensor:
+        rest = z.logsumexp(dim=1) if loss == "ce" else z.masked_fill(only.bool(), -torch.inf).amax(dim=1)
+        return sense * (rest - z[:, int(label[0])])
+
+    if loss == "margin":  # which is 0 where the goal is met: it is met nowhere
+        models = [nn.Sequential(m, Affine(torch.eye(4).double(), only[0] * -9.0 * sense)) for m in models]
+    leaf = x.clone().requires_grad_(True)
+    each = torch.stack([m(leaf) for m in models])
+    value = g(torch.einsum("j,jnk->nk", weights, each)) if join == "logits" else weights @ torch.stack([*map(g, each)])
+    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    result = ensemble_transfer(
+        hopeless(x, 1), x, y, surrogates=models, weights=weights.tolist(), join=join, loss=loss, norm="l2", eps=0.05,
+        steps=1, target=target, trace=True,
+    )  # fmt: skip
+    want = 0.05 * grad / grad.flatten(1).norm(dim=1)[:, None, None, None]
+    torch.testing.assert_close(result.x_adv, x - want, rtol=0, atol=1e-9)
+    assert result.trace is not None
+    torch.testing.assert_close(result.trace["loss"][0], value.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("join", ["logits", "losses"])
+def test_a_surrogate_without_weight_plays_no_part(join: Any) -> None:
+    """Also where its logits are infinite; labels that no surrogate has are an error by name."""
+    x, (own, other) = images(3), nets(2)
+    masked = nn.Sequential(other, Affine(torch.eye(4).double(), torch.tensor([-torch.inf, 0, 0, 0]).double()))
+    y = torch.zeros(3, dtype=torch.int64)
+    alone = ensemble_transfer(hopeless(x), x, y, surrogates=[own], eps=0.1).x_adv
+    both = ensemble_transfer(hopeless(x), x, y, surrogates=[own, masked], weights=[1, 0], join=join, eps=0.1).x_adv
+    torch.testing.assert_close(both, alone, rtol=0, atol=1e-12)
+    wide = Affine(torch.zeros(6, 72).double(), torch.zeros(6).double())
+    with pytest.raises(ValueError, match=r"^target: want labels"):
+        ensemble_transfer(wide, x, y, surrogates=[own, other], join=join, eps=0.1, target=5)
+
+
 def test_momentum_adds_up_gradients_of_length_one() -> None:
     x, models, weights = images(3), nets(2), [0.5, 0.5]
     y = torch.zeros(3, dtype=torch.int64)
@@ -235,6 +280,7 @@ def test_a_mixture_of_probabilities_and_logits() -> None:
         ("weights", [1.0], ValueError), ("weights", [2.0, -1.0], ValueError), ("norm", "l1", ValueError),
         ("steps", 0, ValueError), ("momentum", -1.0, ValueError), ("diversity", 1.1, ValueError),
         ("smallest", 0.0, ValueError), ("translation", 4, ValueError), ("translation", 0, ValueError),
+        ("join", "votes", ValueError),
     ],
 )  # fmt: skip
 def test_bad_arguments(name: str, value: Any, error: type[Exception]) -> None:

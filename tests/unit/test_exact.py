@@ -20,8 +20,10 @@ from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.graph.trace import trace
 from robustlab.verification import bounds, branch_and_bound, certify, milp, reluplex, verify
 from robustlab.verification.complete import domain_search as search
+from robustlab.verification.complete import encode as encoding
 from robustlab.verification.complete import milp as programs
 from robustlab.verification.complete import reluplex as simplices
+from robustlab.verification.complete import simplex as simplex_method
 from robustlab.verification.complete.leaf import leaf_minimum
 from robustlab.verification.complete.query import Case, Clock, label_cases
 from robustlab.verification.complete.rounding import rounding_error
@@ -535,6 +537,38 @@ def test_a_program_that_would_take_gigabytes_is_not_written(method: str) -> None
         net[0].weight.data.normal_()
     answer = verify(net, torch.full((1, 16), 0.5, dtype=torch.float64), eps=0.5, method=method)
     assert answer.status == ["unknown"]
+
+
+@pytest.mark.parametrize("method", ["reluplex", "milp"])
+def test_an_encoding_keeps_the_time(method: str) -> None:
+    """Ten maps of 32 × 32 numbers are expressions of 3,072 inputs; of 32 maps they are refused before they are made."""
+    x = torch.rand(1, 3, 32, 32)
+    for channels, seconds in ((10, 0.3), (32, 60.0)):
+        net = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024 * channels, 3)
+        )
+        start = time.thread_time()
+        assert verify(net, x, eps=0.05, method=method, timeout=seconds).status == ["unknown"]
+        assert time.thread_time() - start < 0.3 + 1
+
+
+def test_a_large_program_of_simplex_looks_at_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly as many ReLUs as are encoded at all: the rows and the tableau have 29 million numbers each."""
+    looks: list[float] = []
+
+    def look() -> None:
+        looks.append(time.thread_time())
+        if len(looks) > 80:
+            raise OutOfTime
+
+    for module in (encoding, simplices, simplex_method):
+        monkeypatch.setattr(module, "tick", look, raising=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hidden = nn.Sequential(nn.Linear(16, 1900), nn.ReLU(), nn.Linear(1900, 1900), nn.ReLU())
+    net = nn.Sequential(hidden, nn.Linear(1900, 3))
+    assert verify(net, torch.full((1, 16), 0.5), eps=0.5, method="reluplex").status == ["unknown"]
+    assert len(looks) > 80 and np.diff(looks).max() < 1.0
 
 
 def test_simplex_begins_nothing_that_it_cannot_end() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robustlab.geometry.keyed import Noise, _mix, _mix_integer, derive_seed
+from robustlab.geometry.keyed import Noise, _mix, _mix_integer, _put_normal, _put_unit, derive_seed
 
 QUICK = (("quick_uniform", ()), ("quick_normal", ()))
 SEEDS = (0, 1, -1, 2**40, -(2**63), 2**64 + 3)
@@ -39,6 +39,37 @@ def test_prefix_property() -> None:
     quick = noise.quick_normal(4, (1000,))
     for k in (1, 2, 17):
         assert torch.equal(noise.quick_normal(4, (k,)), quick[:, :k])
+
+
+def hashed(k: np.ndarray) -> torch.Tensor:
+    """Hashes with the upper 52 bits k."""
+    return torch.from_numpy((k.astype(np.uint64) << np.uint64(12)).view(np.int64))
+
+
+def test_uniform_numbers_are_the_middles_of_52_bits() -> None:
+    k = np.array([0, 1, 2**51 - 1, 2**51, 2**52 - 2, 2**52 - 1, *np.random.default_rng(0).integers(0, 2**52, 1000)])
+    unit = torch.empty(len(k), dtype=torch.float64)
+    _put_unit(hashed(k) | 0xFFF, unit)  # the lower bits play no part
+    assert unit.tolist() == [(2 * int(number) + 1) / 2**53 for number in k]
+
+
+def test_long_draws_of_normals_are_ndtri_to_the_last_bit() -> None:
+    """Also where the number lies between two of float32, so that an error of 1e-16 decides which it becomes."""
+    noise = Noise(2, torch.arange(3))
+    long = noise.normal((4, 1), (100, 1000))
+    assert torch.equal(long, torch.special.ndtri(noise._unit((4, 1), (100, 1000))).float())
+    assert torch.equal(long[1:2], noise.take(torch.tensor([1])).normal((4, 1), (100, 1000)))
+    above = np.linspace(-3, 3, 4001).astype(np.float32)
+    middle = (above.astype(np.float64) + np.nextafter(above, np.float32(9)).astype(np.float64)) / 2
+    k = (stats.norm.cdf(middle) * 2**52).astype(np.int64)
+    mixed = hashed((k[:, None] + np.arange(-20, 21)).flatten())
+    unit, drawn = torch.empty(len(mixed), dtype=torch.float64), torch.empty(len(mixed))
+    _put_unit(mixed, unit)
+    _put_normal(mixed, drawn)
+    exact = torch.special.ndtri(unit).float()
+    assert torch.equal(drawn, exact)
+    other = (torch.erfinv(2 * unit - 1) * 2**0.5).float()
+    assert not torch.equal(other, exact), "numbers on which the two functions disagree"
 
 
 def test_quick_numbers_are_finite_and_not_paired() -> None:

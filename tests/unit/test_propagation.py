@@ -737,8 +737,10 @@ def test_bounds_checks_its_arguments() -> None:
         bounds(model, region, torch.ones(3, 3, dtype=torch.float64))
     with pytest.raises(TypeError, match="C: want the region's dtype"):
         bounds(model, region, torch.ones(3, 2))
-    with pytest.raises(ValueError, match="lower ≤ upper"):
-        Box(x + 1, x)
+    with pytest.raises(ValueError, match=r"lower ≤ upper everywhere, or the box is empty; got 1 and 0\.5 at \(0, 1\)"):
+        Box(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]]))
+    with pytest.raises(ValueError, match="got nan and"):
+        Box(x + torch.nan, x)
     for eps in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="eps: want"):
             Ball(x, eps)

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustlab.attacker.live import Live
 from robustlab.attacker.victim import Victim
 from robustlab.attacks.hardlabel.boundary_search import Starts
-from robustlab.attacks.hardlabel.ray_search import RaySearch, on_ray, refine, rooms
+from robustlab.attacks.hardlabel.ray_search import RaySearch, refine, rooms
 from robustlab.geometry.norms import get_norm
 from tests.suite.models import Affine, Counting
 
@@ -45,7 +45,8 @@ def test_points_of_a_clipped_ray_are_named_by_their_own_distance() -> None:
     with search_from(x, (0.0, 1.0)) as (search, _):
         room = rooms(search.session, x, theta)
         for length in (0.05, 0.4, 0.8, 50.0):
-            points = on_ray(x, theta, room, torch.full((N,), length, dtype=torch.float64))
+            points = torch.empty_like(x)
+            search.on_ray(x, theta, room, torch.full((N,), length, dtype=torch.float64), out=points)
             assert float(points.min()) >= -1e-12 and float(points.max()) <= 1 + 1e-12
             end = room.norm(dim=1)
             torch.testing.assert_close((points - x).norm(dim=1), end.clamp_max(length))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab.attacks import rp2
@@ -47,6 +49,32 @@ def test_the_first_attack_moves_what_is_steep() -> None:
     best = strength.flatten().argsort(descending=True)[: round(0.4 * 36)]
     best = best[strength.flatten()[best] > 0]
     assert len(best) > 5 and set(best.tolist()) == set(result.mask.flatten().nonzero().flatten().tolist())
+
+
+def test_a_loss_at_its_end_is_told() -> None:
+    """A model so sure that probabilities round to 1 and 0 in every picture; its margin falls all the same."""
+    model, _, x, args = problem()
+    sure = nn.Sequential(model, nn.Linear(2, 2, bias=False).to(D))
+    with torch.no_grad():
+        sure[1].weight.copy_(3 * torch.eye(2))
+    how = {"mask": square(0, 0, 6), "penalty": "l2", "lam": 0.0, "steps": 30, **args}
+    with pytest.warns(UserWarning, match=r"^loss: 'ce' is at its end on all 4 pictures.*loss=\"margin\"") as told:
+        stuck = rp2(sure, x, **how)
+    assert len(told) == 1, "once, not in every step"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in ({"loss": "margin"}, {"target": 1}):
+            led = rp2(sure, x, **how, **other)
+            assert float(led.success.double().mean()) > float(stuck.success.double().mean())
+        corner = square(0, 0, 3)
+        lead = -model(torch.where(corner, x.mean(dim=0), x)).diff(dim=1)[:, 0]  # of the label, in the four pictures
+        with torch.no_grad():
+            sure[1].weight.copy_(37 / lead.sort().values[1:3].mean() * torch.eye(2))
+        ends = (
+            F.cross_entropy(sure(torch.where(corner, x.mean(dim=0), x)), torch.zeros(4).long(), reduction="none") == 0
+        )
+        assert ends.sum() == 2, "half of them are at the end, and the others have a slope"
+        rp2(sure, x, **how | {"mask": corner})
 
 
 def test_stickers_lie_where_the_model_looks() -> None:

@@ -91,6 +91,22 @@ def test_colors_are_those_of_colorsys_and_so_is_the_network_of_relus(change: Pie
                 assert made[k, :, i, j].tolist() == pytest.approx(want, abs=1e-12)
 
 
+def test_brightness_and_contrast_are_a_network_of_relus_on_two_parameters() -> None:
+    """Equal to the formula pixel by pixel, clipped at both ends; and what it proves holds on a grid."""
+    x, model = photos(1, side=3), net(side=3)
+    layers = BrightnessContrast().layers(x)
+    thetas = torch.cartesian_prod(torch.linspace(-1, 1, 9), torch.linspace(-1, 4, 11)).to(x)
+    made = layers(thetas)
+    for (brightness, contrast), image in zip(thetas.tolist(), made, strict=True):
+        for value, pixel in zip(image.flatten().tolist(), x.flatten().tolist(), strict=True):
+            assert value == pytest.approx(min(max((1 + contrast) * pixel + brightness, 0.0), 1.0), abs=1e-12)
+    assert bool((made == 0).any() & (made == 1).any())
+    whole, (low, high) = nn.Sequential(*layers, *model), RANGES[BrightnessContrast()]
+    box = bounds(whole, Box(x.new_tensor([low]), x.new_tensor([high])))
+    inside = model(BrightnessContrast().images(x.expand(99, -1, -1, -1), thetas.clamp(*x.new_tensor([low, high]))))
+    assert bool((inside >= box.lower - 1e-9).all() & (inside <= box.upper + 1e-9).all())
+
+
 def test_rotation_and_shift_are_those_of_scipy_and_torch() -> None:
     x = photos(2, side=7)
     for theta in (-33.0, 12.5, 90.0):

@@ -14,7 +14,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import opt, sign_opt
 from robustlab.attacks.hardlabel.opt import _differences
-from robustlab.attacks.hardlabel.ray_search import RaySearch, unit
+from robustlab.attacks.hardlabel.ray_search import RaySearch, unit_
 from robustlab.attacks.hardlabel.sign_opt import _signs
 from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
@@ -61,7 +61,7 @@ def test_differences_are_unbiased() -> None:
     d = 10
 
     def many(search: RaySearch, live: Live) -> Tensor:
-        u = unit(live.noise.quick_normal((2, 0), (4, d)).double())
+        u = unit_(live.noise.quick_normal((2, 0), (4, d)).double())
         return _differences(search, live, u)[0]
 
     found, slope = estimates(1500, d, many)

@@ -116,9 +116,9 @@ def boundary(
             if checked:
                 live.sphere_won += search.ask(around, live)
             points = search.inside(_inwards(live, around))
-            met = search.ask(points, live)
-            live.source_won += met
             dist = ball.length(points - live.x)
+            met = search.ask(points, live, dist)
+            live.source_won += met
             moved = met & (dist < live.dist)
             overwrite(live.points, moved, points)
             live.dist = torch.where(moved, dist, live.dist)
@@ -143,7 +143,8 @@ def _sideways(live: Live, normal: Tensor) -> Tensor:
     eta = normal.to(away.dtype).flatten(1)
     eta = eta - away * ((eta * away).sum(dim=1) / live.dist.square())[:, None]
     eta *= (live.delta * live.dist / eta.norm(dim=1).clamp_min(torch.finfo(eta.dtype).tiny))[:, None]
-    return live.x + ((away + eta) / (1 + live.delta.square()).sqrt()[:, None]).reshape(live.x.shape)
+    eta.add_(away).div_((1 + live.delta.square()).sqrt()[:, None])
+    return eta.reshape(live.x.shape).add_(live.x)
 
 
 def _inwards(live: Live, around: Tensor) -> Tensor:
@@ -151,7 +152,8 @@ def _inwards(live: Live, around: Tensor) -> Tensor:
     away = around - live.x
     length = away.flatten(1).norm(dim=1)
     step = (live.eps * live.dist + length - live.dist).clamp_min(0)
-    return around - beside(step / length.clamp_min(torch.finfo(length.dtype).tiny), away) * away
+    away *= beside(step / length.clamp_min(torch.finfo(length.dtype).tiny), away)
+    return torch.sub(around, away, out=away)
 
 
 def _factor(rate: Tensor, low: float, high: float, adaptation: float) -> Tensor:

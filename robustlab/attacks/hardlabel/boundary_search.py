@@ -128,10 +128,13 @@ class Search:
         """``points`` clipped to the box."""
         return clip(points, self.session.low, self.session.high)
 
-    def ask(self, points: Tensor, live: Live) -> Tensor:
-        """Whether the goal is met at ``points``, (n,), one query each; the nearest successes are kept."""
+    def ask(self, points: Tensor, live: Live, length: Tensor | None = None) -> Tensor:
+        """Whether the goal is met at ``points``, (n,), one query each; the nearest successes are kept.
+
+        ``length``: their distances from x, (n,), where they are known.
+        """
         met = self.session.ask_labels(points, live)[1]
-        self.best.keep(live, points, self.ball.length(points - live.x), met)
+        self.best.keep(live, points, self.ball.length(points - live.x) if length is None else length, met)
         return met
 
     def begin(self, starts: Starts) -> Live:

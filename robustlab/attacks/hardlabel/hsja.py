@@ -37,6 +37,8 @@ from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.hardlabel.boundary_search import Search, Starts, blend, halvings_for, parts
 from robustlab.data.pairs import Pairs
 from robustlab.geometry.norms import get_norm
+from robustlab.geometry.portions import portions
+from robustlab.geometry.projections import clip_
 from robustlab.progress import bar
 
 
@@ -132,10 +134,13 @@ def _normal(search: Search, live: Live, t: int, evals: int, *, uniform: bool) ->
     draw = live.noise.quick_uniform if uniform else live.noise.quick_normal
     for number, count in parts(evals, math.prod(shape)):
         u = draw((2, t, number), (count, *shape)).to(live.x.dtype)
-        u /= u.flatten(2).norm(dim=2).reshape(n, count, *[1] * len(shape))
-        points = search.inside(torch.addcmul(center, delta, u))
+        points = torch.empty_like(u)
+        for rows in portions(u):
+            part, here = u[rows], points[rows]
+            part /= part.flatten(2).norm(dim=2).reshape(-1, count, *[1] * len(shape))
+            clip_(torch.addcmul(center[rows], delta[rows], part, out=here), search.session.low, search.session.high)
+            torch.sub(here, center[rows], out=part).div_(delta[rows])  # as it was asked about
         met = search.session.ask_many_labels(points, live)
-        u = (points - center) / delta
         phi = 2 * met.to(u.dtype) - 1
         weighted += torch.einsum("nb,nb...->n...", phi, u)
         plain += u.sum(dim=1)

@@ -35,7 +35,7 @@ from robustlab.attacker.parts import beside, overwrite
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.hardlabel.boundary_search import Starts
-from robustlab.attacks.hardlabel.ray_search import BRACKET, RaySearch, refine, turned, unit
+from robustlab.attacks.hardlabel.ray_search import BRACKET, RaySearch, refine, turned, unit_
 from robustlab.data.pairs import Pairs
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
@@ -106,7 +106,7 @@ def opt(
             live.keep(search.can_pay(live, q + 1))
             if not len(live):
                 break
-            u = unit(live.noise.quick_normal((2, t), (q, *x.shape[1:])).to(live.x.dtype))
+            u = unit_(live.noise.quick_normal((2, t), (q, *x.shape[1:])).to(live.x.dtype))
             gradient, theta, g = _differences(search, live, u)
             search.line_search(live, gradient / session.width, live.beta / 500)
             nearer = g < live.g
@@ -122,7 +122,7 @@ def opt(
 def _differences(search: RaySearch, live: Live, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """ĝ (n, ...) from m unit directions u (n, m, ...) of each sample, and the best of θ + βu with its g (n,)."""
     n, m = u.shape[:2]
-    probes, theta = search.session.of(live.rows.repeat_interleave(m)), turned(live, u)
+    probes, theta = search.session.of(live.rows.repeat_interleave(m)), turned(live.theta, live.beta, u)
     guess, accuracy = (part.repeat_interleave(m) for part in (live.g, live.beta / 500))
     g, points = search.distance(probes, theta.flatten(0, 1), guess, accuracy)
     g, best = g.reshape(n, m), torch.arange(n, device=g.device)

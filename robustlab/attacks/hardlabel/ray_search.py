@@ -2,7 +2,7 @@
 
 The distance of the boundary from x in the direction θ is a continuous function g(θ) of it, even where labels are all
 that is told. The ray x + s·θ is clipped to the box, and its points are named by their own distance from x
-(:func:`on_ray`): what is asked about is what is measured.
+(:meth:`RaySearch.on_ray`): what is asked about is what is measured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from robustlab.attacker.live import Live
 from robustlab.attacker.parts import beside
 from robustlab.attacker.session import Session
 from robustlab.attacks.hardlabel.boundary_search import Search, Starts
-from robustlab.geometry.projections import l2_filling, room_of
+from robustlab.geometry.portions import portions
+from robustlab.geometry.projections import clip_, l2_filling, room_of
 
 BRACKET = 20
 """Queries that a search along a ray costs, about."""
@@ -52,7 +53,7 @@ class RaySearch(Search):
     def distance(
         self, live: Live, theta: Tensor, guess: Tensor, accuracy: Tensor, *, only_nearer: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """g(θ): how far from x the boundary is in a direction, on the ray as it is clipped (:func:`on_ray`).
+        """g(θ): how far from x the boundary is in a direction, on the ray as it is clipped (:meth:`RaySearch.on_ray`).
 
         From the guess it goes out, or in, by 1 %, 2 %, 4 %, … until the boundary is between two points; these are
         bisected. What is returned is the point that meets the goal. The end of the clipped ray ends the search.
@@ -80,9 +81,12 @@ class RaySearch(Search):
             seek.keep(self._each_can_pay(seek))
             if not len(seek):
                 break
-            asked = self.inside(on_ray(seek.x, seek.theta, seek.room, seek.at))
+            asked = torch.empty_like(seek.x)
+            for rows in portions(asked):
+                self.on_ray(seek.x[rows], seek.theta[rows], seek.room[rows], seek.at[rows], out=asked[rows])
             met = session.ask_labels(asked, seek)[1]
-            points[seek.slot[met]] = asked[met]
+            won = met.nonzero().flatten()
+            points.index_copy_(0, seek.slot[won], asked[won])
             seek.under, seek.over = torch.where(met, seek.under, seek.at), torch.where(met, seek.at, seek.over)
             g[seek.slot] = seek.over
             outward = seek.over.isinf()
@@ -104,6 +108,18 @@ class RaySearch(Search):
             return None
         order = torch.arange(len(live), device=live.rows.device) - torch.searchsorted(live.rows, live.rows)
         return self.session.queries[live.rows] + order + 3 <= self.session.budget
+
+    def on_ray(self, x: Tensor, theta: Tensor, room: Tensor, length: Tensor, *, out: Tensor) -> None:
+        """Put into ``out`` the point of the ray x + s·θ, clipped to the box, whose distance ‖·‖₂ from x is ``length``.
+
+        A clipped ray bends where an element reaches its end, and ends in a corner; its points are named by their own
+        distance, so that what is asked about is what is measured.
+        """
+        rows = theta.flatten(1)
+        size = rows.abs()
+        delta = size * l2_filling(size, room, length[:, None])
+        torch.minimum(delta, room, out=delta).mul_(torch.sign(rows, out=size))
+        clip_(torch.add(x, delta.reshape(x.shape), out=out), self.session.low, self.session.high)
 
     def line_search(self, live: Live, gradient: Tensor, accuracy: Tensor, most: int = 15) -> None:
         """Turn ``live.theta`` against a gradient of g, θ ← θ − α·gradient, by the step α that brings g down most.
@@ -137,17 +153,6 @@ def rooms(session: Session, x: Tensor, theta: Tensor) -> Tensor:
     return room_of(theta.flatten(1), low, high)
 
 
-def on_ray(x: Tensor, theta: Tensor, room: Tensor, length: Tensor) -> Tensor:
-    """The point of the ray x + s·θ, clipped to the box, whose own distance ‖·‖₂ from x is ``length`` (n,).
-
-    A clipped ray bends where an element reaches its end, and ends in a corner; its points are named by their own
-    distance, so that what is asked about is what is measured.
-    """
-    size = theta.flatten(1).abs()
-    delta = torch.minimum(l2_filling(size, room, length[:, None]) * size, room) * theta.flatten(1).sign()
-    return x + delta.reshape(x.shape)
-
-
 def refine(live: Live) -> None:
     """Where α has fallen below 1e-4 it begins at 1 again, with a β of a tenth; who has β below 1e-8 is done."""
     small = live.alpha < 1e-4
@@ -155,12 +160,12 @@ def refine(live: Live) -> None:
     live.keep(live.beta >= 1e-8)
 
 
-def turned(live: Live, u: Tensor) -> Tensor:
+def turned(theta: Tensor, beta: Tensor, u: Tensor) -> Tensor:
     """(θ + βu)/‖θ + βu‖ for m unit directions u of each sample, (n, m, ...)."""
-    theta = live.theta.unsqueeze(1) + live.beta.reshape(-1, *[1] * (u.dim() - 1)) * u
-    return unit(theta)
+    return unit_((beta.reshape(-1, *[1] * (u.dim() - 1)) * u).add_(theta.unsqueeze(1)))
 
 
-def unit(rows: Tensor) -> Tensor:
-    """(n, m, ...) of length 1 each."""
-    return rows / rows.flatten(2).norm(dim=2).reshape(*rows.shape[:2], *[1] * (rows.dim() - 2))
+def unit_(rows: Tensor) -> Tensor:
+    """(n, m, ...) of length 1 each, in place."""
+    rows /= rows.flatten(2).norm(dim=2).reshape(*rows.shape[:2], *[1] * (rows.dim() - 2))
+    return rows

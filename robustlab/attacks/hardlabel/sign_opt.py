@@ -29,13 +29,13 @@ from torch import Tensor
 
 from robustlab import checks
 from robustlab.attacker.live import Live
-from robustlab.attacker.parts import beside
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.hardlabel.boundary_search import Starts, parts
-from robustlab.attacks.hardlabel.ray_search import BRACKET, RaySearch, on_ray, refine, rooms, turned, unit
+from robustlab.attacks.hardlabel.ray_search import BRACKET, RaySearch, refine, rooms, turned, unit_
 from robustlab.data.pairs import Pairs
 from robustlab.geometry.norms import get_norm
+from robustlab.geometry.portions import portions
 from robustlab.progress import bar
 
 
@@ -109,13 +109,16 @@ def sign_opt(
 
 def _signs(search: RaySearch, live: Live, t: int, k: int) -> Tensor:
     """ĝ = 1/k Σ_b s_b·u_b, (n, ...)."""
-    n, shape = len(live), live.x.shape[1:]
-    total = torch.zeros_like(live.x)
+    shape, total = live.x.shape[1:], torch.zeros_like(live.x)
     for number, m in parts(k, math.prod(shape)):
-        u = unit(live.noise.quick_normal((2, t, number), (m, *shape)).to(live.x.dtype))
-        theta = turned(live, u).flatten(0, 1)
-        x, g = live.x.repeat_interleave(m, dim=0), live.g.repeat_interleave(m)
-        points = search.inside(on_ray(x, theta, rooms(search.session, x, theta), g))
-        met = search.session.ask_many_labels(points.unflatten(0, (n, m)), live)
-        total += (beside(1 - 2 * met.flatten().to(x.dtype), x) * u.flatten(0, 1)).unflatten(0, (n, m)).sum(dim=1)
+        u = live.noise.quick_normal((2, t, number), (m, *shape)).to(live.x.dtype)
+        points = torch.empty_like(u)
+        for rows in portions(u):
+            theta = turned(live.theta[rows], live.beta[rows], unit_(u[rows])).flatten(0, 1)
+            x, g = (part[rows].repeat_interleave(m, dim=0) for part in (live.x, live.g))
+            search.on_ray(x, theta, rooms(search.session, x, theta), g, out=points[rows].flatten(0, 1))
+        met = search.session.ask_many_labels(points, live)
+        for rows in portions(u):
+            sign = (1 - 2 * met[rows].to(u.dtype)).reshape(-1, m, *[1] * len(shape))
+            total[rows] += (sign * u[rows]).sum(dim=1)
     return total / k

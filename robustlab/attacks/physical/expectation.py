@@ -15,7 +15,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
-from robustlab.attacker.losses import AttackerLoss, LossFunction, LossName, attacker_loss
+from robustlab.attacker.losses import AttackerLoss, LossFunction, LossName, at_its_end, attacker_loss
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.session import Goal, Session
 from robustlab.attacker.through import boxed, gradient_through
@@ -69,6 +69,7 @@ class Stage:
     seed: int
     held_out: HeldOut
     target: int | None
+    looked: bool = field(default=False, kw_only=True)  # whether a step has been seen
 
     def look(self, texture: Tensor, step: int, beside: Beside | None = None) -> Expected:
         """The expected loss at a texture (C, h, w) and its gradient, from ``draws`` pictures.
@@ -77,13 +78,25 @@ class Stage:
         scenes.
         """
         session, total, grad = self.session, texture.new_zeros(()), torch.zeros_like(texture)
+        flat = not self.looked
         for part in torch.arange(self.draws, device=texture.device).split(AT_ONCE):
             live = session.of(self._images(step)[part])
             render = self.scenes.of(live.rows).before(live.x, self.mask, Noise(self.seed, part), step)
             penalty = None if beside is None else partial(_in_scenes, beside, render)
             answer = gradient_through(session, live, texture, render, self.loss, penalty)
             session.settle(live)
+            if flat:
+                value = self.loss(answer.logits, live.y, live.target, session.kappa)
+                ended = at_its_end(self.loss, value, live.target, session.kappa)
+                flat = ended is not None and bool(ended.all())
             total, grad = total + answer.loss.sum(), grad + answer.grad
+        if flat and bool(grad.any()):  # where it is exactly 0 the session has told
+            checks.warn(
+                f"loss: {self.loss.name!r} is at its end on all {self.draws} pictures of a step, since the model is so "
+                "sure that its probabilities round to 1 and 0, so that its slope there is rounding; want "
+                'loss="margin", which does not saturate'
+            )
+        self.looked = True
         return Expected(total / self.draws, grad / self.draws)
 
     def descend(

@@ -49,7 +49,10 @@ class Resized:
             checks.at_most(name, small, large)
         self.shape: tuple[int, ...] = (like.shape[1], height, width)
         self.size = tuple(like.shape[2:])
-        self.how = {"mode": "nearest"} if mode == "tiled" else {"mode": "bilinear", "align_corners": False}
+        self._tile: Tensor | None = None  # of each pixel; told so, tiles are laid ten times as fast on a CPU
+        if mode == "tiled":
+            numbers = torch.arange(height * width, dtype=torch.float64, device=like.device)
+            self._tile = F.interpolate(numbers.reshape(1, 1, height, width), self.size, mode="nearest").long().flatten()
 
     @classmethod
     def of_height(cls, size: int, like: Tensor, name: str = "size") -> Resized:
@@ -60,8 +63,11 @@ class Resized:
         return cls(size, max(1, round(size * like.shape[3] / like.shape[2])), like)
 
     def __call__(self, z: Tensor) -> Tensor:
-        large = F.interpolate(z.flatten(0, 1), self.size, **self.how)
-        return large.reshape(*z.shape[:2], *large.shape[1:])
+        if self._tile is None:
+            large = F.interpolate(z.flatten(0, 1), self.size, mode="bilinear", align_corners=False)
+        else:
+            large = z.reshape(-1, self.shape[1] * self.shape[2]).index_select(1, self._tile)
+        return large.reshape(*z.shape[:2], self.shape[0], *self.size)
 
 
 class Decoded:

@@ -6,6 +6,9 @@ weights α of sum 1, and a target t,
 
     minimize_δ  −log Σ_k α_k f_k(x + δ)_t        (without a target: maximize it for the label y)
 
+The surrogates may also be joined by the mean of their logits, which Dong et al. (2018, section 3.2) found to transfer
+better than that of probabilities or of losses, or by the mean of their losses.
+
 Three options, which may be combined, keep δ from fitting the surrogates alone:
 
 - momentum (MI; Dong et al., "Boosting adversarial attacks with momentum", 2018, algorithm 1):
@@ -38,7 +41,7 @@ from robustlab import checks
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.through import Mixture
+from robustlab.attacker.through import Join, Mixture
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.transfer.on_surrogates import descend
 from robustlab.geometry.keyed import Noise
@@ -52,6 +55,7 @@ def ensemble_transfer(
     *,
     surrogates: Sequence[Victim | nn.Module],
     weights: Sequence[float] | None = None,
+    join: Join = "probabilities",
     norm: Literal["l2", "linf"] = "linf",
     eps: float | Tensor,
     steps: int = 10,
@@ -77,11 +81,13 @@ def ensemble_transfer(
         y: (N,) labels; None takes the victim's prediction.
         surrogates: at least one Victim or model with logits (N, K) of the same classes, whose gradients are used.
         weights: α ≥ 0 of sum 1, one per surrogate; None for equal ones.
+        join: of what the weighted mean is taken: ``"probabilities"``, as above; ``"logits"``, g(Σ_k α_k z_k(x + δ)); or
+            ``"losses"``, Σ_k α_k g(z_k(x + δ)).
         norm: ``"linf"`` or ``"l2"``.
         eps: radius ε ≥ 0 in units of x; a number or (N,).
         steps: number K ≥ 1 of steps, all of which are taken.
         step_size: α > 0, a number or (N,); None means ε/K, as in Dong et al. (2018).
-        loss: attacker's loss g, minimized, on the mixture's log-probabilities; ``"ce"`` is the paper's.
+        loss: attacker's loss g, minimized, on the joined surrogates; ``"ce"`` is the paper's.
         momentum: decay μ ≥ 0 of the accumulated gradients, Dong et al. take 1; 0 is none.
         diversity: probability p in [0, 1] that a step sees a shrunk and shifted image, Xie et al. take 0.5; 0 is none.
         smallest: side of the smallest shrunk image over that of x, in (0, 1].
@@ -101,8 +107,8 @@ def ensemble_transfer(
         ValueError, TypeError: for a wrong argument, before any work.
 
     Source:
-        Liu et al. (2017), section 5, equations (5) and (6); Dong et al. (2018), algorithm 1; Xie et al. (2019),
-        section 3.2; Dong et al. (2019), equation (6).
+        Liu et al. (2017), section 5, equations (5) and (6); Dong et al. (2018), algorithm 1 and section 3.2; Xie et al.
+        (2019), section 3.2; Dong et al. (2019), equation (6).
     """
     checks.one_of("norm", norm, ("l2", "linf"))
     checks.at_least("steps", steps, 1, integer=True)
@@ -114,7 +120,8 @@ def ensemble_transfer(
     checks.at_least("translation", translation, 1, integer=True)
     if translation % 2 == 0:
         raise ValueError(f"translation: want an odd number, so that the kernel has a middle, got {translation}")
-    ball, g, victim, mixture = get_norm(norm), attacker_loss(loss), Victim.of(victim), Mixture(surrogates, weights)
+    ball, victim, mixture = get_norm(norm), Victim.of(victim), Mixture(surrogates, weights, join=join)
+    g = mixture.loss(attacker_loss(loss))
     checks.images(x, victim.bounds)
     if diversity or translation > 1:
         checks.pictures(x)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from robustlab.verification.complete.query import TooLarge, unit
 Array = NDArray[np.float64]
 
 LARGEST = 2**24  # coefficients of all ReLUs' inputs
+WIDEST = 2**25  # coefficients of one node's expressions, 268 MB; a step over them takes a fraction of a second
 _TOGETHER = 2**18  # numbers that go through an operator between two looks at the time
 
 
@@ -92,7 +94,7 @@ def encode(graph: Graph, low: Tensor, high: Tensor, layers: Sequence[Bounds] | N
 
     Raises:
         ValueError: naming an operator that is not piecewise linear.
-        TooLarge: with more than ``LARGEST`` coefficients.
+        TooLarge: with more than ``LARGEST`` coefficients, or more than ``WIDEST`` on the way.
     """
     require_piecewise_linear(graph)
     graph = graph.to("cpu", torch.float64)
@@ -110,14 +112,21 @@ class _Encoder:
 
     def run(self, layers: Sequence[Bounds] | None) -> System:
         identity = torch.eye(1 + self.n, dtype=torch.float64)[:, 1:]
-        values = [identity.reshape(1 + self.n, *self.graph.input_shape)]
+        values = {0: identity.reshape(1 + self.n, *self.graph.input_shape)}
+        last = {i: node.index for node in self.graph.nodes for i in node.inputs}  # where each value is used last
         for node in self.graph.nodes[1:]:
+            for i in (node.index, *node.inputs):
+                self._room(prod(self.graph.nodes[i].shape), 0)
             parts = [self._pad(values[i]) for i in node.inputs]
             known = None if layers is None else layers[node.inputs[0]]
-            values.append(self._apply(node, parts, known))
-        output = self._pad(values[-1].flatten(1)).T
+            values[node.index] = self._apply(node, parts, known)
+            for i in set(node.inputs):
+                if last[i] == node.index:
+                    del values[i]
+        output = self._pad(values[self.graph.nodes[-1].index].flatten(1)).T
         width = len(self.low)
         rows = [F.pad(part, (0, 1 + width - part.shape[1])) for part in self.rows]
+        tick()
         relus = torch.cat([*rows, torch.empty(0, 1 + width, dtype=torch.float64)])
         one = torch.ones(self.n, dtype=torch.float64)
         P, p, O, o = relus[:, 1:], relus[:, 0], output[:, 1:], output[:, 0]
@@ -151,6 +160,7 @@ class _Encoder:
         """relu of an expression: 0, the expression, or a new variable."""
         rows = z.flatten(1).T
         lower, upper = self._range(rows)
+        tick()
         if known is not None:
             lower = torch.maximum(lower, known.lower[0].flatten().to(lower))
             upper = torch.minimum(upper, known.upper[0].flatten().to(upper))
@@ -159,6 +169,7 @@ class _Encoder:
         relus = len(self.lower) + len(new)
         if relus * (self.n + relus) > LARGEST:
             raise TooLarge
+        self._room(out.shape[1], len(new))
         self.rows.append(rows[new])
         self.lower, self.upper = torch.cat([self.lower, lower[new]]), torch.cat([self.upper, upper[new]])
         self.low = torch.cat([self.low, torch.zeros_like(lower[new])])
@@ -187,9 +198,18 @@ class _Encoder:
     def _range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Interval arithmetic over the variables."""
         constant, slope = rows[:, 0], rows[:, 1:]
-        positive, negative = slope.clamp_min(0), slope.clamp_max(0)
         low, high = self.low[: slope.shape[1]], self.high[: slope.shape[1]]
-        return constant + positive @ low + negative @ high, constant + positive @ high + negative @ low
+        lower, upper = constant, constant
+        for part, one, other in ((slope.clamp_min(0), low, high), (slope.clamp_max(0), high, low)):
+            tick()
+            lower, upper = lower + part @ one, upper + part @ other
+        return lower, upper
+
+    def _room(self, numbers: int, more: int) -> None:
+        """Refuse what would be too large before it is made: expressions of so many numbers, in ``more`` variables."""
+        tick()
+        if numbers * (1 + len(self.low) + more) > WIDEST:
+            raise TooLarge
 
     def _pad(self, value: Tensor) -> Tensor:
         """Zero coefficients for the variables that have come since."""

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from robustlab.attacker.results import Certificate
 from robustlab.graph.node import Graph
+from robustlab.graph.time_limit import tick
 from robustlab.verification.complete.encode import System, encode
 from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verdict, one_by_one
 from robustlab.verification.complete.simplex import Simplex
@@ -102,9 +103,13 @@ class Search:
         self.b = np.arange(n + r + 1, n + 2 * r + 1)
         self.gap = self.b + r
         self.margins = np.arange(n + 3 * r + 1, n + 3 * r + 1 + k)
-        before = np.hstack([system.P, system.p[:, None]])
-        after = np.hstack([np.zeros((r, n)), np.eye(r), np.zeros((r, 1))])
-        self.rows = np.vstack([before, after - before, np.hstack([C @ system.O, (C @ system.o + d)[:, None]])])
+        self.rows = np.empty((2 * r + k, n + r + 1))
+        before, gap, margins = np.split(self.rows, [r, 2 * r])  # views, which are filled without a copy
+        before[:, :-1], before[:, -1] = system.P, system.p
+        tick()
+        np.negative(before, out=gap)
+        gap[np.arange(r), self.a] += 1.0  # a − b
+        margins[:, :-1], margins[:, -1] = C @ system.O, C @ system.o + d
         free, zero = np.full(k, -np.inf), np.zeros(r)
         self.lower = np.concatenate([system.low, [1.0], system.lower, zero, free])
         self.upper = np.concatenate([system.high, [1.0], system.upper, -system.lower, -free])

@@ -30,6 +30,7 @@ TOLERANCE = 1e-9  # by so much may a bound be broken
 _SMALL = 1e-10  # smaller coefficients count as 0
 _REFRESH = 50  # pivots after which the tableau is computed anew
 _FLOPS = 1e9  # per second, at least
+_TOGETHER = 2**20  # numbers of the tableau that are looked at between two looks at the time
 _PATIENCE = 200  # pivots in one call after which Bland's rule takes over
 
 
@@ -37,7 +38,7 @@ class Simplex:
     """Find v with ``v[n + i] = rows[i] @ v[:n]`` and ``lower <= v <= upper``.
 
     Args:
-        rows: (m, n); row i defines variable n + i from the first n variables.
+        rows: (m, n); row i defines variable n + i from the first n variables. They are kept, and never changed.
         lower, upper: (n + m,) bounds, ±∞ where there are none.
 
     Attributes:
@@ -51,12 +52,13 @@ class Simplex:
     """
 
     def __init__(self, rows: Array, lower: Array, upper: Array) -> None:
-        self.rows = np.array(rows, dtype=np.float64)
+        self.rows = np.asarray(rows, dtype=np.float64)
         m, n = self.rows.shape
         if np.shape(lower) != (n + m,) or np.shape(upper) != (n + m,):
             raise ValueError(f"lower, upper: want shape ({n + m},), got {np.shape(lower)} and {np.shape(upper)}")
         self.lower, self.upper = np.array(lower, dtype=np.float64), np.array(upper, dtype=np.float64)
         self.nonbasic, self.basic = np.arange(n), np.arange(n, n + m)
+        tick()
         self.tableau = self.rows.copy()
         self.value = np.zeros(n + m)
         self.pivots = self._since = 0
@@ -141,11 +143,16 @@ class Simplex:
         """
         if refresh:
             self._refresh()
-        positive, negative = self.tableau.clip(min=0), self.tableau.clip(max=0)
         lower, upper = self.lower[self.nonbasic], self.upper[self.nonbasic]
         low, high = self.lower.copy(), self.upper.copy()
-        low[self.basic] = np.maximum(low[self.basic], _dot(positive, lower) + _dot(negative, upper))
-        high[self.basic] = np.minimum(high[self.basic], _dot(positive, upper) + _dot(negative, lower))
+        together = max(1, _TOGETHER // max(1, self.tableau.shape[1]))
+        for start in range(0, len(self.basic), together):
+            tick()
+            some = self.tableau[start : start + together]
+            basic = self.basic[start : start + together]
+            positive, negative = some.clip(min=0), some.clip(max=0)
+            low[basic] = np.maximum(low[basic], _dot(positive, lower) + _dot(negative, upper))
+            high[basic] = np.minimum(high[basic], _dot(positive, upper) + _dot(negative, lower))
         if not ((low < np.inf) & (high > -np.inf)).all():  # nor NaN
             raise RuntimeError("no answer: numbers are too large")
         return low, high

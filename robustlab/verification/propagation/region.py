@@ -67,8 +67,12 @@ class Box(Region):
     def __post_init__(self) -> None:
         if self.lower.shape != self.upper.shape:
             raise ValueError(f"lower, upper: want one shape, got {self.lower.shape} and {self.upper.shape}")
-        if not bool((self.lower <= self.upper).all()):  # also false for NaN
-            raise ValueError("lower, upper: want lower ≤ upper everywhere")
+        if (wrong := ~(self.lower <= self.upper)).any():  # NaN too
+            at = tuple(wrong.nonzero()[0].tolist())
+            low, high = float(self.lower[at]), float(self.upper[at])
+            raise ValueError(
+                f"lower, upper: want lower ≤ upper everywhere, or the box is empty; got {low:g} and {high:g} at {at}"
+            )
         if not bool((self.lower.isfinite() & self.upper.isfinite()).all()):
             raise ValueError("lower, upper: want finite numbers")
 

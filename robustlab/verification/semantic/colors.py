@@ -178,6 +178,22 @@ class BrightnessContrast(Enclosed):
     valid = ((-1.0, 1.0), (-1.0, 4.0))
     widest = (2.0, 5.0)
 
+    def layers(self, x: Tensor) -> nn.Sequential:
+        """One image (1, C, H, W) → a network of ReLUs from both parameters (M, 2) to the changed images.
+
+        max(v, 0) − max(v − 1, 0) with v = (1 + contrast)·x + brightness is the clip, whatever the parameters.
+        """
+        pixel = x.flatten()
+        first = nn.Linear(2, 2 * len(pixel), dtype=x.dtype, device=x.device)
+        second = nn.Conv2d(2 * len(pixel), len(pixel), 1, groups=len(pixel), bias=False, dtype=x.dtype, device=x.device)
+        with torch.no_grad():
+            twice = pixel.repeat_interleave(2)
+            first.weight.copy_(torch.stack([torch.ones_like(twice), twice], dim=1))
+            first.bias.copy_(twice - twice.new_tensor([0.0, 1.0]).repeat(len(pixel)))
+            second.weight.copy_(twice.new_tensor([1.0, -1.0])[None, :, None, None])
+        around = (nn.Unflatten(1, (2 * len(pixel), 1, 1)), second, nn.Flatten(), nn.Unflatten(1, tuple(x.shape[1:])))
+        return nn.Sequential(first, nn.ReLU(), *around).eval()
+
     def images(self, x: Tensor, theta: Tensor) -> Tensor:
         """As in :class:`Change`."""
         brightness, contrast = (part[:, None, None, None] for part in theta.unbind(1))

@@ -1,0 +1,199 @@
+"""Attacks that only ask, at equal queries: what they find, what they ask, and how much of their time is the model's.
+
+    python benchmarks/attacks.py queries      all methods beside their peers, then loops of their bare arithmetic
+
+A bare loop is what a method cannot do without: the same keyed draws, the points that are asked about, the model, and
+the sum over directions, in plain PyTorch without any check, count or sample of its own fate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from itertools import product
+from typing import Any, NamedTuple
+
+import peers
+import torch
+from attacks import clock, net_and_batch, setting, strength
+from torch import Tensor, nn
+
+from robustlab import attacks
+from robustlab.attacker.victim import Victim
+from robustlab.geometry.keyed import Noise
+
+RADIUS = {"linf": 0.05, "l2": 1.0}
+BUDGETED = ("square", "bandits", "nes", "query_reduction", "zo_svrg", "zo_signsgd", "zo_ngd")
+ONE_NORM = {"zo_ngd": ("linf",), "hsja": ("l2", "linf")}
+SHORTEST = ("zoo", "autozoom", "zo_admm", "boundary", "opt", "sign_opt", "hsja")
+HARD = ("boundary", "opt", "sign_opt", "hsja")
+TINY: dict[str, dict[str, Any]] = {
+    "nes": {"q": 2}, "zo_signsgd": {"q": 2}, "zo_svrg": {"q": 2, "q_full": 4}, "zo_ngd": {"q": 2},
+    "query_reduction": {"size": 256}, "zo_admm": {"q": 2}, "zoo": {"batch": 4}, "hsja": {"init_evals": 4},
+    "opt": {"q": 1, "tries": 2}, "sign_opt": {"k": 4, "tries": 2},
+}  # fmt: skip
+
+
+class Timed(nn.Module):
+    """A model that notes how many rows it was asked and how long it took to answer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.rows, self.seconds = model, 0, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = clock()
+        logits: Tensor = self.model(x)
+        self.rows, self.seconds = self.rows + len(x), self.seconds + clock() - start
+        return logits
+
+
+def settings(method: str, norm: str, limit: int, tiny: bool) -> dict[str, Any]:
+    """With what each method runs, beside the budget, which ends it."""
+    eps = RADIUS[norm]
+    own: dict[str, Any] = {
+        "square": {"queries": limit, "rescale": True},
+        "query_reduction": {"steps": limit, "size": 32, "step_size": eps / 2.5},
+        "zo_ngd": {"steps": limit, "lr": 30.0, "damping": 300.0},
+        "zoo": {"steps": limit, "search_steps": 1, "batch": 16, "lr": 0.05, "c": 1.0, "abort_early": False,
+                "tanh": False},
+        "autozoom": {"steps": limit, "lr": 0.1, "c": 3.0},
+        "opt": {"tries": max(1, limit // 20)},
+        "sign_opt": {"tries": max(1, limit // 20), "k": min(200, limit // 4)},
+        "hsja": {"steps": limit},
+    }.get(method, {"steps": limit})  # fmt: skip
+    return own | (TINY.get(method, {}) if tiny else {}) | ({"eps": eps} if method in BUDGETED else {})
+
+
+class Line(NamedTuple):
+    """One attack at one limit: share fooled within the radius, medians of queries and distance, and its costs."""
+
+    success: float
+    queries: float
+    distance: float
+    asked: float
+    seconds: float
+    forwards: float
+
+
+def ours(method: str, norm: str, limit: int, model: nn.Module, x: Tensor, y: Tensor, tiny: bool) -> Line:
+    seen = Timed(model).eval()
+    victim = Victim(seen, access="hard" if method in HARD else "soft", budget=limit)
+    start = clock()
+    result = getattr(attacks, method)(victim, x, y, norm=norm, **settings(method, norm, limit, tiny))
+    seconds = clock() - start
+    spent = torch.where(result.success, result.first_success, limit).double().quantile(0.5)
+    return told(seen, seconds, model, x, y, result.x_adv, norm, float(spent))
+
+
+def told(
+    seen: Timed, seconds: float, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, queries: float
+) -> Line:
+    success, _ = strength(model, x, y, x_adv, norm, RADIUS[norm])
+    _, distance = strength(model, x, y, x_adv, norm, None)
+    return Line(success, queries, distance, seen.rows / len(x), seconds, seen.seconds / seconds)
+
+
+def query_table(options: argparse.Namespace) -> None:
+    """All methods with the same queries for each sample; a failure counts with all of them, at an infinite distance."""
+    found, remarks = peers.available(peers.WANTED | peers.ASKING)
+    for remark in remarks:
+        print(remark, flush=True)
+    print(f"at equal queries, ε = {RADIUS}, {setting()}; asked: rows per sample; forwards: their share of the time")
+    print(
+        f"{'model':16} {'attack':15} {'norm':>4} {'peer':12} {'limit':>5} {'success':>8} {'median':>7} {'distance':>8} "
+        f"{'asked':>8} {'s':>7} {'forwards':>8}"
+    )
+    for name, batch, limit in product(options.models, options.batch, [60] if options.tiny else options.queries):
+        model, x, y = net_and_batch(name, batch, options.device, options.tiny)
+        for method, norm in ((m, n) for m in (*BUDGETED, *SHORTEST) for n in norms(m)):
+            if not method.startswith(tuple(options.attacks)):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a start that was not found counts as a failure
+                lines = {"-": ours(method, norm, limit, model, x, y, options.tiny)}
+                for peer, package in found.items():
+                    made = peers.MAKERS[peer](package).get(f"{method} {norm}")
+                    if made is not None:
+                        seen, few = Timed(model).eval(), slice(0, options.few)
+                        run, start = made(eps=RADIUS[norm], queries=limit), clock()
+                        x_adv = run(seen, x[few], y[few])
+                        lines[peer] = told(seen, clock() - start, model, x[few], y[few], x_adv, norm, torch.nan)
+            for peer, line in lines.items():
+                print(
+                    f"{name:16} {method:15} {norm:>4} {peer:12} {limit:5} {100 * line.success:6.1f} % "
+                    f"{line.queries:7.0f} {line.distance:8.4f} {line.asked:8.1f} {line.seconds:7.2f} "
+                    f"{100 * line.forwards:6.0f} %",
+                    flush=True,
+                )
+        bare_table(name, model, x, y, 1 if options.tiny else options.rounds)
+
+
+def norms(method: str) -> tuple[str, ...]:
+    return ONE_NORM.get(method, ("l2",) if method in SHORTEST else ("linf", "l2"))
+
+
+# Bare loops ------------------------------------------------------------------------------------------------------
+
+
+def one_sided(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
+    """A round of 20 differences to one side, as of ZO-signSGD: queries asked for each sample."""
+    u = noise.normal((k, 0), (20, *x.shape[1:]))
+    u /= u.flatten(2).norm(dim=2)[..., None, None, None]
+    scores = model((x[:, None] + 0.01 * u).clamp_(0, 1).flatten(0, 1)).log_softmax(dim=1)
+    value = scores.gather(1, y.repeat_interleave(20)[:, None]).reshape(len(x), 1, 20)
+    torch.bmm(value, u.flatten(2))
+    return 20
+
+
+def pairs(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
+    """A round of 10 antithetic pairs, as of NES."""
+    u = noise.normal((k, 0), (10, *x.shape[1:]))
+    step = 0.001 * u
+    probes = torch.cat([x[:, None] + step, x[:, None] - step], dim=1).clamp_(0, 1)
+    scores = model(probes.flatten(0, 1)).log_softmax(dim=1)
+    value = scores.gather(1, y.repeat_interleave(20)[:, None]).reshape(len(x), 2, 10)
+    torch.bmm((value[:, 0] - value[:, 1])[:, None], u.flatten(2))
+    return 20
+
+
+def labels(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
+    """20 labels around a point, as of HopSkipJump and Sign-OPT, whose draws are the quick ones."""
+    u = noise.quick_normal((k, 0), (20, *x.shape[1:]))
+    u /= u.flatten(2).norm(dim=2)[..., None, None, None]
+    met = model((x[:, None] + u).clamp_(0, 1).flatten(0, 1)).argmax(dim=1) != y.repeat_interleave(20)
+    torch.bmm(met.to(u.dtype).reshape(len(x), 1, 20), u.flatten(2))
+    return 20
+
+
+def walk(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
+    """A step of the boundary attack, to the side and inwards."""
+    away, eta = (0.5 - x).flatten(1), noise.quick_normal((k, 0), x.shape[1:]).flatten(1)
+    eta -= away * ((eta * away).sum(dim=1) / away.square().sum(dim=1))[:, None]
+    eta *= (0.01 / eta.norm(dim=1))[:, None]
+    aside = eta.add_(away)
+    point = x + (aside * (0.99 * away.norm(dim=1) / aside.norm(dim=1))[:, None]).reshape(x.shape)
+    assert len(model(point.clamp_(0, 1)).argmax(dim=1) == y) == len(x)
+    return 1
+
+
+BARE: dict[str, tuple[Callable[..., int], str]] = {
+    "one-sided": (one_sided, "zo_signsgd, zo_svrg, zo_ngd, zo_admm"),
+    "pairs": (pairs, "nes"),
+    "labels": (labels, "hsja, sign_opt"),
+    "walk": (walk, "boundary"),
+}
+
+
+@torch.no_grad()
+def bare_table(name: str, model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> None:
+    """The model's share of the time in bare loops of as many samples, about 200 queries each."""
+    for title, (loop, methods) in BARE.items():
+        seen, noise, asked = Timed(model).eval(), Noise(0, torch.arange(len(x), device=x.device)), 0
+        loop(model, x, y, noise, 10**6)
+        start = clock()
+        while asked < 20 * rounds:
+            asked += loop(seen, x, y, noise, asked)
+        share = 100 * seen.seconds / (clock() - start)
+        print(f"{name:16} bare {title:10} {share:3.0f} % forwards ({methods})", flush=True)
