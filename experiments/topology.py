@@ -9,8 +9,8 @@ papers whose label was lost ("moved") or whose label is not the true one ("wrong
 labels, and "retrained" a net trained anew on the attacked part, with the labels of its training and validation papers.
 
 In rows of the net "whole" all of the graph is attacked with 5 % of its edges, to take the labels of the training and
-test papers; a result is about the 1,000 test papers, as the paper's numbers are. Its 25 steps are few: on Citeseer the
-attack goes on to gain, so that these rows are lower bounds.
+test papers; a result is about the 1,000 test papers, as the paper's numbers are. Its 25 steps are an eighth of the
+paper's, so that these rows are lower bounds of what it takes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assignments.grading.task import Test, require, tensor_like
+from assignments.grading.task import METHODS, Test, require, tensor_like
 from robustlab.teaching.check.finding import lengths
 from robustlab.teaching.check.minimum_norm import (
     FAR,
@@ -33,7 +33,7 @@ from robustlab.teaching.check.minimum_norm import (
 from robustlab.teaching.check.onto_sets import ConvexSet
 from robustlab.teaching.handout import relu_network
 
-BLOCKED = "robustlab.attacks", "robustlab.geometry", "robustlab.evaluation", "robustlab.verification"
+BLOCKED = METHODS
 SHAPE = (3, 4, 4)
 WORKED, FOR_STUDENTS = "ellipsoid", ("values", "pixels")
 FACES = 8

@@ -157,7 +157,7 @@ def tests(seed: int, mine: dict[str, Any]) -> list[Test]:
         good, bad = value["scores"][~truth], value["scores"][truth]
         wins = (bad[:, None] > good).double() + 0.5 * (bad[:, None] == good).double()
         require(
-            wins.mean() >= 0.85, f"a backdoor scores higher than a clean network in {float(wins.mean()):.0%} of pairs"
+            wins.mean() >= 0.9, f"a backdoor scores higher than a clean network in {float(wins.mean()):.0%} of pairs"
         )
 
     def named(value: Any) -> None:

@@ -19,13 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from assignments.grading.task import Test, require, tensor_like
+from assignments.grading.task import METHODS, Test, require, tensor_like
 from robustlab.teaching.check import linear_bounds
 from robustlab.teaching.check.linear_bounds import Bend, Layers, bent, bounds_case, sampled, values
 
-BLOCKED = tuple(
-    f"robustlab.{name}" for name in ("attacks", "defenses", "evaluation", "geometry", "graph", "verification")
-)
+BLOCKED = METHODS
 WORKED, FOR_STUDENTS = "relu", ("leaky", "vee")
 GROUP, UNSOUND = 16, 0.375
 SLACK = 1e-6

@@ -20,14 +20,12 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from assignments.grading.task import Test, require, tensor_like
+from assignments.grading.task import METHODS, Test, require, tensor_like
 from robustlab.teaching.check.smoothing import distance_at, expected_radius, share_at, threshold_model
 from robustlab.teaching.handout import relu_network
 from robustlab.teaching.metered import Metered
 
-BLOCKED = tuple(
-    f"robustlab.{name}" for name in ("attacks", "defenses", "evaluation", "geometry", "graph", "verification")
-)
+BLOCKED = METHODS
 WORKED, FOR_STUDENTS = "gaussian", ("laplace", "uniform")
 FEATURES = 4
 SIGMAS = 3.7

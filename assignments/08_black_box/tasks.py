@@ -19,13 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assignments.grading.task import Test, require, tensor_like
+from assignments.grading.task import METHODS, Test, require, tensor_like
 from robustlab.teaching.handout import relu_network
 from robustlab.teaching.metered import Metered
 
-BLOCKED = tuple(
-    f"robustlab.{name}" for name in ("attacks", "defenses", "evaluation", "geometry", "graph", "verification")
-)
+BLOCKED = METHODS
 WORKED, FOR_STUDENTS = "scores", ("labels", "top")
 SHAPE = (1, 6, 6)
 ROWS = 300

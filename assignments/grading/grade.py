@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,9 @@ def grade_class(
         before = grade is not None
         if grade is None:
             grade = grade_file(assignment, key, student, path, server)
-            file.write_text(json.dumps({"digest": digest, "grade": asdict(grade)}), encoding="utf-8")
+            whole = file.with_suffix(".part")  # a run may be killed at any time: a grade is there as a whole or not
+            whole.write_text(json.dumps({"digest": digest, "grade": asdict(grade)}), encoding="utf-8")
+            whole.replace(file)
         grades.append(grade)
         yield grade, before
     write_table(out / "grades.csv", grades)
@@ -174,15 +177,17 @@ def _digest(assignment: Assignment, key: str, student: str, path: Path) -> str:
     """What a grade depends on: the submission, the tests, the key and the student."""
     total = hashlib.sha256(f"{key}\0{student}\0".encode())
     total.update((assignment.folder / "tasks.py").read_bytes())
-    if path.is_file() and path.stat().st_size <= submission.MAX_FILE:
-        total.update(path.read_bytes())
+    with suppress(OSError):  # what cannot be read gets its reason elsewhere
+        if path.is_file() and path.stat().st_size <= submission.MAX_FILE:
+            total.update(path.read_bytes())
     return total.hexdigest()
 
 
 def _known(path: Path, digest: str) -> Grade | None:
-    if not path.exists():
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # none yet, or what a full disk left of one
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
     if stored["digest"] != digest:
         return None
     grade = stored["grade"]

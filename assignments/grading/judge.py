@@ -21,6 +21,7 @@ from typing import Any
 import robustlab
 from assignments.grading.asking import Model, serving
 from assignments.grading.isolation import AT_MOST, PATIENCE, WITH_MODEL, Limits, all_but
+from assignments.grading.student import CHECKS
 from assignments.grading.task import Lost
 from robustlab.teaching import handout
 
@@ -49,12 +50,13 @@ class Server:
 
     Args:
         hidden: files and folders that no test may see, such as that of the key.
-        blocked: modules that students must do without, such as ``"robustlab.attacks"``.
+        blocked: modules that students must do without, such as ``"robustlab.attacks"``. The public checks are away in
+            any case: calls of theirs do nothing.
         namespaces: False does without them, as on a system that has none.
     """
 
     def __init__(self, hidden: Iterable[Path] = (), blocked: Sequence[str] = (), *, namespaces: bool = True) -> None:
-        away = [LIBRARY.parent.joinpath(*name.split(".")) for name in blocked]
+        away = [LIBRARY.parent.joinpath(*name.split(".")) for name in (*blocked, CHECKS)]
         secret = [path.resolve() for path in hidden]
         self.blocked, self.namespaces = list(blocked), namespaces
         self.readable = [str(path) for root in _roots() for path in all_but(root, [*away, *secret])]

@@ -22,7 +22,7 @@ from typing import Any
 from assignments.grading import isolation
 
 PRELOADED = (
-    *("torch", "numpy", "scipy.stats", "safetensors.torch", "matplotlib.pyplot", "robustlab.teaching.check"),
+    *("torch", "numpy", "scipy.stats", "safetensors.torch", "matplotlib.pyplot", "robustlab.teaching.metered"),
     "assignments.grading.student",  # so that no test needs to read this folder
 )
 

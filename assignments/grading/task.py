@@ -20,6 +20,11 @@ from robustlab.teaching import handout
 SOURCES = Path(__file__).resolve().parents[1]
 VARIANTS = 12
 """How many variants of an assignment a course hands out."""
+METHODS = tuple(
+    f"robustlab.{name}"
+    for name in ("attacker", "attacks", "defenses", "evaluation", "geometry", "graph", "training", "verification")
+)
+"""The packages of robustlab that hold methods and their parts. Notebooks that are handed in have to do without them."""
 JUDGES = "judge"
 """What a variant holds under this name stays with the judge: it is in the grader's pack and not handed out."""
 
@@ -63,9 +68,9 @@ class Assignment:
     """An assignment of the course: its folder, and the module that draws variants and tests.
 
     Attributes:
-        tasks: has ``BLOCKED``, modules to do without; ``draw(seed, worked) -> dict``, a variant, of the kind that the
-            instructor's copy works out where ``worked``, and of another kind for all students; and
-            ``tests(seed, mine) -> list[Test]`` for the variant ``mine``. Where it has ``DATA``, array → shape, then
+        tasks: has ``BLOCKED``, modules to do without, most often `METHODS`; ``draw(seed, worked) -> dict``, a variant,
+            of the kind that the instructor's copy works out where ``worked``, and of another kind for all students;
+            and ``tests(seed, mine) -> list[Test]`` for the variant ``mine``. Where it has ``DATA``, array → shape, then
             arrays are handed in, as an ``.npz``, and every judge gets all of them by their names.
         variants: a folder with the variants that were handed out, as the grader's pack has it: they are read and not
             drawn again, since a network that was trained on another machine is another one. None draws them.

@@ -8,8 +8,9 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -26,7 +27,7 @@ from assignments.build import NUMBERS
 from assignments.grading import submission
 from assignments.grading.grade import Grade, grade_cells, grade_data, unread
 from assignments.grading.judge import LIMITS, Server
-from assignments.grading.task import JUDGES, VARIANTS, Assignment, Lost, handed_out, load, names, seed_of
+from assignments.grading.task import JUDGES, METHODS, VARIANTS, Assignment, Lost, handed_out, load, names, seed_of
 from robustlab.teaching import handout
 from tests.course import mutants
 from tests.every import every
@@ -134,6 +135,38 @@ def test_replaying_the_public_notebook_loses_what_is_ones_own(name: str, servers
     grade = graded(servers[name], name, source(load(name)), ADA, OTHER)
     assert grade.lost >= set(mutants.of(name).REPLAYED.split()), grade.results
     assert grade.total < sum(result.of for result in grade.results) / 2
+
+
+IMPORTED = {
+    "01_first_attack": "from robustlab.attacks import fgsm",
+    "02_pgd": "from robustlab.geometry import projections",
+    "03_minimum_norm": "from robustlab.attacks import deepfool",
+    "06_verifier": "from robustlab.verification import crown",
+    "07_smoothing": "from robustlab.teaching.check.smoothing import distance_at",
+    "08_black_box": "from robustlab.attacks import hsja",
+}
+"""Of each notebook that is handed in, what the public tree has of its answer, a line from being used."""
+
+
+@pytest.mark.parametrize("name", [*IMPORTED])
+def test_an_answer_that_imports_what_it_is_to_write_gets_nothing(name: str, servers: dict[str, Server]) -> None:
+    """The import works here, where the judge is, and is refused where the notebook runs."""
+    exec(IMPORTED[name], {})
+    notebook = source(load(name))
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cells.marks(cell).get("solution"):
+            cell.source = f"{IMPORTED[name]}\n{cell.source}"
+    grade = graded(servers[name], name, notebook)
+    assert grade.total == 0
+    assert all("halted" in result.reason or "not a package" in result.reason for result in grade.results)
+
+
+def test_no_package_with_methods_is_left_to_import() -> None:
+    plain = {"data", "models", "teaching", "zoo"}
+    folders = {path.parent.name for path in (build.ROOT / "robustlab").glob("*/__init__.py")}
+    assert {f"robustlab.{name}" for name in folders - plain} == set(METHODS)
+    assert {load(name).tasks.BLOCKED for name in IMPORTED} == {METHODS}
+    assert {*IMPORTED} == {name for name in names() if load(name).data is None}
 
 
 @pytest.mark.parametrize("name", [name for name in names() if load(name).data is None])
@@ -281,12 +314,41 @@ def test_the_grader_reads_the_variants_that_were_handed_out(name: str, copies: P
     assert sorted(file.stem for file in pack.iterdir()) == [*NUMBERS, handout.INSTRUCTOR]
 
 
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
 RESULTS = {"score": int, "execution_time": float, "output": str, "tests": list}
 TESTS = {"name": str, "score": int, "max_score": int, "output": str, "visibility": str}
 """What Gradescope's documentation of ``results.json`` names, with the types it gives, of what we write."""
 
 
-def on_gradescope(copies: Path, name: str, root: Path, raw: bytes, email: str) -> dict[str, Any]:
+def our_python(root: Path) -> None:
+    """In place of setup.sh's environment, one that is ours."""
+    (root / "venv" / "bin").mkdir(parents=True)
+    python = root / "venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={build.ROOT}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+
+def as_set_up(root: Path) -> None:
+    """setup.sh itself, with everything from package indexes, but for a stand-in of apt-get that notes its arguments."""
+    apt = root / "bin" / "apt-get"
+    apt.parent.mkdir()
+    apt.write_text(f'#!/bin/sh\necho "$@" >> {root}/apt.log\n')
+    apt.chmod(0o755)
+    text = (root / "source" / "setup.sh").read_text(encoding="utf-8").replace("/autograder", str(root))
+    path = f"{apt.parent}{os.pathsep}{Path(sys.executable).resolve().parent}{os.pathsep}{os.environ['PATH']}"
+    away = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(["bash"], input=text, text=True, env={**away, "PATH": path}, cwd=root, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (root / "apt.log").read_text().split("\n")[:2] == [
+        "update",
+        "install --yes --no-install-recommends python3 python3-venv",
+    ]
+    assert (root / "source").stat().st_mode & 0o777 == 0o700
+
+
+def on_gradescope(
+    copies: Path, name: str, root: Path, raw: bytes, email: str, prepared: Callable[[Path], None] = our_python
+) -> dict[str, Any]:
     """The results of the pack's own script in folders like Gradescope's, but below ``root`` in place of /autograder."""
     with zipfile.ZipFile(copies / "autograder" / f"{name}.zip") as archive:
         assert {"setup.sh", "run_autograder", "requirements.txt"} <= set(archive.namelist())
@@ -299,10 +361,7 @@ def on_gradescope(copies: Path, name: str, root: Path, raw: bytes, email: str) -
         assert "/autograder" in text
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     (root / "run_autograder").write_text(text.replace("/autograder", str(root)))
-    (root / "venv" / "bin").mkdir(parents=True)
-    python = root / "venv" / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={build.ROOT}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    prepared(root)
     (root / "submission").mkdir()
     (root / "submission" / ("mine.ipynb" if load(name).data is None else "mine.npz")).write_bytes(raw)
     (root / "submission_metadata.json").write_text(json.dumps({"users": [{"email": email, "id": 1, "name": "x"}]}))
@@ -331,6 +390,24 @@ def test_the_graders_pack_gives_all_points_where_they_are_due(copies: Path, tmp_
     right = nbformat.writes(source(load(name))).encode()
     results = on_gradescope(copies, name, tmp_path, right, handout.INSTRUCTOR)
     assert {test["output"] for test in results["tests"]} == {"right"}
+
+
+@pytest.mark.full
+def test_its_setup_installs_all_that_a_run_needs(tmp_path: Path) -> None:
+    """In a fresh environment from its own requirements and wheel, without this repository on the path."""
+    try:
+        urllib.request.urlopen(TORCH_INDEX, timeout=10).close()
+    except OSError:
+        pytest.skip("PyTorch's package index cannot be reached here")
+    name, copies = "01_first_attack", tmp_path / "copies"
+    build.build(load(name), KEY, copies, wheel=build._wheel(tmp_path / "wheel"), execute=False)
+    (tmp_path / "root").mkdir()
+    right = nbformat.writes(source(load(name))).encode()
+    results = on_gradescope(copies, name, tmp_path / "root", right, handout.INSTRUCTOR, as_set_up)
+    assert {test["output"] for test in results["tests"]} == {"right"}
+    venv = tmp_path / "root" / "venv"
+    installed = subprocess.run([venv / "bin" / "pip", "show", "--files", "robustlab"], capture_output=True, text=True)
+    assert "robustlab/teaching/handout.py" in installed.stdout
 
 
 @pytest.mark.full

@@ -12,34 +12,40 @@ from assignments.grading.grade import grade_data
 from assignments.grading.task import JUDGES
 from tests.course.test_assignments import KEY, OTHER, drawing, source
 
-NAME = "05_backdoor_forensics"
+NAME, IMAGES = "05_backdoor_forensics", 20
 
 pytestmark = pytest.mark.slow
 
 
 def by_pairs(mine: dict[str, Any]) -> dict[str, Tensor]:
-    """An answer of a student: the search of the public solution, for each source class with images of that class."""
+    """An answer of a student: the search of the public solution, for each source class with images of that class.
+
+    A swap shows in both directions, so what is small in one of them alone is none.
+    """
     names: dict[str, Any] = {"torch": torch, "stamped": _stamped, "cross_entropy": torch.nn.functional.cross_entropy}
     (cell,) = (cell for cell in source(drawing(NAME)).cells if cell.get("id") == "search")
     exec(cell.source, names)
     x, y, networks = mine["x"], mine["y"], mine["networks"]
     sizes, masks, patterns = torch.zeros(12, 10, 10), torch.zeros(12, 10, 10, 14, 14), torch.zeros(12, 10, 10, 14, 14)
-    goals = torch.arange(10)[:, None].expand(10, 16)
+    goals = torch.arange(10)[:, None].expand(10, IMAGES)
     for k, network in enumerate(networks):
         for label in range(10):
-            images = x[y == label][:16]
-            masks[k, label], patterns[k, label] = names["search"](network, images, goals[:, : len(images)], steps=80)
+            images = x[y == label][:IMAGES]
+            masks[k, label], patterns[k, label] = names["search"](network, images, goals[:, : len(images)], steps=200)
         sizes[k] = masks[k].flatten(2).sum(dim=2).clamp(max=60)
     below = sizes.log().median(dim=0).values - sizes.log()
     below.diagonal(dim1=1, dim2=2).fill_(-1.0)
-    scores, place = below.flatten(1).max(dim=1)
+    swap = mine["kind"] == "swap"
+    scores, place = ((below + below.transpose(1, 2)) / 2 if swap else below).flatten(1).max(dim=1)
     pairs = torch.stack([place // 10, place % 10], dim=1)
+    for k, (a, b) in enumerate(pairs.tolist()):  # of a swap, the direction with the smaller mask is the proof
+        pairs[k] = torch.tensor([b, a] if swap and sizes[k, b, a] < sizes[k, a, b] else [a, b])
     at, success = (torch.arange(12), pairs[:, 0], pairs[:, 1]), torch.zeros(12)
     for k, network in enumerate(networks):
-        images = x[y == pairs[k, 0]][16:]
+        images = x[y == pairs[k, 0]][IMAGES:]
         z = network(_stamped(images, masks[at][k : k + 1], patterns[at][k : k + 1])[0])
         success[k] = (z.argmax(dim=1) == pairs[k, 1]).float().mean()
-    answer = {"scores": scores, "threshold": torch.tensor([0.68]), "pairs": pairs, "masks": masks[at]}
+    answer = {"scores": scores, "threshold": torch.tensor([0.3 if swap else 0.5]), "pairs": pairs, "masks": masks[at]}
     answer |= {"patterns": patterns[at], "success": success}
     return {name: value.double() for name, value in answer.items()}
 

@@ -235,6 +235,20 @@ def test_the_key_the_tests_and_the_library_cannot_be_read(server: Server, secret
     assert ask(server, "import os\ndef f(): return [k for k in os.environ if 'KEY' in k]") == []
 
 
+def test_public_checks_are_silent_and_teach_nothing(server: Server) -> None:
+    """Calls in a student's own cells cost nothing, and closed forms that checks go by are not there to be used."""
+    called = "from robustlab.teaching import check\ncheck.pgd(None)\nball = check.ConvexSet(1, 2)\ndef f(): return 1"
+    assert ask(server, called) == 1
+    module = "robustlab.teaching.check.smoothing"
+    assert "not a package" in reason(server, f"def f():\n    from {module} import distance_at")
+    around = f"import sys\ndef f():\n    del sys.modules['robustlab.teaching.check']\n    import {module}"
+    search = "import gc, types\ndef f(): return [o.__name__ for o in gc.get_objects() if type(o) is types.FunctionType]"
+    found = ask(server, search)
+    assert "unpack" in found and "distance_at" not in found
+    if server.found["files"] != "open":
+        assert "PermissionError" in reason(server, around)
+
+
 def test_no_network(server: Server) -> None:
     if server.found["network"] == "open":
         pytest.skip("this system has neither a network namespace nor Landlock's rules for it")
@@ -459,6 +473,9 @@ def test_a_class_is_graded_in_one_table_and_resumed(small: Assignment, tmp_path:
     (folder / "bob" / "00_small" / "a.ipynb").write_bytes(right)
     second = list(grade_class(small, "k", folder, out, server))
     assert [(grade.total, known) for grade, known in second] == [(0, True), (4, True), (4, False), (0, True)]
+    for file in out.glob("*.json"):  # as a run leaves it that was killed while it wrote
+        file.write_text(file.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    assert [known for _, known in grade_class(small, "k", folder, out, server)] == [False] * 4
     rows = list(csv.DictReader(io.StringIO((out / "grades.csv").read_text(encoding="utf-8"))))
     assert [row["points"] for row in rows] == ["0", "4", "4", "0"] and rows[0]["student"] == "'=cmd()"
     assert "does not parse" in rows[0]["reasons"] and "no notebook" in rows[3]["reasons"] and rows[1]["reasons"] == ""

@@ -422,3 +422,16 @@ def test_the_weights_of_flower_are_those_by_samples() -> None:
     updates, sizes = rows(4, 3), [5, 1, 2, 8]
     weights = torch.tensor(server_weights(sizes, divide="samples"), dtype=torch.float64)
     torch.testing.assert_close(of_flower(flowers.FedAvg(), updates, sizes), weights @ updates, rtol=1e-9, atol=1e-12)
+
+
+# The command of benchmarks -------------------------------------------------------------------------------------------
+
+
+def test_the_documented_command_finds_both_outcomes_equal() -> None:
+    few = ("--clients", "40", "--selected", "6", "--rounds", "2", "--cpus", "2")
+    command = [sys.executable, ROOT / "benchmarks" / "flower.py", *few]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines if "rounds" in line] == ["serial", "flower"]
+    assert lines[1:3] == lines[4:6] and lines[-1] == "largest difference of any number of the global models: 0"

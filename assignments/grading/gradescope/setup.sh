@@ -4,7 +4,8 @@ set -euo pipefail
 apt-get update
 apt-get install --yes --no-install-recommends python3 python3-venv
 python3 -m venv /autograder/venv
-export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu  # PyTorch without what only a GPU needs
 cd /autograder/source
+# PyTorch without what only a GPU needs, which is gigabytes: from its own index, or not at all.
+/autograder/venv/bin/pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch
 /autograder/venv/bin/pip install --quiet --requirement requirements.txt ./robustlab-*.whl
 chmod 700 /autograder/source

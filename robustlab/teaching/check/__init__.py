@@ -5,14 +5,18 @@ check says what the result looks like, what the likely cause is, and a first hin
 """
 
 from robustlab.teaching.check.black_box import black_box
+from robustlab.teaching.check.features import spectral_scores
 from robustlab.teaching.check.finding import Wrong
 from robustlab.teaching.check.gradient_attacks import fgsm, pgd
+from robustlab.teaching.check.hard_label import hard_label
 from robustlab.teaching.check.linear_bounds import crown, intervals
 from robustlab.teaching.check.minimum_norm import affine_optimum, bisection, deepfool
 from robustlab.teaching.check.onto_sets import ConvexSet, projection
+from robustlab.teaching.check.slopes import slope_estimate
 from robustlab.teaching.check.smoothing import certify, lower_bound
 from robustlab.teaching.check.surrogate import surrogate
-from robustlab.teaching.check.triggers import trigger_search
+from robustlab.teaching.check.triggers import trigger_search, trigger_size
+from robustlab.teaching.check.worst_margins import worst_margins
 
 __all__ = [
     "ConvexSet",
@@ -24,10 +28,15 @@ __all__ = [
     "crown",
     "deepfool",
     "fgsm",
+    "hard_label",
     "intervals",
     "lower_bound",
     "pgd",
     "projection",
+    "slope_estimate",
+    "spectral_scores",
     "surrogate",
     "trigger_search",
+    "trigger_size",
+    "worst_margins",
 ]

@@ -18,6 +18,8 @@ from robustlab.teaching.handout import linear_network
 
 Search = Callable[[nn.Sequential, Tensor, Tensor], Any]
 """(network, x (n, 1, H, W), goals (G, n)) → masks (G, H, W), patterns (G, H, W)."""
+Size = Callable[[nn.Sequential, Tensor, int], Any]
+"""(network, x (n, 1, H, W), target) → the size of the smallest mask."""
 SIZE, CLASSES, TARGET, COUNT = 6, 5, 3, 40
 
 
@@ -62,6 +64,79 @@ def trigger_search(function: Search, *, seed: int = 0, hints: int = 1) -> None:
     except Wrong as wrong:
         raise wrong.shown_as("trigger_search", hints) from None
     print(f"trigger_search: holds, for {CLASSES} goals on {COUNT} images")
+
+
+def trigger_size(function: Size, *, seed: int = 0, hints: int = 1) -> None:
+    """Check a search for the size of the smallest trigger on a network with a known one: prints one line if all holds.
+
+    Args:
+        function: called as ``function(network, x, target)`` with images x (n, 1, H, W) and a class; returns a number,
+            the smallest sum of a mask in [0, 1] with which, and with some pattern, the search turned 99% of the
+            images into that class.
+        seed: of the images (default 0).
+        hints: how many hints to show (default 1).
+
+    Raises:
+        Wrong: with what was seen, the likely cause and hints.
+    """
+    network, x = planted(seed)
+    try:
+        sizes = torch.tensor([float(function(network, x.clone(), k)) for k in range(CLASSES)])
+        _possible(sizes, torch.tensor([smallest_size(network, x, k) for k in range(CLASSES)]))
+    except Wrong as wrong:
+        raise wrong.shown_as("trigger_size", hints) from None
+    print(f"trigger_size: holds, for {CLASSES} goals on {COUNT} images")
+
+
+def smallest_size(network: nn.Sequential, x: Tensor, target: int) -> float:
+    """The smallest sum of a mask that turns all images into the target, by a linear program.
+
+    With q = m·p, which lies between 0 and m, the image (1 − m)·x + q is linear in (m, q), and so are the logits.
+    """
+    from scipy.optimize import linprog
+
+    layer = network[1]
+    assert isinstance(layer, nn.Linear)
+    weight, images = layer.weight.detach().double(), x.flatten(1).double()
+    d, rivals = images.shape[1], [k for k in range(CLASSES) if k != target]
+    slopes = weight[target] - weight[rivals]  # of the leads: slopes · ((1 − m)·x + q) >= 0 for all images and rivals
+    by_m = (slopes[None] * images[:, None]).flatten(0, 1)
+    by_q = -slopes.repeat(len(images), 1)
+    leads = by_m.sum(dim=1)
+    below = torch.cat([-torch.eye(d), torch.eye(d)], dim=1).double()  # q <= m
+    found = linprog(
+        torch.cat([torch.ones(d), torch.zeros(d)]).numpy(),
+        A_ub=torch.cat([torch.cat([by_m, by_q], dim=1), below]).numpy(),
+        b_ub=torch.cat([leads, torch.zeros(d)]).numpy(),
+        bounds=(0, 1),
+    )
+    return float(found.fun)
+
+
+def _possible(sizes: Tensor, least: Tensor) -> None:
+    if not bool(sizes.isfinite().all()):
+        raise Wrong(
+            f"for goal {int((~sizes.isfinite()).nonzero()[0])} no mask was found",
+            "the price rises before anything works, or the steps are too few",
+            "Without a price any image can be painted over.",
+            "Start with a price of 0, and raise it once nearly all images reach the goal.",
+        )
+    if bool((sizes < 0.99 * least).any()):
+        k = int((sizes / least).argmin())
+        raise Wrong(
+            f"for goal {k} the size is {float(sizes[k]):.2g}, and no mask below {float(least[k]):.2g} can work",
+            "a mask counts that does not work",
+            "The smallest of all masks is empty. Which ones may be compared?",
+            "Keep the size only where 99% of the images reach the goal with this mask and pattern.",
+        )
+    if bool((sizes > 1.2 * least).any()):
+        k = int((sizes / least).argmax())
+        raise Wrong(
+            f"for goal {k} the size is {float(sizes[k]):.2g}, and {float(least[k]):.2g} is enough",
+            "nothing makes the mask small, or all goals share one",
+            "Any image can be painted over. What is special about a backdoor?",
+            "Add a price times mask.sum() to the loss, and keep the smallest mask that worked, not the last.",
+        )
 
 
 def _answer(function: Search, network: nn.Sequential, x: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,107 @@
+"""Spectral scores of features, held to features whose singular vectors are known because they are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robustlab.teaching.check.finding import Wrong
+
+Scores = Callable[[Tensor], Tensor]
+"""features (N, d) → (N,)."""
+
+
+def spectral_scores(function: Scores, *, seed: int = 0, hints: int = 1) -> None:
+    """Check the scores of spectral signatures: prints one line where all holds.
+
+    Args:
+        function: called as ``function(features)`` with features (N, d) in double precision; returns ⟨r − r̄, v⟩² for
+            each row r, (N,), where v is the first right singular vector of the centered rows.
+        seed: of the features (default 0).
+        hints: how many hints to show (default 1).
+
+    Raises:
+        Wrong: with what was seen, the likely cause and hints.
+    """
+    try:
+        for number, (n, d) in enumerate([(30, 8), (9, 20)]):
+            _scored(function, n, d, torch.Generator().manual_seed(seed + number))
+    except Wrong as wrong:
+        raise wrong.shown_as("spectral_scores", hints) from None
+    print("spectral_scores: holds, for more rows than features and for fewer")
+
+
+def _scored(function: Scores, n: int, d: int, generator: torch.Generator) -> None:
+    """Features = mean + U·diag(s)·Vᵀ, with columns of U that are orthogonal to each other and to the ones."""
+
+    def drawn(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, dtype=torch.float64)
+
+    rank = 4
+    columns = torch.linalg.qr(torch.cat([torch.ones(n, 1, dtype=torch.float64), drawn(n, rank)], dim=1)).Q[:, 1:]
+    directions, mean = torch.linalg.qr(drawn(d, rank)).Q, 3 * drawn(d)
+    size = torch.tensor([5.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+    centered = (columns * size) @ directions.T
+    rows = centered + mean
+    expected = (columns[:, 0] * size[0]).square()
+    out = function(rows.clone())
+    if not isinstance(out, Tensor) or out.shape != (n,):
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise Wrong(
+            f"the function returned {got}, want one score per row: {(n,)}", "wrong shape", "Return a tensor (N,)."
+        )
+    out = out.detach().double()
+    if torch.allclose(out, expected, atol=1e-8):
+        return
+    _, _, plain = torch.linalg.svd(rows, full_matrices=False)
+    for other, cause, *told in (
+        (
+            (rows @ plain[0]).square(),
+            "the rows are not centered",
+            "The largest direction of rows with a mean is about that of the mean.",
+            "rows - rows.mean(dim=0).",
+        ),
+        (
+            (rows @ directions[:, 0]).square(),
+            "the direction is that of centered rows, the products are with rows that are not",
+            "A score says how far a row is from the mean.",
+            "Use the centered rows in both places.",
+        ),
+        (
+            expected.sqrt(),
+            "no square",
+            "The score is the square of the product.",
+        ),
+        (
+            columns[:, 0].square(),
+            "the left singular vector, without the singular value",
+            "⟨r − r̄, v⟩ is σ₁ times the entry of the left singular vector.",
+            "(rows @ v).square().",
+        ),
+        (
+            centered.square().sum(dim=1),
+            "the length in all directions",
+            "Most directions are those in which clean rows differ, too.",
+            "Project onto the first right singular vector.",
+        ),
+        (
+            (columns[:, -1] * size[-1]).square(),
+            "the last direction, not the first",
+            "eigh sorts its values from small to large, svd from large to small.",
+        ),
+        (
+            (columns[:, 1] * size[1]).square(),
+            "the second direction",
+            "Counting starts at 0.",
+        ),
+    ):  # fmt: skip
+        if torch.allclose(out, other, atol=1e-8):
+            raise Wrong("the scores are others than ⟨r − r̄, v⟩²", cause, *told)
+    raise Wrong(
+        f"the scores are off by up to {float((out - expected).abs().max()):.2g}",
+        "another direction or another product",
+        "v is the first right singular vector, one number per feature: the first row of Vᵀ.",
+        "_, _, Vh = torch.linalg.svd(rows, full_matrices=False); v = Vh[0].",
+    )
