@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,9 @@ def network(name: str) -> nn.Module:
     return nets.load(name)[0].requires_grad_(False)
 
 
-def walkers(each: Sequence[nn.Module], count: int, part: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def walkers(
+    each: Sequence[nn.Module], count: int, part: Literal["train", "test"], seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Frames with one person whom all detectors find without a print, boxes and shirts."""
     have = people(count, least=1, most=1, part=part, seed=seed)
     found = torch.stack([detected(detections(one, have.images), have.boxes[:, 0]) for one in each]).all(dim=0)
