@@ -105,3 +105,11 @@ def test_copy_is_independent() -> None:
 def test_shapes() -> None:
     with pytest.raises(ValueError, match="lower, upper"):
         Simplex(np.eye(2), np.zeros(3), np.zeros(4))
+
+
+def test_a_basis_that_rounding_has_made_singular_is_no_answer() -> None:
+    """Two equal rows cannot be solved for their two variables, whatever pivots say that have divided by rounding."""
+    simplex = Simplex(np.ones((2, 2)), np.full(4, -1.0), np.ones(4))
+    simplex.basic, simplex.nonbasic = np.array([0, 1]), np.array([2, 3])
+    with pytest.raises(RuntimeError, match="no answer"):
+        simplex.ranges(refresh=True)

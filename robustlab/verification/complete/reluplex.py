@@ -144,18 +144,18 @@ class Search:
             try:
                 if not self._tighten(simplex) or not simplex.solve():
                     return None
+                a, b = simplex.value[self.a], simplex.value[self.b]
+                wrong = np.abs(a - b.clip(min=0))
+                if not wrong.size or wrong.max() <= _BROKEN:
+                    return -1
+                i = int(wrong.argmax())
+                repairs[i] += 1
+                set_b = repairs[i] % 2 == 0 and a[i] > 0
+                variable, value = (self.b[i], a[i]) if set_b else (self.a[i], max(b[i], 0.0))
+                if repairs[i] > _REPAIRS or not simplex.update(int(variable), float(value)):
+                    return i
             except RuntimeError:  # too many pivots, or numbers that prove nothing: this branch is not decided
                 break
-            a, b = simplex.value[self.a], simplex.value[self.b]
-            wrong = np.abs(a - b.clip(min=0))
-            if not wrong.size or wrong.max() <= _BROKEN:
-                return -1
-            i = int(wrong.argmax())
-            repairs[i] += 1
-            set_b = repairs[i] % 2 == 0 and a[i] > 0
-            variable, value = (self.b[i], a[i]) if set_b else (self.a[i], max(b[i], 0.0))
-            if repairs[i] > _REPAIRS or not simplex.update(int(variable), float(value)):
-                return i
             self.count["repairs"] += 1
         self.stopped = True
         return None

@@ -104,6 +104,9 @@ class Simplex:
         """Give a variable a value; if it is basic it is made non-basic first (Reluplex's Update and PivotForRelu).
 
         Returns False, and does nothing, if the variable depends on fixed variables alone.
+
+        Raises:
+            RuntimeError: if rounding allows no answer.
         """
         where = np.flatnonzero(self.basic == variable)
         if where.size:
@@ -139,7 +142,7 @@ class Simplex:
             refresh: compute the tableau anew before, as a proof wants it.
 
         Raises:
-            RuntimeError: if the numbers are not finite where they should be.
+            RuntimeError: if the numbers are not finite where they should be, or rounding allows no answer.
         """
         if refresh:
             self._refresh()
@@ -202,7 +205,10 @@ class Simplex:
         if m**3 > _FLOPS * time_left():  # one call, which nothing can end
             raise OutOfTime
         equations = np.hstack([self.rows, -np.eye(m)])
-        self.tableau = np.linalg.solve(equations[:, self.basic], -equations[:, self.nonbasic])
+        try:
+            self.tableau = np.linalg.solve(equations[:, self.basic], -equations[:, self.nonbasic])
+        except np.linalg.LinAlgError as error:  # a pivot was 0 but for rounding
+            raise RuntimeError("no answer: to rounding, the basic variables do not determine each other") from error
         self._since = 0
         self._settle()
 
