@@ -26,7 +26,6 @@ hold for either class (the code's, at α each, cost 2α).
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -57,7 +56,7 @@ def rab(
     test_noise: bool = True,
     chunk: int = 100,
     progress: bool = False,
-    resume: str | os.PathLike[str] | None = None,
+    resume: str | Path | None = None,
 ) -> Certificate:
     """Certify predictions against every change of training inputs of a limited ℓ2 norm.
 
@@ -119,7 +118,7 @@ def noisy_models(
     test_noise: bool = True,
     chunk: int = 100,
     progress: bool = False,
-    resume: str | os.PathLike[str] | None = None,
+    resume: str | Path | None = None,
 ) -> NoisyModels:
     """The models whose votes :func:`rab` counts; arguments as there.
 
