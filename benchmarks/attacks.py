@@ -47,6 +47,12 @@ TINY = {"mlp": "mlp", "resnet": "resnet_tiny"}
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864"}
 
 
+def keep_freed_memory() -> None:
+    """Start the script again under these settings, which glibc reads at its start only."""
+    if sys.platform == "linux" and not MALLOC.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
+
+
 print = partial(print, flush=True)  # a table that grows line by line, in a file too
 
 
@@ -240,6 +246,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and any(os.environ.get(key) != value for key, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)  # read at start-up only
+    keep_freed_memory()
     main()

@@ -11,12 +11,10 @@ times 1,000: the draws of an image depend on nothing else, so a data set may als
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from functools import partial
 
 import torch
-from attacks import MALLOC, in_turns, ratio
+from attacks import in_turns, keep_freed_memory, ratio
 from torch import Tensor, nn
 
 from robustlab import data, zoo
@@ -47,8 +45,6 @@ def main() -> None:
     given = parser.parse_args()
     if given.tiny:
         given.images, given.draws, given.batch, given.rounds = 2, 300, 100, 2
-    if sys.platform == "linux" and given.device == "cpu" and not MALLOC.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})  # read at its start
     torch.set_num_threads(given.threads)
     print(f"{'model':<16}{'draws':>8}{'floor ms':>10}{'ours ms':>10}{'forwards %':>12}{'1,000 images, min':>19}")
     for name in given.models:
@@ -67,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

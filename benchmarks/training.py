@@ -11,15 +11,13 @@ Below stand steps of trainings for certificates over a plain step, in turns too;
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 
 import torch
 import torch.nn.functional as F
-from attacks import MALLOC, in_turns, ratio
+from attacks import in_turns, keep_freed_memory, ratio
 from torch import Tensor, nn
 
 from robustlab import data, models
@@ -91,10 +89,6 @@ def main() -> None:
     given = parser.parse_args()
     if given.tiny:
         given.batch, given.rounds, given.steps = 8, 2, [2]
-    if sys.platform == "linux" and given.device == "cpu" and not MALLOC.items() <= os.environ.items():
-        os.execve(
-            sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC}
-        )  # glibc reads them at its start
     torch.set_num_threads(given.threads)
     print(f"{'model':<16}{'K':>4} {'norm':<6}{'floor ms':>10}{'step ms':>10}{'ratio':>8}")
     for name, steps, norm in product(given.models, given.steps, EPS):
@@ -120,4 +114,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -306,12 +306,12 @@ class Session:
         ended = at_its_end(loss, value, self.target, self.kappa)
         if ended is None or not isinstance(grad, Tensor) or not bool(ended.any()):
             return
-        name = loss.name if isinstance(loss, AttackerLoss) else ""
+        assert isinstance(loss, AttackerLoss)  # others have no such end
         flat = int((ended & ~grad.flatten(1).any(dim=1)).sum())
         if flat:
             checks.warn(
-                f"loss: {name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model is "
-                'so sure that its probabilities round to 1 and 0; want loss="margin", which does not saturate, or, '
+                f"loss: {loss.name!r} has a gradient of exactly 0 on {flat} of {len(value)} samples, since the model "
+                'is so sure that its probabilities round to 1 and 0; want loss="margin", which does not saturate, or, '
                 "where there is no loss to choose, fmn, which goes by it"
             )
 

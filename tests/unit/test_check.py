@@ -16,6 +16,7 @@ from robustlab.teaching import check
 from robustlab.teaching.check.gradient_attacks import corner_case, lead, peak_case
 from robustlab.teaching.check.onto_sets import BALLS, shortfall
 from tests.every import every
+from tests.planted import cause_of, run
 
 PGD = """
 def attack(model, x, y, eps, steps, step_size):
@@ -90,19 +91,8 @@ PGD_MUTANTS = {
 
 def function(source: str, *replaced: tuple[str, str]) -> Callable[..., Any]:
     """The last function of a source, after replacements that must all find their text."""
-    for old, new in replaced:
-        assert old in source, f"the mutant replaces {old!r}, which is not there"
-        source = source.replace(old, new)
-    names: dict[str, Any] = {"torch": torch, "F": torch.nn.functional}
-    exec(source, names)
-    found: Callable[..., Any] = names["attack"]
+    found: Callable[..., Any] = run(source, *replaced, F=torch.nn.functional)["attack"]
     return found
-
-
-def cause(checked: Callable[..., None], *arguments: Any) -> str:
-    with pytest.raises(check.Wrong) as wrong:
-        checked(*arguments)
-    return wrong.value.cause
 
 
 @every("start", STARTS)
@@ -115,9 +105,7 @@ def test_a_right_pgd_passes(start: str) -> None:
 def test_each_mutant_of_pgd_is_named(name: str) -> None:
     mutant = function(PGD, PGD_MUTANTS[name], ("START", STARTS[0]))
     for seed in (0, 10):
-        with pytest.raises(check.Wrong) as wrong:
-            check.pgd(mutant, seed=seed)
-        assert wrong.value.cause == name
+        assert cause_of(check.pgd, mutant, seed=seed) == name
 
 
 def test_other_right_ways_pass() -> None:
@@ -168,10 +156,10 @@ def attack(model, x, y, eps):
 
 def test_fgsm() -> None:
     check.fgsm(function(FGSM))
-    assert cause(check.fgsm, function(FGSM, ("x + eps", "x - eps"))) == "sign lost: the loss goes down"
-    assert cause(check.fgsm, function(FGSM, (".clamp(0, 1)", ""))) == "no clamp to [0, 1]"
-    assert cause(check.fgsm, function(FGSM, ("eps * grad", "eps / 255 * grad"))) == "pixels in 0…255 units"
-    assert cause(check.fgsm, function(FGSM, ("grad.sign()", "grad / grad.norm()"))) != ""
+    assert cause_of(check.fgsm, function(FGSM, ("x + eps", "x - eps"))) == "sign lost: the loss goes down"
+    assert cause_of(check.fgsm, function(FGSM, (".clamp(0, 1)", ""))) == "no clamp to [0, 1]"
+    assert cause_of(check.fgsm, function(FGSM, ("eps * grad", "eps / 255 * grad"))) == "pixels in 0…255 units"
+    assert cause_of(check.fgsm, function(FGSM, ("grad.sign()", "grad / grad.norm()"))) != ""
 
 
 def test_projections_of_the_library_pass() -> None:
@@ -201,7 +189,7 @@ def test_each_mutant_of_a_projection_is_named() -> None:
         ),
     }
     for name, mutant in mutants.items():
-        assert cause(check.projection, mutant, "l1") == name
+        assert cause_of(check.projection, mutant, "l1") == name
 
 
 def test_the_shortfall_bounds_the_distance_to_the_projection() -> None:

@@ -13,6 +13,7 @@ from robustlab.teaching import check
 from robustlab.teaching.check.black_box import COUNT, EPS, ROWS, affine_case
 from robustlab.teaching.metered import Tells
 from tests.every import every
+from tests.planted import run
 
 FLIPS = """
 def attack(api, x, y, eps, budget):
@@ -73,13 +74,7 @@ MUTANTS = [
 
 def flips(*replaced: tuple[str, str]) -> Any:
     """Flips of ever smaller blocks of signs, with some text replaced."""
-    source = FLIPS
-    for old, new in replaced:
-        assert old in source
-        source = source.replace(old, new)
-    names: dict[str, Any] = {"torch": torch}
-    exec(source, names)
-    return names["attack"]
+    return run(FLIPS, *replaced)["attack"]
 
 
 def one_by_one(api: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: float, budget: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from robustlab.teaching import check
 from robustlab.teaching.check.minimum_norm import affine_case, bend_case, margins, optimum_distances
 from robustlab.teaching.check.onto_sets import BALLS
 from tests.every import every
+from tests.planted import cause_of, run
 
 WEIGHTS = 1 + torch.arange(32, dtype=torch.float64).reshape(2, 4, 4) / 8
 MINE = check.ConvexSet(
@@ -126,19 +126,8 @@ BISECT_MUTANTS = {
 
 
 def function(source: str, name: str, *replaced: tuple[str, str]) -> Callable[..., Any]:
-    for old, new in replaced:
-        assert old in source, f"the mutant replaces {old!r}, which is not there"
-        source = source.replace(old, new)
-    names: dict[str, Any] = {"torch": torch, "WEIGHTS": WEIGHTS}
-    exec(source, names)
-    found: Callable[..., Any] = names[name]
+    found: Callable[..., Any] = run(source, *replaced, WEIGHTS=WEIGHTS)[name]
     return found
-
-
-def cause(checked: Callable[..., None], *arguments: Any, **options: Any) -> str:
-    with pytest.raises(check.Wrong) as wrong:
-        checked(*arguments, **options)
-    return wrong.value.cause
 
 
 def test_right_answers_pass() -> None:
@@ -160,19 +149,21 @@ def test_the_librarys_deepfool_passes() -> None:
 @every("name", OPTIMUM_MUTANTS)
 def test_each_mutant_of_the_optimum_is_named(name: str) -> None:
     for seed in (0, 10):
-        assert cause(check.affine_optimum, function(OPTIMUM, "optimum", OPTIMUM_MUTANTS[name]), MINE, seed=seed) == name
+        assert (
+            cause_of(check.affine_optimum, function(OPTIMUM, "optimum", OPTIMUM_MUTANTS[name]), MINE, seed=seed) == name
+        )
 
 
 @every("name", DEEPFOOL_MUTANTS)
 def test_each_mutant_of_deepfool_is_named(name: str) -> None:
     for seed in (0, 10):
-        assert cause(check.deepfool, function(DEEPFOOL, "attack", DEEPFOOL_MUTANTS[name]), MINE, seed=seed) == name
+        assert cause_of(check.deepfool, function(DEEPFOOL, "attack", DEEPFOOL_MUTANTS[name]), MINE, seed=seed) == name
 
 
 @every("name", BISECT_MUTANTS)
 def test_each_mutant_of_the_bisection_is_named(name: str) -> None:
     for seed in (0, 10):
-        assert cause(check.bisection, function(BISECT, "search", BISECT_MUTANTS[name]), seed=seed) == name
+        assert cause_of(check.bisection, function(BISECT, "search", BISECT_MUTANTS[name]), seed=seed) == name
 
 
 def test_no_point_of_many_directions_is_nearer_than_the_optimum() -> None:

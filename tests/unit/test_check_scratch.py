@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,23 +13,12 @@ from robustlab.teaching.check.hard_label import half_space
 from robustlab.teaching.check.triggers import TARGET, planted, smallest_size
 from robustlab.teaching.check.worst_margins import _case, _own, through_corners
 from tests.every import every
+from tests.planted import cause_of, run
 
 
 def made(source: str, name: str, *replaced: tuple[str, str]) -> Any:
     """A function of a source in which parts are replaced."""
-    for old, new in replaced:
-        assert old in source
-        source = source.replace(old, new)
-    names: dict[str, Any] = {"torch": torch, "cross_entropy": cross_entropy}
-    exec(source, names)
-    return names[name]
-
-
-def cause_of(call: Callable[[], None]) -> str:
-    with pytest.raises(check.Wrong) as wrong:
-        call()
-    assert "Hint 1 of" in str(wrong.value) or not wrong.value.hints
-    return wrong.value.cause
+    return run(source, *replaced, cross_entropy=cross_entropy)[name]
 
 
 SLOPES = """
@@ -80,7 +68,7 @@ def estimate(g, x, u, mu):
 
 @every("cause", [*SLOPE_SLIPS])
 def test_each_slip_of_a_slope_is_named(cause: str) -> None:
-    assert cause_of(lambda: check.slope_estimate(made(SLOPES, "estimate", SLOPE_SLIPS[cause]))) == cause
+    assert cause_of(check.slope_estimate, made(SLOPES, "estimate", SLOPE_SLIPS[cause])) == cause
 
 
 HARD = """
@@ -130,7 +118,7 @@ def test_a_right_attack_passes(seed: int) -> None:
 
 @every("cause, old, new", HARD_SLIPS)
 def test_each_slip_of_a_hard_label_attack_is_named(cause: str, old: str, new: str) -> None:
-    assert cause_of(lambda: check.hard_label(made(HARD, "attack", (old, new)))) == cause
+    assert cause_of(check.hard_label, made(HARD, "attack", (old, new))) == cause
 
 
 @every("at_ends", [False, True])
@@ -181,7 +169,7 @@ def test_right_scores_pass(source: str) -> None:
 
 @every("cause", [*SPECTRAL_SLIPS])
 def test_each_slip_of_the_scores_is_named(cause: str) -> None:
-    assert cause_of(lambda: check.spectral_scores(made(SPECTRAL, "scores", SPECTRAL_SLIPS[cause]))) == cause
+    assert cause_of(check.spectral_scores, made(SPECTRAL, "scores", SPECTRAL_SLIPS[cause])) == cause
 
 
 SIZE = """
@@ -209,7 +197,7 @@ SIZE_SLIPS = {
 
 @every("cause", [*SIZE_SLIPS])
 def test_each_slip_of_a_size_is_named(cause: str) -> None:
-    assert cause_of(lambda: check.trigger_size(made(SIZE, "size", SIZE_SLIPS[cause]))) == cause
+    assert cause_of(check.trigger_size, made(SIZE, "size", SIZE_SLIPS[cause])) == cause
 
 
 def test_a_right_size_passes_and_one_shared_by_all_goals_does_not() -> None:
@@ -298,12 +286,12 @@ def test_right_margins_pass(capsys: pytest.CaptureFixture[str]) -> None:
 
 @every("cause, old, new", MARGIN_SLIPS)
 def test_each_slip_of_interval_margins_is_named(cause: str, old: str, new: str) -> None:
-    assert cause_of(lambda: check.worst_margins(made(MARGINS, "ibp", (old, new)))) == cause
+    assert cause_of(check.worst_margins, made(MARGINS, "ibp", (old, new))) == cause
 
 
 @every("cause, old, new", LINE_SLIPS)
 def test_each_slip_of_lines_is_named(cause: str, old: str, new: str) -> None:
-    assert cause_of(lambda: check.worst_margins(made(MARGINS, "crown_ibp", (old, new)), "crown_ibp")) == cause
+    assert cause_of(check.worst_margins, made(MARGINS, "crown_ibp", (old, new)), "crown_ibp") == cause
 
 
 def test_corners_of_the_hidden_box_and_robustlab_agree() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from robustlab.teaching.check.finding import Wrong
 
 Scores = Callable[[Tensor], Tensor]
 """features (N, d) → (N,)."""
+SIZES = (5.0, 3.0, 2.0, 1.0)
+"""The singular values of the centered features."""
 
 
 def spectral_scores(function: Scores, *, seed: int = 0, hints: int = 1) -> None:
@@ -39,13 +42,10 @@ def _scored(function: Scores, n: int, d: int, generator: torch.Generator) -> Non
     def drawn(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator, dtype=torch.float64)
 
-    rank = 4
-    columns = torch.linalg.qr(torch.cat([torch.ones(n, 1, dtype=torch.float64), drawn(n, rank)], dim=1)).Q[:, 1:]
-    directions, mean = torch.linalg.qr(drawn(d, rank)).Q, 3 * drawn(d)
-    size = torch.tensor([5.0, 3.0, 2.0, 1.0], dtype=torch.float64)
-    centered = (columns * size) @ directions.T
-    rows = centered + mean
-    expected = (columns[:, 0] * size[0]).square()
+    columns = torch.linalg.qr(torch.cat([torch.ones(n, 1, dtype=torch.float64), drawn(n, len(SIZES))], dim=1)).Q[:, 1:]
+    directions, mean = torch.linalg.qr(drawn(d, len(SIZES))).Q, 3 * drawn(d)
+    rows = (columns * torch.tensor(SIZES, dtype=torch.float64)) @ directions.T + mean
+    expected = (columns[:, 0] * SIZES[0]).square()
     out = function(rows.clone())
     if not isinstance(out, Tensor) or out.shape != (n,):
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -55,48 +55,7 @@ def _scored(function: Scores, n: int, d: int, generator: torch.Generator) -> Non
     out = out.detach().double()
     if torch.allclose(out, expected, atol=1e-8):
         return
-    _, _, plain = torch.linalg.svd(rows, full_matrices=False)
-    for other, cause, *told in (
-        (
-            (rows @ plain[0]).square(),
-            "the rows are not centered",
-            "The largest direction of rows with a mean is about that of the mean.",
-            "rows - rows.mean(dim=0).",
-        ),
-        (
-            (rows @ directions[:, 0]).square(),
-            "the direction is that of centered rows, the products are with rows that are not",
-            "A score says how far a row is from the mean.",
-            "Use the centered rows in both places.",
-        ),
-        (
-            expected.sqrt(),
-            "no square",
-            "The score is the square of the product.",
-        ),
-        (
-            columns[:, 0].square(),
-            "the left singular vector, without the singular value",
-            "⟨r − r̄, v⟩ is σ₁ times the entry of the left singular vector.",
-            "(rows @ v).square().",
-        ),
-        (
-            centered.square().sum(dim=1),
-            "the length in all directions",
-            "Most directions are those in which clean rows differ, too.",
-            "Project onto the first right singular vector.",
-        ),
-        (
-            (columns[:, -1] * size[-1]).square(),
-            "the last direction, not the first",
-            "eigh sorts its values from small to large, svd from large to small.",
-        ),
-        (
-            (columns[:, 1] * size[1]).square(),
-            "the second direction",
-            "Counting starts at 0.",
-        ),
-    ):  # fmt: skip
+    for other, cause, *told in _slips(rows):
         if torch.allclose(out, other, atol=1e-8):
             raise Wrong("the scores are others than ⟨r − r̄, v⟩²", cause, *told)
     raise Wrong(
@@ -105,3 +64,40 @@ def _scored(function: Scores, n: int, d: int, generator: torch.Generator) -> Non
         "v is the first right singular vector, one number per feature: the first row of Vᵀ.",
         "_, _, Vh = torch.linalg.svd(rows, full_matrices=False); v = Vh[0].",
     )
+
+
+def _slips(rows: Tensor) -> Iterator[tuple[Any, ...]]:
+    """The scores of likely slips, each with its cause and hints."""
+    centered = rows - rows.mean(dim=0)
+    _, sizes, v = torch.linalg.svd(centered, full_matrices=False)
+    yield (
+        (rows @ torch.linalg.svd(rows, full_matrices=False).Vh[0]).square(),
+        "the rows are not centered",
+        "The largest direction of rows with a mean is about that of the mean.",
+        "rows - rows.mean(dim=0).",
+    )
+    yield (
+        (rows @ v[0]).square(),
+        "the direction is that of centered rows, the products are with rows that are not",
+        "A score says how far a row is from the mean.",
+        "Use the centered rows in both places.",
+    )
+    yield (centered @ v[0]).abs(), "no square", "The score is the square of the product."
+    yield (
+        (centered @ v[0] / sizes[0]).square(),
+        "the left singular vector, without the singular value",
+        "⟨r − r̄, v⟩ is σ₁ times the entry of the left singular vector.",
+        "(rows @ v).square().",
+    )
+    yield (
+        centered.square().sum(dim=1),
+        "the length in all directions",
+        "Most directions are those in which clean rows differ, too.",
+        "Project onto the first right singular vector.",
+    )
+    yield (
+        (centered @ v[len(SIZES) - 1]).square(),
+        "the last direction, not the first",
+        "eigh sorts its values from small to large, svd from large to small.",
+    )
+    yield (centered @ v[1]).square(), "the second direction", "Counting starts at 0."

@@ -37,24 +37,26 @@ def shown_safe(system: System, case: Case, clock: Clock) -> bool:
     Returns:
         True with a proof; False where time is over, the solver gave up, or a point is too low.
     """
+    if not len(case.d):  # every output is unsafe
+        return False
     n, r = system.inputs, len(system.p)
     l, u = np.minimum(system.lower, 0.0), np.maximum(system.upper, 0.0)
     rows = case.C.numpy() @ system.O
     constant = case.C.numpy() @ system.o + case.d.numpy()
     farthest = np.maximum(np.abs(system.low), np.abs(system.high))
-    most = 1.0 + 2.0 * float((np.abs(rows) @ farthest + np.abs(constant)).max(initial=0.0))  # beyond any margin
+    most = 1.0 + 2.0 * float((np.abs(rows) @ farthest + np.abs(constant)).max())  # beyond any margin
     own = np.eye(r, n + r, n)
+    below, triangle = system.P - own, (u - l)[:, None] * own - u[:, None] * system.P
     least = np.append(system.low, -most)
     cost = np.eye(1, n + r + 1, n + r)[0]
     tree: list[Signs] = [np.zeros(r, dtype=np.int8)]
     while tree:
         tick()
-        if clock.over or not len(constant):
+        if clock.over:
             return False
         signs = tree.pop()
         free, on = signs == 0, signs > 0
-        triangle = (u - l)[free, None] * own[free] - u[free, None] * system.P[free]
-        left = np.vstack([system.P - own, triangle, own[on] - system.P[on], rows])
+        left = np.vstack([below, triangle[free], -below[on], rows])
         right = np.concatenate([-system.p, u[free] * (system.p - l)[free], system.p[on], -constant])
         margin = np.zeros((len(left), 1))
         margin[len(left) - len(rows) :] = -1.0  # margin − t ≤ 0
