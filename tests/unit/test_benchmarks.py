@@ -99,6 +99,7 @@ def test_smoke_run_of_autoattack_without_its_peer(tmp_path: Path) -> None:
     assert "mnist_cnn, linf 0.1, 4 samples: ours" in text and "official" not in text
 
 
+@pytest.mark.slow
 def test_smoke_run_of_federated_learning_in_one_process(tmp_path: Path) -> None:
     few = ("--clients", "40", "--selected", "6", "--rounds", "2", "--only", "serial")
     command = [sys.executable, ROOT / "benchmarks" / "flower.py", *few]

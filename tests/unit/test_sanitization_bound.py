@@ -102,6 +102,7 @@ def run(data: tuple[Tensor, Tensor], **options: object) -> SanitizationBound:
     return sanitization_bound(data, **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("oracle", ["fixed", "data"])
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_the_bound_is_near_the_least_and_above_it_and_its_attack_below(oracle: str, nonnegative: bool) -> None:
@@ -232,6 +233,7 @@ def test_the_second_iterate_is_exact_in_float64_for_a_rate_that_float32_would_ro
     assert float(found.history[1]) == pytest.approx(float(value), rel=1e-13)
 
 
+@pytest.mark.slow
 def test_worst_points_that_alternate_are_all_in_the_attack() -> None:
     messages = sms_spam()
     task = mapped(messages, text_map(messages))

@@ -168,6 +168,7 @@ def test_shipped_certificates_are_what_their_records_say(name: str) -> None:
     assert facts["objective_kwargs"]["eps"] >= facts["objective_kwargs"]["evaluated_at"] == eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SPEECH))
 def test_shipped_recognizers_read_strings(name: str) -> None:
     """100 strings, read one by one as a reader would; the rest by `make test-full`."""
@@ -182,6 +183,7 @@ def test_shipped_recognizers_read_strings(name: str) -> None:
     assert right / 100 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 100) + 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FINDERS))
 def test_shipped_detectors_find_people(name: str) -> None:
     """On all test scenes, and in every scene a box on each figure nine times in ten; the shirt by `make test-full`."""
@@ -213,6 +215,7 @@ def test_a_detector_is_trained_by_its_recipe(monkeypatch: pytest.MonkeyPatch) ->
     assert all(torch.equal(ours[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_shipped_readers_are_what_their_records_say(name: str) -> None:
     """All of it: it takes a second."""
@@ -536,6 +539,7 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
+@pytest.mark.slow
 def test_the_list_on_a_terminal_of_latin_1() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "robustlab.zoo", "list"],
