@@ -189,6 +189,15 @@ def test_the_bound_grows_with_the_rate_and_is_the_training_loss_at_rate_zero() -
     assert trained(*data, 60) - 1e-6 <= bounds[0] <= 1.02 * trained(*data, 60)
 
 
+def test_no_bound_is_above_that_of_the_first_iterate() -> None:
+    """θ = 0 loses 1 on every row and poison, also where all later iterates of wide rows are far above 10,000."""
+    x, y = two_classes()
+    for steps in (1, 4):
+        found = run((1e6 * x, y), rate=0.2, steps=steps)
+        assert found.bound <= found.history[0] == 1.2
+        assert steps == 1 or float(found.history[1:].max()) > 1e4
+
+
 def test_float32_rows_give_the_same_bound_in_float64() -> None:
     x, y = two_classes()
     assert run((x.float().double(), y), steps=20).bound == run((x.float(), y), steps=20).bound
