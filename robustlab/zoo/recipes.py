@@ -496,6 +496,8 @@ _ALL = (
     _noisy("mnist_noise100", "smaller CNN on MNIST", 1.0),
     _noisy("sign_noise12", HANDS, 0.12, 4 / 255, **COLOR),
     _noisy("sign_noise25", HANDS, 0.25, 4 / 255, **COLOR),
+    _noisy("sign_noise50", HANDS, 0.5, 4 / 255, **COLOR),
+    _noisy("sign_noise100", HANDS, 1.0, 4 / 255, **COLOR),
     _small("mnist_trades", "smaller CNN on MNIST, trained by TRADES (β 6, ℓ∞ 0.2)", 0.2, "trades", _PGD),
     _small(
         "mnist_cat",
