@@ -18,6 +18,8 @@ from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.graph.trace import trace
 from robustlab.verification.complete.query import Clock, Replay, Verdict, graph_device, label_cases
 from robustlab.verification.complete.rounding import rounding_error
+from robustlab.verification.complete.rules import Branching, check_branching
+from robustlab.verification.propagation.alpha_crown import AlphaScope
 from robustlab.verification.propagation.layers import interval_layers
 from robustlab.verification.propagation.region import Box
 
@@ -38,6 +40,8 @@ def verify(
     norm: Literal["linf"] = "linf",
     eps: float | Tensor,
     method: SolverName = "branch_and_bound",
+    branching: Branching = "auto",
+    alpha: AlphaScope = "output",
     timeout: float | None = 60.0,
     memory: float | None = 2.0,
     box: tuple[float, float] = (0.0, 1.0),
@@ -63,6 +67,7 @@ def verify(
         norm: ``"linf"``, the only one.
         eps: ε > 0, one number or one per sample, in the units of x.
         method: ``"branch_and_bound"`` (default), ``"milp"`` or ``"reluplex"``.
+        branching, alpha: of branch and bound alone: as in :func:`robustlab.verification.branch_and_bound`.
         timeout: seconds for each sample (default 60); None for no limit.
         memory: GB that the open domains of branch and bound may take (default 2); None for no limit.
         box: the range of valid inputs (default (0, 1)).
@@ -88,7 +93,12 @@ def verify(
     if memory is not None:
         checks.positive("memory", memory)
     solve = import_module(f"robustlab.verification.complete.{method}").solve
-    options: dict[str, Any] = {"progress": progress, "memory": memory} if method == "branch_and_bound" else {}
+    check_branching(branching, alpha)
+    options: dict[str, Any] = {}
+    if method == "branch_and_bound":
+        options = {"branching": branching, "alpha": alpha, "progress": progress, "memory": memory}
+    elif (branching, alpha) != ("auto", "output"):
+        raise ValueError(f"branching, alpha: want 'auto' and 'output' with {method!r}, got {branching!r} and {alpha!r}")
     victim = Victim(model, bounds=box)
     status = ["unknown"] * len(x)
     found, only_exact = torch.full_like(x, torch.nan), False
