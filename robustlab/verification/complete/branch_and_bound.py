@@ -47,6 +47,7 @@ def branch_and_bound(
     alpha: AlphaScope = "output",
     timeout: float | None = 60.0,
     memory: float | None = 2.0,
+    processes: int = 1,
     box: tuple[float, float] = (0.0, 1.0),
     progress: bool = False,
 ) -> Certificate:
@@ -70,6 +71,8 @@ def branch_and_bound(
             then ``"sensitivity"``.
         timeout: seconds for each sample (default 60), None for no limit; then nothing is known of it.
         memory: GB that the open domains of a sample may take (default 2), None for no limit; then the same.
+        processes: how many samples are decided at a time, each by a process of its own (default 1: none), as in
+            :func:`robustlab.verification.verify`.
         box: the range of valid inputs (default (0, 1)).
         progress: show a bar with the number of open domains.
 
@@ -92,6 +95,7 @@ def branch_and_bound(
         alpha=alpha,
         timeout=timeout,
         memory=memory,
+        processes=processes,
         box=box,
         progress=progress,
     )
