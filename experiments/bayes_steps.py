@@ -1,0 +1,81 @@
+"""Chapter 09: what a Gaussian process between the questions saves, and what it costs in length.
+
+BO-ADMM asks about 5 images with 100 queries each, ZO-ADMM about the same with as many, and with ten times as many. So
+that the rival is not held back by its settings, it runs with three numbers of directions, each with its own weights
+of length and split and with BO-ADMM's, and the best of the six counts.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from experiments import nets
+from experiments.record import Experiment
+from robustlab import attacks, data
+from robustlab.attacker.results import AttackResult
+from robustlab.attacker.victim import Victim, predict
+from robustlab.intervals import Rate
+
+IMAGES, BUDGET, MORE, ENDLESS = 5, 100, 1000, 10**6
+GRID = (25, 50, BUDGET)
+THREE = ("mnist_cnn", "fashion_cnn", "fashion_mlp")
+RIVALS = [{"q": q} | weights for q in (3, 8, 20) for weights in ({}, {"gamma": 0.1, "rho": 1.0, "alpha": 0.5})]
+
+
+@cache
+def scene(net: str, draw: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network, and 5 of the test images that it reads correctly, others at each draw."""
+    model = nets.load(net)[0]
+    have = data.load("mnist5k" if net.startswith("mnist") else "fashion")
+    right = (predict(model, have.x_test) == have.y_test).nonzero().flatten()[IMAGES * draw : IMAGES * (draw + 1)]
+    return model, have.x_test[right], have.y_test[right]
+
+
+def bayes(net: str, draw: int, budget: int) -> AttackResult:
+    model, x, y = scene(net, draw)
+    return attacks.bo_admm(Victim(model, access="soft", budget=budget), x, y, steps=ENDLESS, seed=draw)
+
+
+def rival(net: str, draw: int, budget: int, **how: Any) -> AttackResult:
+    model, x, y = scene(net, draw)
+    return attacks.zo_admm(Victim(model, access="soft", budget=budget), x, y, steps=ENDLESS, seed=draw, **how)
+
+
+def fooled(result: AttackResult, budget: int) -> Rate:
+    return Rate.of(result.success & (result.first_success <= budget))
+
+
+def length(result: AttackResult) -> float:
+    """Median ℓ2 of the successes; 0 where there is none."""
+    won = result.distances["l2"][result.success]
+    return round(float(won.median()), 3) if len(won) else 0.0
+
+
+def measure(net: str, draw: int) -> dict[str, Any]:
+    """One row."""
+    ours = bayes(net, draw, BUDGET)
+    theirs = [rival(net, draw, BUDGET, **how) for how in RIVALS]
+    longer = max((rival(net, draw, MORE, **how) for how in RIVALS), key=lambda r: (int(r.success.sum()), -length(r)))
+    found: dict[str, Any] = {f"bayes {budget}": fooled(ours, budget) for budget in GRID}
+    found |= {f"zo {budget}": max((fooled(r, budget) for r in theirs), key=lambda r: r.hits) for budget in GRID}
+    return found | {"zo more": fooled(longer, MORE), "bayes length": length(ours), "zo length": length(longer)}
+
+
+EXPERIMENT = Experiment(
+    name="bayes_steps",
+    question="How many queries does a Gaussian process between the questions save, and how much longer is its δ?",
+    cases=[{"net": net, "draw": draw} for net in THREE for draw in range(3)],
+    measure=measure,
+    n={"networks": 3, "draws": 3, "images of each": IMAGES, "queries": BUDGET},
+    seeds=[0, 1, 2],
+    data=["fashion", "mnist5k"],
+    nets=THREE,
+    tolerance={"bayes length": 1.5, "zo length": 1.0},
+)
+
+
+if __name__ == "__main__":
+    EXPERIMENT.main()
