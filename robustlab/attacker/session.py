@@ -102,6 +102,7 @@ class Session:
         self._queries = torch.zeros(n, dtype=torch.int64, device=device)
         self._gradients = torch.zeros_like(self._queries)
         self._first_success = torch.full_like(self._queries, _NEVER)
+        self._most = 1  # queries that no sample has more of, without a look at the counts
         self._asking: Live | None = None  # about whom something was asked that is not yet in the counts
         self._strayed: Any = None  # tells whether any question was outside the domain
         self.bests = list[Best]()  # what the attack keeps; the first is what it will return
@@ -147,6 +148,7 @@ class Session:
 
     def of(self, rows: Tensor) -> Live:
         """Samples by their places in the batch, (n,) int64, each as often as it is named."""
+        self._most = _NEVER  # a sample that is named twice is asked about twice at once
         labels = {"y": self.y, "target": self.target}
         return Live(self, rows, x=take(self.x, rows), **{k: v if v is None else v[rows] for k, v in labels.items()})
 
@@ -428,9 +430,10 @@ class Session:
         """Which live samples have ``cost`` more queries in their budget, and still one for the final check.
 
         The cost is one number, or one for each of them, (n,). What is returned is bool (n,), for
-        :meth:`robustlab.attacker.live.Live.keep`, or None where there is no budget.
+        :meth:`robustlab.attacker.live.Live.keep`, or None where all can, as without a budget. That is known as long as
+        all questions together, about whomever, are fewer than the budget; until then the counts are left alone.
         """
-        if self.budget is None:
+        if self.budget is None or (isinstance(cost, int) and self._most + cost + 1 <= self.budget):
             return None
         return self.queries[live.rows] + cost + 1 <= self.budget
 
@@ -469,6 +472,7 @@ class Session:
         """Note a query of ``met`` (n,), or one for each column of (n, m)."""
         if self._asking is not live:  # what was asked about others comes first, since samples may be among both
             self._settled()._asking = live
+        self._most += 1 if met.dim() == 1 else met.shape[1]
         live.note(met)
 
     # Means -----------------------------------------------------------------------------------------------------

@@ -76,11 +76,11 @@ def test_gain_is_the_expectation_of_what_is_gained(v: float) -> None:
 
 @pytest.mark.parametrize("v", [-290.0, -310.0, -1e6, -1e100])
 def test_gain_where_it_is_tiny(v: float) -> None:
-    """log φ(v) − 2 log|v|, up to 3/v²: finite, and falling, where EI itself is 0 in any float."""
+    """log φ(v) − 2 log|v| − 3/v², up to 15/v⁴: finite, and falling, where EI itself is 0 in any float."""
     gain, slope = (float(part) for part in _log_gain(np.array(v)))
     v = max(v, -1e75)
-    want = -v * v / 2 - math.log(2 * math.pi) / 2 - 2 * math.log(-v)
-    assert gain == pytest.approx(want, rel=1e-12, abs=4 / v**2)
+    want = -v * v / 2 - math.log(2 * math.pi) / 2 - 2 * math.log(-v) - 3 / v**2
+    assert gain == pytest.approx(want, rel=1e-13, abs=1e-6)
     assert slope == pytest.approx(-v, rel=1e-3)
 
 
@@ -110,6 +110,9 @@ def test_proposal_is_the_largest_of_all_improvements(seed: int) -> None:
     mine = float(improvement(found[None])[0])
     assert mine >= 0.999 * promised.max()
     assert mine > 2 * np.median(promised)  # or any point would do
+    for corner in ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)):  # of two tops the higher one
+        again = search.largest(np.array([corner, found]), -np.ones(2), np.ones(2))
+        assert float(search.log(again[None])[0]) >= float(search.log(found[None])[0]) - 1e-9
     np.testing.assert_allclose(
         search(found)[1], approx_fprime(found, lambda p: search(p)[0], 1e-7), rtol=1e-3, atol=1e-3
     )
@@ -118,21 +121,26 @@ def test_proposal_is_the_largest_of_all_improvements(seed: int) -> None:
 def test_rounds_go_down_the_augmented_lagrangian() -> None:
     """From what it asked alone: δ is the best heard of h, u adds up, a solver finds z, and the counts are right."""
     model, x, y = walled((D,))
-    gamma, rho, init, steps, scale = 30.0, 90.0, 4, 5, 19.0
+    gamma, rho, first, steps, scale = 30.0, 90.0, 4, 5, 19.0
     seen = Recording(model)
     wide = Victim(seen, bounds=(-9.0, 10.0), access="soft")
-    result = bo_admm(wide, x, y, steps=steps, init=init, gamma=gamma, rho=rho, reach=0.01)
-    assert result.queries.tolist() == [1 + init + 2 * steps] and not bool(result.success.any())
-    assert sum(map(len, seen.points)) == 1 + init + 2 * steps
+    result = bo_admm(wide, x, y, steps=steps, first=first, gamma=gamma, rho=rho, reach=0.01)
+    assert result.queries.tolist() == [1 + first + 2 * steps] and not bool(result.success.any())
+    assert sum(map(len, seen.points)) == 1 + first + 2 * steps
     assert torch.equal(result.x_adv, x)  # the last δ is no result
     asked = torch.cat(seen.points)
     deltas = (asked - x) / scale
-    assert bool((deltas[1 : 1 + init].abs() <= 0.01 + 1e-9).all())
+    assert bool((deltas[1 : 1 + first].abs() <= 0.01 + 1e-9).all())
     with torch.no_grad():
         f = model(asked)[:, int(y)] - model(asked).index_fill(1, y, -torch.inf).amax(1)
     dual = z = torch.zeros(D, dtype=x.dtype)
+    anywhere = np.random.default_rng(0).uniform(-0.05, 0.05, (3000, D))
     for k in range(steps):
-        known = 1 + init + 2 * k + 1  # with this round's proposal
+        known = 1 + first + 2 * k + 1  # with this round's proposal
+        before, center = (deltas[: known - 1].numpy(), f[: known - 1].numpy()), (z - dual).numpy()
+        search = Improvement(Process(*before), center, rho, before[1])
+        promised = float(search.log(deltas[known - 1 : known].numpy())[0])  # the log of EI
+        assert promised >= search.log(np.vstack([anywhere, center, center + 0.1 * anywhere])).max() - 1e-6
         h = f[:known] + rho / 2 * (deltas[:known] - (z - dual)).square().sum(dim=1)
         delta = deltas[int(h.argmin())]
         dual = dual + delta - z
@@ -172,8 +180,8 @@ def test_proposals_are_worth_more_than_chance() -> None:
     """The first success on a net comes in fewer queries than from as many random points of the same cube."""
     net, x = mlp((D,), 3), 0.3 + 0.4 * noise_box(12, (D,), torch.float64)
     y = net(x).argmax(dim=1)
-    found = bo_admm(Victim(net, access="soft"), x, y, steps=12, init=4, reach=0.3, gamma=1e-3, rho=0.05)
-    blind = bo_admm(Victim(net, access="soft"), x, y, steps=1, init=26, reach=0.3, gamma=1e-3, rho=0.05)
+    found = bo_admm(Victim(net, access="soft"), x, y, steps=12, first=4, reach=0.3, gamma=1e-3, rho=0.05)
+    blind = bo_admm(Victim(net, access="soft"), x, y, steps=1, first=26, reach=0.3, gamma=1e-3, rho=0.05)
 
     def spent(result: object) -> Tensor:
         first: Tensor = result.first_success  # type: ignore[attr-defined]
@@ -194,10 +202,10 @@ def test_without_scikit_learn_one_error_names_the_extra(monkeypatch: pytest.Monk
 def test_bad_input() -> None:
     net, x = mlp((D,), 3), torch.rand(2, D, dtype=torch.float64)
     for wrong, name in (
-        ({"norm": "l0"}, "norm"), ({"steps": 0}, "steps"), ({"init": 0}, "init"), ({"reach": 0.0}, "reach"),
+        ({"norm": "l0"}, "norm"), ({"steps": 0}, "steps"), ({"first": 0}, "first"), ({"reach": 0.0}, "reach"),
         ({"rho": 0.0}, "rho"), ({"gamma": -1.0}, "gamma"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"^{name}: want"):
             bo_admm(net, x, **wrong)
     with pytest.raises(ValueError, match=r"^budget: want at least 14,"):
-        bo_admm(Victim(net, access="soft", budget=13), x, init=10)
+        bo_admm(Victim(net, access="soft", budget=13), x, first=10)

@@ -70,7 +70,7 @@ def bo_admm(
     target: int | Tensor | None = None,
     kappa: float = 0.0,
     steps: int = 50,
-    init: int = 10,
+    first: int = 10,
     reach: float = 0.2,
     gamma: float = 0.1,
     rho: float = 1.0,
@@ -90,7 +90,7 @@ def bo_admm(
         target: a label, or (N,), for a targeted attack.
         kappa: confidence κ ≥ 0, in log-probabilities, that the result must have.
         steps: rounds.
-        init: random points that are asked about before the first round, at least 1.
+        first: random points that are asked about before the first round, at least 1.
         reach: these are drawn from the cube [−reach, reach]^d around x, clipped to the box; in widths of the box.
         gamma: γ > 0, the weight of the length, in widths of the box.
         rho: ρ > 0, the weight of ‖δ − z‖².
@@ -98,7 +98,7 @@ def bo_admm(
         progress: show a bar in a terminal.
 
     Returns:
-        AttackResult, the nearest success of all that was asked about; where there is none, x. Cost: ``init`` queries
+        AttackResult, the nearest success of all that was asked about; where there is none, x. Cost: ``first`` queries
         and 2 per round, 1 for the clean check and 1 for the final check of a success; no gradients.
 
     Raises:
@@ -110,7 +110,7 @@ def bo_admm(
     """
     checks.one_of("norm", norm, ("l1", "l2", "linf"))
     checks.at_least("steps", steps, 1, integer=True)
-    checks.at_least("init", init, 1, integer=True)
+    checks.at_least("first", first, 1, integer=True)
     for name, value in (("reach", reach), ("gamma", gamma), ("rho", rho)):
         checks.positive(name, value)
     if importlib.util.find_spec("sklearn") is None:
@@ -118,13 +118,13 @@ def bo_admm(
     victim, ball = Victim.of(victim), get_norm(norm)
     checks.images(x, victim.bounds)
     length: Length = "l2 squared" if norm == "l2" else norm
-    with victim.session(x, y, target=target, ids=ids, kappa=kappa, access="soft", first_round=init + 2) as session:
+    with victim.session(x, y, target=target, ids=ids, kappa=kappa, access="soft", first_round=first + 2) as session:
         heard = _Heard(session, closest(session), session.live(noise=session.noise(seed)))
         live, box, width = heard.live, (session.low, session.high), session.width
         live.dual = live.z = torch.zeros_like(live.x)
-        live.keep(session.can_pay(live, init + 2))
+        live.keep(session.can_pay(live, first + 2))
         if len(live):
-            cube = reach * live.noise.uniform((0, 0), (init, *x.shape[1:]), torch.float64, -1.0, 1.0).to(live.x)
+            cube = reach * live.noise.uniform((0, 0), (first, *x.shape[1:]), torch.float64, -1.0, 1.0).to(live.x)
             heard.ask(clip(live.x[:, None] + width * cube, *box), ball)
         for k in bar(range(1, steps + 1), show=progress, label="bo_admm"):
             live.keep(session.can_pay(live, 2))

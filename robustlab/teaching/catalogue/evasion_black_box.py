@@ -118,7 +118,7 @@ BLACK_BOX: tuple[Row, ...] = (
         targeted=True,
         access="soft",
         min_norm=True,
-        quick={"steps": 3, "init": 5, "gamma": 0.03},
+        quick={"steps": 3, "first": 5, "gamma": 0.03},
     ),
     Row(
         key="zo_ngd",
