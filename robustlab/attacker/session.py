@@ -429,13 +429,17 @@ class Session:
     def can_pay(self, live: Live, cost: int | Tensor = 1) -> Tensor | None:
         """Which live samples have ``cost`` more queries in their budget, and still one for the final check.
 
-        The cost is one number, or one for each of them, (n,). What is returned is bool (n,), for
-        :meth:`robustlab.attacker.live.Live.keep`, or None where all can, as without a budget. That is known as long as
-        all questions together, about whomever, are fewer than the budget; until then the counts are left alone.
+                The cost is one number, or one for each of them, (n,). What is returned is bool (n,), for
+        :meth:`robustlab.attacker.live.Live.keep`, or None where all can, as without a budget.
         """
-        if self.budget is None or (isinstance(cost, int) and self._most + cost + 1 <= self.budget):
+        if self.all_surely_pay(cost):
             return None
+        assert self.budget is not None
         return self.queries[live.rows] + cost + 1 <= self.budget
+
+    def all_surely_pay(self, cost: int | Tensor = 1) -> bool:
+        """Whether all samples can, without a look at the counts: all questions, about whomever, are too few."""
+        return self.budget is None or (isinstance(cost, int) and self._most + cost + 1 <= self.budget)
 
     def all_can_pay(self, live: Live, cost: int | Tensor = 1) -> bool:
         """Whether each of them can, which an attack with one δ for all asks."""
