@@ -58,10 +58,19 @@ def measure(net: str, draw: int) -> dict[str, Any]:
     """One row."""
     ours = bayes(net, draw, BUDGET)
     theirs = [rival(net, draw, BUDGET, **how) for how in RIVALS]
-    longer = max((rival(net, draw, MORE, **how) for how in RIVALS), key=lambda r: (int(r.success.sum()), -length(r)))
+    soon = max(theirs, key=_rank)
+    longer = max((rival(net, draw, MORE, **how) for how in RIVALS), key=_rank)
     found: dict[str, Any] = {f"bayes {budget}": fooled(ours, budget) for budget in GRID}
     found |= {f"zo {budget}": max((fooled(r, budget) for r in theirs), key=lambda r: r.hits) for budget in GRID}
-    return found | {"zo more": fooled(longer, MORE), "bayes length": length(ours), "zo length": length(longer)}
+    return found | {
+        "zo more": fooled(longer, MORE), "bayes length": length(ours), "zo length": length(soon),
+        "zo more length": length(longer),
+    }  # fmt: skip
+
+
+def _rank(result: AttackResult) -> tuple[int, float]:
+    """Most successes, then the shortest."""
+    return int(result.success.sum()), -length(result)
 
 
 EXPERIMENT = Experiment(
@@ -73,7 +82,7 @@ EXPERIMENT = Experiment(
     seeds=[0, 1, 2],
     data=["fashion", "mnist5k"],
     nets=THREE,
-    tolerance={"bayes length": 1.5, "zo length": 1.0},
+    tolerance={"bayes length": 1.5, "zo length": 1.0, "zo more length": 0.5},
 )
 
 
