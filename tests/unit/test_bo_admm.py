@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import bo_admm
-from robustlab.attacks.softlabel.bo_admm import Improvement, Process, _log_gain
+from robustlab.attacks.softlabel.improvement import Improvement, Process, _log_gain
 from robustlab.geometry.norms import get_norm
 from tests.suite.cases import noise_box
 from tests.suite.models import mlp
