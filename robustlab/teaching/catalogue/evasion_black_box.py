@@ -118,7 +118,7 @@ BLACK_BOX: tuple[Row, ...] = (
         targeted=True,
         access="soft",
         min_norm=True,
-        quick={"steps": 3, "first": 5, "gamma": 0.03},
+        quick={"steps": 2, "first": 4, "gamma": 0.03},
     ),
     Row(
         key="zo_ngd",
