@@ -429,7 +429,7 @@ class Session:
     def can_pay(self, live: Live, cost: int | Tensor = 1) -> Tensor | None:
         """Which live samples have ``cost`` more queries in their budget, and still one for the final check.
 
-                The cost is one number, or one for each of them, (n,). What is returned is bool (n,), for
+        The cost is one number, or one for each of them, (n,). What is returned is bool (n,), for
         :meth:`robustlab.attacker.live.Live.keep`, or None where all can, as without a budget.
         """
         if self.all_surely_pay(cost):

@@ -64,7 +64,7 @@ def _coarse(values: Array) -> Array:
 class Process:
     """A Gaussian process with a Matérn kernel (ν = 5/2), fitted by scikit-learn to values (m,) at points (m, d).
 
-    ``scale`` is ℓ, ``weight`` is c in units of ``spread``², the values' own deviation about their mean.
+    ``scale`` is ℓ, ``weight`` is c, in units of the values' own variance; ``spread`` is its root.
     """
 
     def __init__(self, points: Array, values: Array) -> None:
