@@ -33,12 +33,14 @@ def measure(graph: str, net: int) -> dict[str, Any]:
     told = {"budget": round(SHARE * len(whole.edges)), "nodes": torch.cat([whole.train, test])}
     victim = Victim(model, domain=Graphs(), answer="sequence")
     found = topology(victim, x, steps=STEPS, draws=DRAWS, trace=True, **told)  # type: ignore[arg-type]
+    assert found.trace is not None  # asked for
     loss = found.trace["loss"][:, 0].tolist()
+    x_adv: Any = found.x_adv
     return {
         "edges": len(whole.edges),
         "flipped": int(found.distances["edges"]),
         "wrong, clean": Rate.of((says(model, x) != whole.y)[test]),
-        "wrong, CE-PGD": Rate.of((says(model, found.x_adv) != whole.y)[test]),
+        "wrong, CE-PGD": Rate.of((says(model, x_adv) != whole.y)[test]),
         "loss": [round(f, 4) for f in loss[:FIRST]],
         "late": [round(loss[step - 1], 4) for step in LATE],
     }
