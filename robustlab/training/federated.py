@@ -228,8 +228,13 @@ class Server(Generic[Seen]):
 
 def _seeded(rule: Rule | None, seed: int) -> Rule | None:
     """The rule of one round: one that draws has a seed of its own there."""
-    draws = rule is not None and "seed" in inspect.signature(rule).parameters
-    return partial(rule, seed=seed) if rule is not None and draws else rule  # type: ignore[call-arg]
+    if rule is None:
+        return None
+    try:
+        draws = "seed" in inspect.signature(rule).parameters
+    except ValueError:  # a function of PyTorch's own, as torch.mean, does not say what it takes
+        draws = False
+    return partial(rule, seed=seed) if draws else rule  # type: ignore[call-arg]
 
 
 def _look(on_round: Callable[[int, nn.Module], Seen], number: int, model: nn.Module) -> Seen:

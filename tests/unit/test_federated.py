@@ -222,6 +222,14 @@ def test_noise_of_a_rule_is_new_in_each_round() -> None:
     assert 0.08 < float(first.vector().std()) < 0.12 and not torch.allclose(first.vector(), second.vector())
 
 
+def test_a_function_of_pytorchs_own_is_a_rule() -> None:
+    """It has no signature that could be read."""
+    told: dict[str, Any] = {"rounds": 2, "honest": QUICK}
+    ruled, plain = (simulate(net(0), clients(), rule=rule, **told) for rule in (partial(torch.mean, dim=0), None))
+    gap = difference(ruled.model, plain.model).vector()
+    torch.testing.assert_close(gap, torch.zeros_like(gap), rtol=0, atol=1e-6)
+
+
 def test_a_rule_takes_the_place_of_the_mean() -> None:
     """One client of five sends an update a thousand times as long: the median holds, the mean does not."""
 
