@@ -6,15 +6,24 @@
 
 Needs ``pip install ".[federated]"``. All but :func:`replacement`, :func:`poison` and :func:`mods` is the app, which
 knows nothing of robustlab's federated learning: it sends models, and Flower's own strategy takes their mean.
+
+Flower starts Ray itself, which gives up where a busy machine does not let it come up within 15 seconds, and the app
+then waits for clients without end. So the command runs the app in a process of its own and ends it, with all that it
+has started, after ``--timeout`` seconds; ``--timeout 0`` runs it in this process and waits.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before the first import of Flower
+os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # before the first import of Flower
 
 import argparse
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -114,10 +123,52 @@ def main(grid: Grid, context: Context) -> None:
     strategy.start(grid, ArrayRecord(models.build("small_cnn").state_dict()), num_rounds=ROUNDS, evaluate_fn=evaluate)
 
 
+def within(limit: float, command: list[str]) -> None:
+    """Run the app in a group of processes of its own, all of which are ended, at the latest after so many seconds.
+
+    Raises:
+        SystemExit: where the time runs out or the app fails, and says so.
+    """
+    late, last = threading.Event(), "before the first round"
+    app = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def end() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(app.pid, signal.SIGKILL)
+
+    timer = threading.Timer(limit, lambda: (late.set(), end()))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what follows is ended, too
+    try:
+        timer.start()
+        for line in app.stdout or ():
+            print(line, end="", flush=True)
+            last = line.partition(":")[0] if line.startswith("after round") else last
+        app.wait()
+    finally:
+        timer.cancel()
+        end()
+        app.wait()
+    if late.is_set():
+        raise SystemExit(
+            f"timeout: the app did not end within {limit:g} s, and stood {last}; it is ended. Flower's own start of "
+            "Ray gives up after 15 s, which a busy machine does not meet, and its server then waits for clients that "
+            "never come: run it while little else runs, with fewer --cpus, or with a longer --timeout if rounds were "
+            "under way. robustlab.training.flower.simulate_on_flower starts Ray itself, and waits for it."
+        )
+    if app.returncode:
+        raise SystemExit(f"the app failed and returned {app.returncode}; its own error stands above")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attack", choices=("replace", "claim", "none"), default="replace")
     parser.add_argument("--cpus", type=int, default=os.cpu_count())
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds, of the whole run; 0 for no limit")
     chosen = parser.parse_args()
-    resources = {"init_args": {"num_cpus": chosen.cpus}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server_app, client_app(mods(chosen.attack)), CLIENTS, backend_config=resources)
+    if not 0 <= chosen.timeout <= threading.TIMEOUT_MAX:
+        parser.error(f"--timeout: want a number of seconds of at least 0, got {chosen.timeout:g}")
+    if chosen.timeout:
+        within(chosen.timeout, [sys.executable, __file__, *sys.argv[1:], "--timeout", "0"])
+    else:
+        resources = {"init_args": {"num_cpus": chosen.cpus}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        run_simulation(server_app, client_app(mods(chosen.attack)), CLIENTS, backend_config=resources)

@@ -18,6 +18,7 @@ from robustlab.attacks.discrete.augmented_by_paraphrases import augmented_by_par
 from robustlab.attacks.discrete.edge_baselines import dice as dice
 from robustlab.attacks.discrete.edge_baselines import greedy_edges as greedy_edges
 from robustlab.attacks.discrete.edge_baselines import random_edges as random_edges
+from robustlab.attacks.discrete.meaning_kept import meaning_kept as meaning_kept
 from robustlab.attacks.discrete.paraphrase import paraphrase as paraphrase
 from robustlab.attacks.discrete.sentence_paraphrases import sentence_paraphrases as sentence_paraphrases
 from robustlab.attacks.discrete.topology import Retraining as Retraining

@@ -30,6 +30,7 @@ from flwr.supercore import telemetry
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
+from benchmarks.flower_app import within
 from robustlab.attacks import flower_mod, model_poisoning, model_replacement
 from robustlab.defenses import coordinate_median, krum, krum_scores, multi_krum, norm_clipping, trimmed_mean
 from robustlab.training import flower
@@ -424,7 +425,7 @@ def test_the_weights_of_flower_are_those_by_samples() -> None:
     torch.testing.assert_close(of_flower(flowers.FedAvg(), updates, sizes), weights @ updates, rtol=1e-9, atol=1e-12)
 
 
-# The command of benchmarks -------------------------------------------------------------------------------------------
+# The commands of benchmarks ------------------------------------------------------------------------------------------
 
 
 def test_the_documented_command_finds_both_outcomes_equal() -> None:
@@ -435,3 +436,51 @@ def test_the_documented_command_finds_both_outcomes_equal() -> None:
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines if "rounds" in line] == ["serial", "flower"]
     assert lines[1:3] == lines[4:6] and lines[-1] == "largest difference of any number of the global models: 0"
+
+
+APP = ROOT / "benchmarks" / "flower_app.py"
+
+
+def test_the_app_of_somebodys_own_is_replaced_in_its_third_round() -> None:
+    command = [sys.executable, APP, "--cpus", "2", "--timeout", "240"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "timeout: the app did not end" in done.stderr:
+        pytest.skip("Flower's own start of Ray gave up: the machine is busy")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("after round")]
+    assert [line.split(":")[0] for line in lines] == [f"after round {number}" for number in range(4)]
+    backdoor = [float(line.rpartition(" ")[2]) for line in lines]
+    assert max(backdoor[1:3]) < 0.2 and backdoor[3] > 0.8
+
+
+def test_an_app_that_waits_for_ever_is_ended_and_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An app that has begun a round, has started another process, and does not come back."""
+    code = (
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+        "print('after round 0: main accuracy 0.100, backdoor 0.000', flush=True)\n"
+        "time.sleep(1000)"
+    )
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match=r"^timeout: the app did not end within 5 s, and stood after round 0; it is"):
+        within(5.0, [sys.executable, "-c", code])
+    signal.signal(signal.SIGTERM, handler)
+    assert capfd.readouterr().out == "after round 0: main accuracy 0.100, backdoor 0.000\n"
+    assert not psutil.pid_exists(int((tmp_path / "child").read_text()))
+    with pytest.raises(SystemExit, match="the app failed and returned 3"):
+        within(60.0, [sys.executable, "-c", "raise SystemExit(3)"])
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_an_app_that_is_told_to_end_takes_ray_with_it() -> None:
+    with subprocess.Popen([sys.executable, APP, "--cpus", "2"], cwd=ROOT, stdout=subprocess.DEVNULL) as run:
+        end = time.monotonic() + 300
+        while not any("raylet" in psutil.Process(pid).name() for pid in rays()):
+            assert time.monotonic() < end and run.poll() is None, "Ray did not start"
+            time.sleep(0.1)
+        run.terminate()
+    end = time.monotonic() + 60
+    while rays() and time.monotonic() < end:
+        time.sleep(0.5)
+    assert not rays() and run.returncode == 128 + signal.SIGTERM
