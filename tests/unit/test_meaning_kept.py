@@ -63,6 +63,7 @@ def test_nothing_said_is_judged_as_0_and_no_text_is_asked_about() -> None:
         ({"vocabulary": None}, ValueError, "vocabulary: want one, since x holds"),
         ({"x": X.float()}, ValueError, r"x: want token ids \(N, T\), got torch.float32"),
         ({"x_adv": X + 5}, ValueError, "x_adv: want token ids from 0 to 5, got 5 to 10"),
+        ({"x": X - 1}, ValueError, "x: want token ids from 0 to 5, got -1 to 4"),
         ({"x": "the film"}, TypeError, "x: want token ids or a list of strings, got str"),
         ({"judge": "encoder"}, TypeError, "judge: want a function of a list of strings, got str"),
         ({"judge": lambda texts: np.ones(4)}, ValueError, r"judge: want a vector per text, \(6, d\), got shape \(4,\)"),
