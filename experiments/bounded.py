@@ -3,8 +3,8 @@
 Clients, network, trigger and rules are those of :mod:`experiments.federated`: from the converged model on, four of
 twelve pool their data in each round, train one model with the backdoor, and all send the same update toward it, no
 longer than the bound, which is the median length of honest updates. Those that take whole updates run for ten rounds;
-the coordinate-wise rules and clipping, which hold longer, for 25. A row is a data set, a rule and a division; it holds main and backdoor
-accuracy after each round, and the backdoor's first rounds apart, which a chapter can repeat.
+the coordinate-wise rules and clipping, which hold longer, for 25. A row is a data set, a rule and a division; it holds
+main and backdoor accuracy after each round, and the backdoor's first rounds apart, which a chapter can repeat.
 """
 
 from __future__ import annotations
