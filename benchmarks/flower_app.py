@@ -136,8 +136,12 @@ def within(limit: float, command: list[str]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(app.pid, signal.SIGKILL)
 
-    timer = threading.Timer(limit, lambda: (late.set(), end()))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what follows is ended, too
+    def expire() -> None:
+        late.set()
+        end()
+
+    timer = threading.Timer(limit, expire)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the app is ended, too
     try:
         timer.start()
         for line in app.stdout or ():
@@ -148,6 +152,7 @@ def within(limit: float, command: list[str]) -> None:
         timer.cancel()
         end()
         app.wait()
+        signal.signal(signal.SIGTERM, before)
     if late.is_set():
         raise SystemExit(
             f"timeout: the app did not end within {limit:g} s, and stood {last}; it is ended. Flower's own start of "

@@ -462,15 +462,13 @@ def test_an_app_that_waits_for_ever_is_ended_and_says_why(tmp_path: Path, capfd:
         "print('after round 0: main accuracy 0.100, backdoor 0.000', flush=True)\n"
         "time.sleep(1000)"
     )
-    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit, match=r"^timeout: the app did not end within 5 s, and stood after round 0; it is"):
         within(5.0, [sys.executable, "-c", code])
-    signal.signal(signal.SIGTERM, handler)
     assert capfd.readouterr().out == "after round 0: main accuracy 0.100, backdoor 0.000\n"
-    assert not psutil.pid_exists(int((tmp_path / "child").read_text()))
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     with pytest.raises(SystemExit, match="the app failed and returned 3"):
         within(60.0, [sys.executable, "-c", "raise SystemExit(3)"])
-    signal.signal(signal.SIGTERM, handler)
 
 
 def test_an_app_that_is_told_to_end_takes_ray_with_it() -> None:
