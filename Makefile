@@ -8,6 +8,9 @@ STAMP  := $(VENV)/.installed-robustlab
 # One thread a process: the tests run in several processes, and the results of sums stay put.
 export OMP_NUM_THREADS ?= 1
 
+# Modules are compiled once: the tests start some forty processes, and compiling costs each half a minute.
+unexport PYTHONDONTWRITEBYTECODE
+
 PARALLEL  := --numprocesses auto --maxprocesses 4 --dist loadscope
 PYTEST    := $(PY) -m pytest $(PARALLEL)
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/nbval.cfg
@@ -40,9 +43,9 @@ test-full: PYTEST += --full
 test-full: test  ## those that `make test` leaves out too: full products of cases, all suites on a pretend GPU
 	@$(PY) -m pytest $(PARALLEL) --pretend-gpu tests/suite
 
-# Without nbval, whose imports alone take each process 2.5 s.
+# Without nbval, whose imports alone take each process 2.5 s, nor the files of the book and the course.
 test-fast: $(STAMP)  ## the quick tests of the library: no notebooks, no browser
-	@$(PYTEST) -p no:nbval -m "not slow and not notebook and not browser" tests
+	@$(PYTEST) -p no:nbval -m "not slow and not notebook and not browser" tests/pretend tests/suite tests/unit
 
 test-changed: $(STAMP)  ## the tests of the files changed since origin/main (or the last commit)
 	@$(PY) tests/changed.py $(NOTEBOOKS) $(PARALLEL)

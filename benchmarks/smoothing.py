@@ -2,25 +2,32 @@
 
     python benchmarks/smoothing.py                        mnist_cnn, 4 images, 10,000 draws each
     python benchmarks/smoothing.py --models mnist_resnet sign_noise25 --threads 2
+    PYTHONPATH=PEERS python benchmarks/smoothing.py --peer    and ART's wrapper beside it
 
-The floor of n₀ + n draws is as many rows through the model, in passes of the same length, with nothing drawn, added or
-counted. Certificates and floor run in turns; see README.md beside it. Minutes for 1,000 images are those of one image
-times 1,000: the draws of an image depend on nothing else, so a data set may also be split over processes.
+Three things run in turns (see README.md beside this file). The *floor* of n₀ + n draws is as many rows through the
+model, in passes of the same length, with nothing drawn, added or counted. The *bare loop* also draws normal numbers for
+each pass, by the same generator, and does nothing else: what it takes above the floor is the price of the numbers, and
+what ours takes above the bare loop is its own. Minutes for 1,000 images are those of one image times 1,000: the draws
+of an image depend on nothing else, so a data set may also be split over processes.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
+from typing import Any
 
 import torch
 from attacks import in_turns, keep_freed_memory, ratio
+from scipy.stats import beta
 from torch import Tensor, nn
 
 from robustlab import data, zoo
 from robustlab.defenses import randomized_smoothing
+from robustlab.defenses.certified.smoothing.votes import CHUNK
 
 print = partial(print, flush=True)
+FIRST, ALPHA = 100, 0.001  # n0 and α
 
 
 def floor(model: nn.Module, rows: Tensor, total: int) -> None:
@@ -30,38 +37,77 @@ def floor(model: nn.Module, rows: Tensor, total: int) -> None:
             model(rows[: total - start])
 
 
+def bare(model: nn.Module, rows: Tensor, total: int) -> None:
+    """Numbers and forward passes, and nothing else."""
+    with torch.no_grad():
+        for start in range(0, total, len(rows)):
+            drawn = rows[: total - start]
+            for number, part in enumerate(drawn.split(CHUNK)):
+                torch.randn(part.shape, generator=torch.Generator(rows.device).manual_seed(start + number), out=part)
+            model(drawn)
+
+
+def of_art(model: nn.Module, x: Tensor, sigma: float, n: int, batch: int) -> Any:
+    """ART's certificates, in passes of the same length. Its bound, by statsmodels, is written by SciPy here."""
+    from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
+
+    class Wrapped(PyTorchRandomizedSmoothing):
+        def _lower_confidence_bound(self, hits: float, total: int) -> float:
+            return float(beta.ppf(self.alpha, hits, total - hits + 1)) if hits else 0.0
+
+    classes = model(x[:1]).shape[1]
+    smooth = Wrapped(
+        model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, device_type=x.device.type, sample_size=FIRST,
+        scale=sigma, alpha=ALPHA,
+    )  # fmt: skip
+    return partial(smooth.certify, x.cpu().numpy(), n, batch_size=batch)
+
+
 def main() -> None:
     """One line for each model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["mnist_cnn"], help="checkpoints of the zoo")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--draws", type=int, default=10_000, help="n; n0 is 100")
-    parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=CHUNK, help="rows of a pass")
     parser.add_argument("--sigma", type=float, default=0.25)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peer", action="store_true", help="ART's wrapper too")
+    parser.add_argument("--fresh", action="store_true", help="freed memory goes back to the system, as by default")
     parser.add_argument("--tiny", action="store_true", help="a smoke run: few draws, two rounds")
     given = parser.parse_args()
+    if not given.fresh:
+        keep_freed_memory()
     if given.tiny:
         given.images, given.draws, given.batch, given.rounds = 2, 300, 100, 2
     torch.set_num_threads(given.threads)
-    print(f"{'model':<16}{'draws':>8}{'floor ms':>10}{'ours ms':>10}{'forwards %':>12}{'1,000 images, min':>19}")
+    print("ms of all, and the forwards' share of the bare loop and of ours")
+    print(
+        f"{'model':<16}{'floor ms':>10}{'bare ms':>10}{'ours ms':>10}{'bare %':>8}{'ours %':>8}"
+        f"{'1,000 images, min':>19}" + f"{'ART / ours':>12}{'mean radius, both':>19}" * given.peer
+    )
     for name in given.models:
         model, test = zoo.load(name).to(given.device), data.load(zoo.info(name)["dataset"])
         x = test.x_test[: given.images].to(given.device)
         rows = x[:1].expand(given.batch, *x.shape[1:]).contiguous()
         certify = partial(
-            randomized_smoothing, model, x, sigma=given.sigma, n0=100, n=given.draws, batch_size=given.batch
-        )
-        total = given.images * (given.draws + 100)
-        base, ours = in_turns([partial(floor, model, rows, total), certify], given.rounds)
-        least = [1000 * min(times) for times in (base, ours)]
+            randomized_smoothing, model, x, sigma=given.sigma, n0=FIRST, n=given.draws, alpha=ALPHA,
+            batch_size=given.batch,
+        )  # fmt: skip
+        total = given.images * (given.draws + FIRST)
+        runs = [partial(floor, model, rows, total), partial(bare, model, rows, total), certify]
+        if given.peer:
+            runs.append(of_art(model, x, given.sigma, given.draws, given.batch))
+        least, loop, ours, *theirs = in_turns(runs, given.rounds)
         minutes = min(ours) / given.images * 1000 / 60
-        share = 100 / ratio(ours, base)
-        print(f"{name:<16}{given.draws:>8}{least[0]:>10.0f}{least[1]:>10.0f}{share:>12.0f}{minutes:>19.1f}")
+        line = f"{name:<16}" + "".join(f"{1000 * min(times):>10.0f}" for times in (least, loop, ours))
+        line += "".join(f"{100 / ratio(times, least):>8.0f}" for times in (loop, ours)) + f"{minutes:>19.1f}"
+        if given.peer:
+            line += f"{ratio(theirs[0], ours):>12.1f}{certify().radius.mean():>12.3f}{runs[-1]()[1].mean():>7.3f}"
+        print(line)
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from book.notebooks import ROOT
@@ -88,13 +89,18 @@ def exports(package: str, root: Path = ROOT, rows: Iterable[Row] = ROWS) -> dict
 
 def _read(file: Path, root: Path, rows: tuple[Row, ...]) -> Module:
     name = ".".join(file.relative_to(root).with_suffix("").parts)
-    body = ast.parse(file.read_text(encoding="utf-8")).body
+    body = _parsed(file.read_text(encoding="utf-8"))
     definitions = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     public = tuple(node for node in definitions if not node.name.startswith("_"))
     own = tuple(row for row in rows if row.module == name)
     exported = tuple(sorted({row.key for row in own} | set(_listed(body))))
     place = min(((row.chapter, position) for position, row in enumerate(rows) if row in own), default=("", 0))
     return Module(name, exported, public, own, place)
+
+
+@cache
+def _parsed(source: str) -> list[ast.stmt]:
+    return ast.parse(source).body
 
 
 def _listed(body: Iterable[ast.stmt]) -> list[str]:

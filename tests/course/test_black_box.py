@@ -43,6 +43,7 @@ def by_labels(api: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: float,
     return out
 
 
+@pytest.mark.slow
 def test_labels_are_enough_for_all_points() -> None:
     """Honest work gets all points under both of the students' APIs, on several courses."""
     for number, tells in enumerate(("labels", "top", "labels", "top")):

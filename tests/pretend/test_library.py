@@ -137,6 +137,7 @@ def test_models_that_draw_and_models_of_words() -> None:
 # Bounds --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bounds_radii_and_the_graph() -> None:
     def run(device: torch.device) -> Any:
         model = residual_net((1, 5, 5)).to(device)

@@ -190,6 +190,7 @@ def check_models_without_parameters(case: Case, device: torch.device) -> None:
     assert result.x_adv.dtype == x.dtype
 
 
+@pytest.mark.slow
 @over()
 def test_bad_arguments(case: Case, device: torch.device) -> None:
     check_bad_arguments(case, device)
@@ -200,6 +201,7 @@ def test_bad_models(case: Case, device: torch.device) -> None:
     check_bad_models(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_access(case: Case, device: torch.device) -> None:
     check_access(case, device)

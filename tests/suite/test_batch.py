@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -94,21 +95,25 @@ def check_scalars_stand_for_all(case: Case, device: torch.device) -> None:
     assert_same(case.run(model, x, y, **one), case.run(model, x, y, **each), atol=0)
 
 
+@pytest.mark.slow
 @over()
 def test_batch_independence(case: Case, device: torch.device) -> None:
     check_batch_independence(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_ids_permute(case: Case, device: torch.device) -> None:
     check_ids_permute(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_determinism(case: Case, device: torch.device) -> None:
     check_determinism(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_scalars_stand_for_all(case: Case, device: torch.device) -> None:
     check_scalars_stand_for_all(case, device)

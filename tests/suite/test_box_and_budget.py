@@ -135,6 +135,7 @@ def check_box_and_budget_of(cases: list[Case], device: torch.device, examples: i
     run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [row.key for row in ATTACKS])
 def test_box_and_budget(key: str, device: torch.device) -> None:
     check_box_and_budget_of([case for case in CASES if case.row.key == key], device, examples=12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -94,21 +95,25 @@ class Boxed(Counting):
         return super().forward(x)
 
 
+@pytest.mark.slow
 @over(*CASES)
 def test_equal_ends(case: Case, device: torch.device) -> None:
     check_equal_ends(case, device)
 
 
+@pytest.mark.slow
 @over(*CASES)
 def test_normalized(case: Case, device: torch.device) -> None:
     check_normalized(case, device, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
 
 
+@pytest.mark.slow
 @over(*(case for case in CASES if not case.takes("density")))  # which is told of points of one box
 def test_translated(case: Case, device: torch.device) -> None:
     check_translated(case, device)
 
 
+@pytest.mark.slow
 @over(*(case for case in CASES if not case.takes("density")))  # as above
 def test_scaled(case: Case, device: torch.device) -> None:
     check_scaled(case, device)

@@ -74,6 +74,7 @@ def check_large_budget_changes_nothing(case: Case, device: torch.device) -> None
     assert torch.equal(free.x_adv, rich.x_adv) and torch.equal(free.queries, rich.queries)
 
 
+@pytest.mark.slow
 @over()
 def test_counts(case: Case, device: torch.device) -> None:
     check_counts(case, device)
@@ -84,6 +85,7 @@ def test_budget_of_queries(case: Case, device: torch.device, budget: int) -> Non
     check_budget_of_queries(case, device, budget)
 
 
+@pytest.mark.slow
 @over()
 def test_large_budget_changes_nothing(case: Case, device: torch.device) -> None:
     check_large_budget_changes_nothing(case, device)

@@ -107,6 +107,7 @@ def test_huge_budget(case: Case, device: torch.device) -> None:
     check_huge_budget(case, device)
 
 
+@pytest.mark.slow
 @over(size=(1, 3))
 def test_callers_batches(case: Case, device: torch.device, size: int) -> None:
     check_callers_batches(case, device, size)
@@ -117,6 +118,7 @@ def test_least_likely_target(case: Case, device: torch.device) -> None:
     check_least_likely_target(case, device)
 
 
+@pytest.mark.slow
 @pytest.mark.threads
 @over()
 def test_two_threads(case: Case, device: torch.device) -> None:

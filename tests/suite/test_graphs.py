@@ -180,6 +180,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_suite(case: GraphCase, check: str, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from tests.suite.cases import CASES, EPS, Case, batch, over
@@ -26,6 +27,7 @@ def check_half_precision(case: Case, device: torch.device, dtype: torch.dtype = 
     assert found >= wanted - 1, f"{found} successes, {wanted} in float32"
 
 
+@pytest.mark.slow
 @over(*CASES, dtype=(torch.bfloat16, torch.float16))
 def test_half_precision(case: Case, device: torch.device, dtype: torch.dtype) -> None:
     check_half_precision(case, device, dtype)

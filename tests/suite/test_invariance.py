@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from tests.suite.cases import Case, batch, over
@@ -81,6 +82,7 @@ def check_batch_of_one_on_saturated_pixels(case: Case, device: torch.device) -> 
             assert not torch.equal(result.x_adv, x[i : i + 1]), "pixels at the bounds stop the attack"
 
 
+@pytest.mark.slow
 @over(shift=(3.0, -300.0))
 def test_logit_shift(case: Case, device: torch.device, shift: float = 3.0) -> None:
     check_logit_shift(case, device, shift)

@@ -154,6 +154,7 @@ class _Plain(nn.Module):
         return self.function(x)
 
 
+@pytest.mark.slow
 @over(mode=("eval", "asis"))
 def test_no_side_effects(case: Case, device: torch.device, mode: str) -> None:
     check_no_side_effects(case, device, mode)
@@ -169,6 +170,7 @@ def test_no_side_effects_of_an_interrupt(case: Case, device: torch.device) -> No
     check_no_side_effects_of_errors(case, device, "asis", 2, KeyboardInterrupt("planted"))
 
 
+@pytest.mark.slow
 @over()
 def test_model_that_writes_into_its_input(case: Case, device: torch.device) -> None:
     check_model_that_writes_into_its_input(case, device)

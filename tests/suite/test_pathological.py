@@ -134,6 +134,7 @@ def test_broken_model(case: Case, device: torch.device, kind: str) -> None:
     check_broken_model(case, device, kind)
 
 
+@pytest.mark.slow
 @over()
 def test_constant_model(case: Case, device: torch.device) -> None:
     check_constant_model(case, device)
@@ -144,11 +145,13 @@ def test_nan_away_from_x(case: Case, device: torch.device) -> None:
     check_nan_away_from_x(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_nan_rows(case: Case, device: torch.device) -> None:
     check_nan_rows(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_infinite_logits(case: Case, device: torch.device) -> None:
     check_infinite_logits(case, device)

@@ -55,11 +55,13 @@ def check_nothing_left_behind(case: Case) -> None:
         check_no_side_effects(case, gpu.device, "asis")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*FIRST, *REST], ids=str)
 def test_twin(case: Case) -> None:
     check_twin(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_nothing_left_behind(case: Case) -> None:
     check_nothing_left_behind(case)
@@ -121,6 +123,7 @@ def test_every_evaluation_is_here() -> None:
     assert {row.key for kind in ("evaluation", "solver") for row in rows(kind, done=True)} <= set(EVALUATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_evaluation(name: str) -> None:
     twins(EVALUATIONS[name], home=CPU if name in REPORTS else None, rtol=1e-9, atol=1e-9)

@@ -66,6 +66,7 @@ def check_saturated(case: Case, device: torch.device) -> None:
     assert int(ours.success.sum()) >= int(plain.success.sum()) or any('loss="margin"' in str(t.message) for t in told)
 
 
+@pytest.mark.slow
 @over(*MINIMUM_NORM, value=(-1e4, -1e9, -torch.inf))
 def test_masked(case: Case, device: torch.device, value: float) -> None:
     check_masked(case, device, value)
@@ -91,11 +92,13 @@ def test_scaled_dlr(case: Case, device: torch.device, scale: float) -> None:
     check_scaled(case, device, scale, loss="dlr")
 
 
+@pytest.mark.slow
 @over(*WEIGHED)
 def test_small_logits(case: Case, device: torch.device) -> None:
     check_weighed(case, device)
 
 
+@pytest.mark.slow
 @over(*[case for case in CASES if case.row.access == "white" and not case.targeted])
 def test_what_saturates_is_told(case: Case, device: torch.device) -> None:
     check_saturated(case, device)

@@ -123,6 +123,7 @@ def test_where_the_sounds_are(attack: Attack) -> None:
     twins(run, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [pytest.param(way, id=f"bypass_temporal-{way}") for way in WAYS])
 def test_every_way_past_temporal_dependency(way: Any) -> None:
     """Counts, each sound as if it were alone, the same on the pretend device, and nothing of the caller's changed."""

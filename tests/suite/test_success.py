@@ -143,6 +143,7 @@ def check_two_classes(case: Case, device: torch.device) -> None:
         assert torch.equal(model(result.x_adv).argmax(1) != y, result.success)
 
 
+@pytest.mark.slow
 @over(dtype=(torch.float32, torch.float64))
 def test_success_is_true(case: Case, device: torch.device, dtype: torch.dtype) -> None:
     check_success_is_true(case, device, dtype)
@@ -153,6 +154,7 @@ def test_untouched_where_goal_is_met(case: Case, device: torch.device, every: bo
     check_untouched_where_goal_is_met(case, device, every)
 
 
+@pytest.mark.slow
 @over()
 def test_failure(case: Case, device: torch.device) -> None:
     check_failure(case, device)
@@ -171,6 +173,7 @@ def test_a_target_is_refused_where_the_row_has_none() -> None:
                 case.attack(model, x, y, **case.arguments(target=0))
 
 
+@pytest.mark.slow
 @over()
 def test_own_prediction_by_default(case: Case, device: torch.device) -> None:
     check_own_prediction_by_default(case, device)

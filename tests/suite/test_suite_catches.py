@@ -402,6 +402,7 @@ def test_saturated_pixels() -> None:
 # Bad input -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bug",
     [

@@ -172,6 +172,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_suite(case: TokenCase, check: str, device: torch.device) -> None:

@@ -100,6 +100,7 @@ def test_crafting_leaves_modes_parameters_and_batch_norm_alone() -> None:
     assert counted == {"eval": 1, "train": 4}, "in eval mode the training forward alone moves the statistics"
 
 
+@pytest.mark.slow
 def test_it_makes_a_model_more_robust() -> None:
     d = data.load("mnist5k").subset(1000, 200)
     robust = {}

@@ -52,6 +52,7 @@ def short_square(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("robustlab.evaluation.protocol.autoattack"), "_QUERIES", 300)
 
 
+@pytest.mark.slow
 def test_report_adds_up(short_square: None) -> None:
     model, x, y = problem()
     seen = Counting(model)
@@ -263,6 +264,7 @@ def test_square_unmasks_a_quantizer(short_square: None) -> None:
     assert report.attacks[1].fooled > report.attacks[0].fooled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes(classes: int) -> None:
     model, x, y = affine_problem(classes, 12, 8, CPU, spread=1.0)
@@ -325,6 +327,7 @@ def test_bad_input() -> None:
         autoattack(Victim(model, access="soft"), x, y, eps=0.1)
 
 
+@pytest.mark.slow
 def test_a_loader_is_read_batch_by_batch(tmp_path: Path, short_square: None) -> None:
     model, x, y = problem()
     run = {"eps": EPS, "attacks": ["apgd-ce", "apgd-t"], "batch_size": 4, "seed": 2}
@@ -388,6 +391,7 @@ def test_a_state_is_checked_before_it_is_believed(tmp_path: Path, lie: str) -> N
         autoattack(model, x, y, **run)
 
 
+@pytest.mark.slow
 def test_a_masked_class_is_aimed_at_like_another(short_square: None) -> None:
     """It has no logit but −∞, with which y must not tie when the classes are ranked."""
     model, x, y = problem(8, classes=4)

@@ -71,6 +71,7 @@ def smooth_affine(n: int) -> tuple[Affine, Tensor, Tensor]:
 TUNED = {"linf": {"exploration": 1.0, "prior_rate": 6.0}, "l2": {"exploration": 0.1, "prior_rate": 0.3}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_priors_save_queries(norm: str) -> None:
     """Tiles cost less than no tiles and than NES, at twice the smallest radius, on a gradient made of tiles."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from book.generate import pages as generated_pages
@@ -197,6 +198,7 @@ def test_notation_has_the_survey_s_table() -> None:
         assert re.search(r"^\* - .*\$" + re.escape(symbol) + r"\$", notation, flags=re.MULTILINE), symbol
 
 
+@pytest.mark.slow
 def test_the_landing_page_links_every_chapter() -> None:
     cards = generated_pages()["parts.md"]
     for path in ROOT.glob("chapters/*.ipynb"):

@@ -75,6 +75,7 @@ def test_where_no_step_succeeds_it_ends() -> None:
     assert result.queries.tolist() == [2 + 10 + k + k // 10 + 2] * 4 and bool(result.success.all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 5])
 def test_comes_near_the_optimum_of_an_affine_model(classes: int) -> None:
     model, x, y = affine_problem(classes, 10, 8, CPU, spread=1.0)

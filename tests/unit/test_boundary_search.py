@@ -180,6 +180,7 @@ def least_budget(attack: Callable[..., AttackResult], *problem: object) -> int:
     return int(str(error.value).split("at least ")[1].split(",")[0])
 
 
+@pytest.mark.slow
 @each
 def test_a_larger_budget_never_returns_a_farther_point(name: str) -> None:
     """Wherever the budget ends the attack, in a bisection, among directions or before the last step: best so far."""
@@ -209,6 +210,7 @@ def test_the_least_budget_pays_for_more_than_a_start(name: str) -> None:
 # What a label cannot undo --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each
 def test_where_only_the_start_meets_the_goal_the_attack_ends_there(name: str) -> None:
     """No step ever succeeds: nothing is halved, grown or drawn without end."""
@@ -222,6 +224,7 @@ def test_where_only_the_start_meets_the_goal_the_attack_ends_there(name: str) ->
     assert seen.forwards == int(result.queries.sum()) < 4 * 8000
 
 
+@pytest.mark.slow
 @each
 def test_every_question_is_in_the_box_and_measured_as_it_is(name: str) -> None:
     """A box that is in the way of nearly all directions; what is returned was asked about, and is at its distance."""

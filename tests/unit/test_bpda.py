@@ -60,6 +60,7 @@ def test_the_stand_in_costs_nothing_without_gradients() -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [Quantize(), Ripple()], ids=["quantization", "shattering"])
 def test_masked_defenses_fall_to_the_undefended_level(layer: nn.Module) -> None:
     x, y = digits(100)
@@ -74,6 +75,7 @@ def test_masked_defenses_fall_to_the_undefended_level(layer: nn.Module) -> None:
     assert torch.equal(nn.Sequential(layer, net)(adaptive.x_adv).argmax(1) != y, adaptive.success)
 
 
+@pytest.mark.slow
 def test_every_attack_works_through_it() -> None:
     x, y = digits(20)
     net, layer = zoo.load("mnist_cnn"), Quantize()

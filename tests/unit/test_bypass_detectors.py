@@ -82,6 +82,7 @@ def optimum(net: nn.Linear, detector: nn.Linear, x: Tensor, y: Tensor) -> Tensor
     return torch.tensor(best, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_on_affine_models_it_finds_what_a_linear_program_finds() -> None:
     """Never below the optimum of classifier and detector together; within 5 % of it nearly always."""
     found, met = [], []
@@ -130,6 +131,7 @@ def test_a_detector_that_catches_pgd_is_bypassed(digits: tuple[nn.Module, NoiseD
     assert torch.equal((net(result.x_adv).argmax(1) != y) & (detector(result.x_adv) <= 0), result.success)
 
 
+@pytest.mark.slow
 def test_other_attacks_and_detectors_without_gradients(digits: tuple[nn.Module, NoiseDetector, Tensor, Tensor]) -> None:
     net, detector, x, y = digits
     hard = bpda(lambda t: torch.where(detector(t) > 0, 1.0, -1.0)[:, None], lambda t: detector(t)[:, None])
@@ -155,6 +157,7 @@ def test_the_unit_of_the_score_changes_neither_where_it_fires_nor_the_rest() -> 
     assert torch.allclose(half[:, 3], torch.tensor(1.5, dtype=half.dtype)), "half a unit above: half the top logit more"
 
 
+@pytest.mark.slow
 def test_a_detector_without_gradients_is_bypassed_by_scores_alone(
     digits: tuple[nn.Module, NoiseDetector, Tensor, Tensor],
 ) -> None:

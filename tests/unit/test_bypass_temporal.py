@@ -28,6 +28,7 @@ def test_the_target_is_split_where_the_sound_is() -> None:
     assert rest.mask.tolist() == [[False] * 3 + [True] * 3] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["segment", "concatenation", "combination"])
 def test_success_is_what_is_heard_of_the_whole_and_of_its_beginning(way: Any) -> None:
     model, x = Hears().double(), sounds(20)

@@ -101,6 +101,7 @@ def test_a_right_pgd_passes(start: str) -> None:
         check.pgd(function(PGD, ("START", start)), seed=seed)
 
 
+@pytest.mark.slow
 @every("name", PGD_MUTANTS)
 def test_each_mutant_of_pgd_is_named(name: str) -> None:
     mutant = function(PGD, PGD_MUTANTS[name], ("START", STARTS[0]))

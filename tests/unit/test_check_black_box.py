@@ -122,6 +122,7 @@ def test_a_loop_over_inputs_passes_too() -> None:
     check.black_box(one_by_one, tells="scores", shape=(2, 4, 4))
 
 
+@pytest.mark.slow
 @every("cause, replaced", [(cause, replaced) for cause, *replaced in MUTANTS], label=lambda case: case[0])
 def test_each_slip_is_named(cause: str, replaced: list[tuple[str, str]]) -> None:
     torch.manual_seed(0)

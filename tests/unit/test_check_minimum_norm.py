@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -154,6 +155,7 @@ def test_each_mutant_of_the_optimum_is_named(name: str) -> None:
         )
 
 
+@pytest.mark.slow
 @every("name", DEEPFOOL_MUTANTS)
 def test_each_mutant_of_deepfool_is_named(name: str) -> None:
     for seed in (0, 10):

@@ -164,6 +164,7 @@ def test_a_saturated_loss_is_flagged() -> None:
     assert report["gradients are there"].passed is False
 
 
+@pytest.mark.slow
 def test_nothing_of_the_model_is_changed_and_the_report_repeats(broken: dict[str, Broken]) -> None:
     entry = broken["train_mode"]
     before = {name: value.clone() for name, value in entry.model.state_dict().items()}

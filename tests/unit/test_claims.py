@@ -79,6 +79,7 @@ def test_an_id_stands_for_one_claim_but_a_cell_may_run_again() -> None:
         claim("same-id", "Second text", True, method="fgsm")
 
 
+@pytest.mark.slow
 def test_the_claims_of_a_cell_are_one_table_and_their_numbers_travel_in_order(tmp_path: Path) -> None:
     shown = _in_ipython(
         "claim('rounds', 'It rounds <', True, method='pgd', "
@@ -101,6 +102,7 @@ def test_the_claims_of_a_cell_are_one_table_and_their_numbers_travel_in_order(tm
     assert list(records[0].ours) == ["late", "early", "inf"] and records[1].id == "second"
 
 
+@pytest.mark.slow
 def test_a_table_is_shown_where_its_cell_fails_too() -> None:
     shown = _in_ipython("claim('first', 'A first', True, method='pgd')\nraise ValueError('later')")
     assert [one["data"]["text/plain"] for one in shown] == ["first: A first — holds"]

@@ -100,6 +100,7 @@ def test_the_band_holds_the_function_and_touches_it(name: str) -> None:
     torch.testing.assert_close(over.amin(dim=1, keepdim=True), band.lower_bias, rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_certified_loss_falls_by_another_methods_word() -> None:
     """Trained with 20 projections; the worst logits by Fast-Lin, which has none, on other points."""
     loss, (x, y) = [], checkerboard(300, 1)

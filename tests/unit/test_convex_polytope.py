@@ -70,6 +70,7 @@ def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.arange(40) % 2, torch.full((1, 8), 0.5, dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_the_target_ends_in_the_hull_of_every_surrogate(dropout: float) -> None:
     x, y, x_target = data()
@@ -96,6 +97,7 @@ def test_a_hull_asks_for_less_than_collisions() -> None:
     assert float(hull.details["residual"]) < float(collided.details["feature_distance"].min() / goal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_budget_box_labels_and_callers_things(dtype: torch.dtype) -> None:
     x, y, x_target = data(dtype)

@@ -123,6 +123,7 @@ def test_l0_changes_elements_or_leaves_them_exactly() -> None:
     assert torch.equal(result.distances["l0"], (result.x_adv != x).sum(1).to(x.dtype))
 
 
+@pytest.mark.slow
 def test_aborting_early_saves_queries() -> None:
     model, x, y = problem()
     early = cw(model, x, y, search_steps=3, steps=200, c=0.1)

@@ -84,6 +84,7 @@ def test_levels_are_those_of_the_box(bounds: tuple[float, float]) -> None:
     torch.testing.assert_close(seen.points[2], grid[nearest])
 
 
+@pytest.mark.slow
 def test_as_near_as_a_long_search() -> None:
     """On a smooth net 300 steps end within 2 % of C&W's six searches, in the median."""
     model, x = mlp((6,), 3), noise_box(20, (6,), torch.float64)

@@ -87,6 +87,7 @@ def test_the_default_is_near_the_l1_optimum() -> None:
     assert float(ratio.min()) >= 1 - 1e-9 and float(ratio.median()) <= 1.1, ratio
 
 
+@pytest.mark.slow
 def test_without_beta_it_minimizes_cw_s_objective() -> None:
     model, x, y = affine_problem(2, 12, 8, torch.device("cpu"), spread=1.0)
     best = free_optimum(model, x, y, "l2")

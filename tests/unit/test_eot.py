@@ -57,6 +57,7 @@ def test_a_family_is_averaged_exactly() -> None:
         torch.testing.assert_close(eot(net, family, average=average)(x), value, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["logprobs", "logits"])
 def test_the_gradient_is_unbiased(average: str) -> None:
     """Over 300 seeds the mean gradient is the exact one, within 4.5 standard errors in each of 32 coordinates."""

@@ -83,6 +83,7 @@ def test_shapes_and_intervals() -> None:
     assert len(curve.summary().splitlines()) == 4 and "90 %" in curve.summary()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [functools.partial(pgd, steps=5, restarts=2), functools.partial(cw, steps=40, search_steps=2, c=10.0, lr=0.05)],

@@ -145,6 +145,7 @@ class Everything(nn.Module):
         return self.out(z.abs().clamp(0.05, 0.6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_any_piecewise_linear_graph(seed: int) -> None:
     """MILP, which rewrites everything in ReLUs, against ReLU and input splits on the relaxed operators."""
@@ -264,6 +265,7 @@ def test_what_was_not_checked_in_time_is_never_verified(name: str, monkeypatch: 
     assert (skipped > 0) == (name == "relu splits"), "the clock must run out at a leaf, too"
 
 
+@pytest.mark.slow
 @over_solvers
 def test_a_solver_that_gives_up_proves_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """HiGHS and simplex stop at limits of their own; a safe query is then unknown, and no exception is raised."""
@@ -401,6 +403,7 @@ assert not slow, slow
 # Scales -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @over_solvers
 @pytest.mark.parametrize("scale", [1e-6, 1e-9, 1e6])
 @pytest.mark.parametrize("which", ["outputs", "all"])
@@ -552,6 +555,7 @@ def test_an_encoding_keeps_the_time(method: str) -> None:
         assert time.thread_time() - start < 0.3 + 1
 
 
+@pytest.mark.slow
 def test_a_large_program_of_simplex_looks_at_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly as many ReLUs as are encoded at all: the rows and the tableau have 29 million numbers each."""
     looks: list[float] = []

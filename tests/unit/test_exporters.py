@@ -193,6 +193,7 @@ def test_what_is_refused_is_named(route: str, name: str) -> None:
         assert any(f"'{node}'" in str(error.value) for node in names)
 
 
+@pytest.mark.slow
 def test_a_convolution_that_pads_unevenly_in_every_file() -> None:
     """The quick one of these: an even kernel, a transposed convolution, a pool rounded up, a resize."""
     parts = (

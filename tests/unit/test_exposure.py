@@ -97,6 +97,7 @@ def test_a_secret_does_not_lose_to_itself_in_another_batch(error: float) -> None
     assert found.rank == 1 and found.value == pytest.approx(math.log2(10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [100, 1000, 30_000])
 def test_estimates_are_near_the_exact_exposure(rank: int) -> None:
     """Five independent characters, each with nearly normal bits: their sum is nearly normal."""

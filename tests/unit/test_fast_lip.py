@@ -153,6 +153,7 @@ def test_two_hidden_layers_hold_every_pattern() -> None:
             assert ((jacobian - center[n]).abs() <= radius[n] + 1e-12).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["dense", "residual", "difference", "cnn"])
 def test_no_sampled_slope_is_larger(kind: str, norm: str) -> None:

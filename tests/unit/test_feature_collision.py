@@ -62,6 +62,7 @@ def test_on_linear_features_it_ends_at_the_closed_form() -> None:
     torch.testing.assert_close(found.x[rows], exact, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_several_surrogates_weigh_by_relative_distance_and_end_at_the_closed_form() -> None:
     """(Σ w_m AᵀA + βI)·x = Σ w_m AᵀA·x_t + β·b, with w_m = s²/M‖A_m x_t‖², s² = the mean of ‖A_m x_t‖²."""
     x, y, x_target = data()

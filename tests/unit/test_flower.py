@@ -54,6 +54,7 @@ def test_all_of_it_where_flower_is_installed(python: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_robustlab_imports_neither_flower_nor_ray() -> None:
     code = (
         "import sys, robustlab.training.federated, robustlab.training.flower, robustlab.attacks, robustlab.defenses\n"

@@ -114,6 +114,7 @@ def test_as_near_as_ddn() -> None:
     assert float((ours.radius("l2") / other.radius("l2")).median()) < 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l0", "l1", "l2", "linf"])
 def test_each_norm_is_smallest_in_itself(norm: str) -> None:
     model, x = mlp((6,), 3), noise_box(20, (6,), torch.float64)

@@ -134,6 +134,7 @@ def test_list_table_refuses_a_ragged_row() -> None:
         list_table(("a", "b"), [("c",)])
 
 
+@pytest.mark.slow
 def test_pages_are_deterministic_and_written_once(tmp_path: Path) -> None:
     first = pages()
     assert first == pages()
@@ -157,6 +158,7 @@ def test_the_table_of_operators_has_what_the_readers_read() -> None:
     assert len(functions) == len(FUNCTIONS) and {"F.relu", "torch.relu", "operator.add", "getattr"} <= functions
 
 
+@pytest.mark.slow
 def test_a_page_that_is_no_longer_written_is_taken_away(tmp_path: Path) -> None:
     old = tmp_path / "api" / "attacks_of_old.md"
     old.parent.mkdir()

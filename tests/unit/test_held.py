@@ -138,6 +138,7 @@ def keeps(victim: Any, x: Tensor, y: Tensor, *, ids: Tensor) -> Any:
     return pgd(victim, x, y, eps=1e-6, steps=1, ids=ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_held_and_put_back(name: str) -> None:
     make, run = CASES[name]

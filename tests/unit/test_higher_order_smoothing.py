@@ -69,6 +69,7 @@ def test_no_classifier_loses_its_votes_sooner(p: float, share: float) -> None:
     assert float(radius) < float(higher_order_radius(torch.tensor(p + 0.01).double(), g))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("q", "dual"), [(1, torch.inf), (2, 2), (torch.inf, 1)])
 def test_no_direction_of_the_ball_is_worse(q: float, dual: float) -> None:
     """In the plane, all around the ball of each norm, for an inclined gradient."""
@@ -118,6 +119,7 @@ def test_it_is_between_cohens_radius_and_the_distance_of_a_plane() -> None:
         assert bool((other.radius >= cohen.radius / (math.sqrt(3) if q == "linf" else 1) - 1e-12).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("q", "dual"), [("l1", torch.inf), ("l2", 2), ("linf", 1)])
 def test_the_bound_of_the_gradient_holds_as_often_as_it_says(q: str, dual: float) -> None:
     """And not always by a mile: at a mean of 16 times as many draws it is within twice the truth."""

@@ -326,6 +326,7 @@ def test_reading_keeps_the_time() -> None:
         read_onnx(network([N("Relu", ["x"], ["y"])], {}, FLAT))
 
 
+@pytest.mark.slow
 def test_sizes_are_known_before_memory_is_asked_for(tmp_path: Path) -> None:
     """In a process that may take 1 GB more than it has; a bomb that is computed would end it, or last for minutes."""
     for name, (nodes, constants, shape) in GROWING.items():

@@ -186,6 +186,7 @@ def checkerboard(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return 0.05 + 0.55 * corner + 0.35 * torch.rand(n, 2, generator=generator), corner.sum(dim=1) % 2
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_certificate_grows(trainer: object) -> None:
     """At ε = 0.05 most points are certified by intervals, few after plain training."""

@@ -112,6 +112,7 @@ def circles(edges: dict[str, set[str]]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_unit_has_a_rank() -> None:
     units = {unit(name) for name in graph() if name not in ("robustlab", "robustlab.teaching")}
     known = {*RANK, "teaching.catalogue"}
@@ -140,6 +141,7 @@ def test_these_checks_see_what_is_planted() -> None:
     assert len(graph()["robustlab.attacks.whitebox.pgd"]) >= 5
 
 
+@pytest.mark.slow
 @every("file", FILES, label=name_of)
 def test_nobody_imports_chapters_book_or_tests(file: Path) -> None:
     package = name_of(file).rpartition(".")[0]

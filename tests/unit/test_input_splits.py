@@ -219,6 +219,7 @@ def test_the_side_that_helps_most() -> None:
     assert by_bend > by_slope
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "terms", "seed"), [(3, 3, 0), (4, 4, 2), (2, 6, 4)])
 def test_lattices(rows: int, terms: int, seed: int) -> None:
     """Minima and maxima of affine functions of two inputs, on both sides of the exact minimum."""
@@ -232,6 +233,7 @@ def test_lattices(rows: int, terms: int, seed: int) -> None:
         assert ask(graph, cube(2, one, torch.tensor([gap - exact]).double())).status == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cheap", "refined"), [(0.0, None), (float("inf"), True)])
 def test_how_boxes_are_bounded_changes_no_answer(
     cheap: float, refined: bool | None, monkeypatch: pytest.MonkeyPatch
@@ -267,6 +269,7 @@ def test_backward_passes_cost_more_in_wide_nets() -> None:
     assert costs[2, 48, 48, 1] > 3 * costs[2, 12, 12, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_control_nets(seed: int) -> None:
     """Five inputs, a conjunction of rows: never verified where a sample is unsafe, and verified where there is room."""
@@ -342,6 +345,7 @@ def test_attacks_stay_in_their_boxes() -> None:
     assert bool(((found >= low[0]) & (found <= high[0])).all())
 
 
+@pytest.mark.slow
 def test_fourteen_inputs_and_few_neurons() -> None:
     """Between a few inputs and an image: boxes are split, and the answer comes in seconds."""
     graph = trace(dense((14, 12, 12, 3), 1), (14,))

@@ -75,6 +75,7 @@ def test_weak_duality_by_hand() -> None:
     assert float(ours.max()) == pytest.approx(lp, abs=1e-9)  # the best multipliers are on the grid: strong duality
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(3, 4, 3, 2), (4, 6, 5, 5, 2)])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_limit_is_the_program_over_triangles(sizes: tuple[int, ...], seed: int) -> None:
@@ -105,6 +106,7 @@ def test_the_limit_on_graphs(kind: str) -> None:
     assert bool((ours <= lp + 1e-9).all() and (lp - ours <= 0.05 * (lp - crown)).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "activation"),
     [
@@ -138,6 +140,7 @@ OPERATORS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_each_inner_minimum_on_a_grid(name: str) -> None:
     """⟨a, f(z)⟩ ≥ ⟨μ, z⟩ + least for all z of the box, and some z attains it."""

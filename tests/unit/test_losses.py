@@ -43,6 +43,7 @@ def by_hand(name: str, z: list[float], y: int, t: int | None, kappa: float) -> f
     return max(max(a for k, a in enumerate(v) if k != t) - v[t] + kappa, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())

@@ -63,6 +63,7 @@ def attack(victims: Any, x: Tensor, gamma: float, **changes: Any) -> MinMaxResul
     return minmax_universal(victims, x, gamma=gamma, **{**arguments, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "dual"), [("l2", 2), ("linf", 1)])
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_the_saddle_point_of_linear_models(gamma: float, norm: str, dual: Any) -> None:
@@ -148,6 +149,7 @@ def test_brute_force_over_the_plane() -> None:
         assert float(values.min()) < float(values[len(grid) // 2]) - 0.1  # there is something to be gained
 
 
+@pytest.mark.slow
 def test_the_mean_pays_in_the_worst_domain() -> None:
     """γ = 0 against γ = ∞: each is the better in what it minimizes."""
     victims, x, m, a = game()

@@ -121,6 +121,7 @@ def early() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["boosting", "stealthy", "alternating"])
 def test_the_chosen_input_is_misread_through_the_mean(strategy: Any) -> None:
     """The others send nothing. By turns the sent model reaches the aim and keeps its accuracy; else the mean does."""

@@ -25,6 +25,7 @@ def problem(n: int = 6, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor, Tenso
     return model, x, target, start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sees", "k"), [("scores", 1), ("scores", 2), ("labels", 1)])
 def test_ends_inside_the_ball_at_the_target(sees: str, k: int) -> None:
     """With the target kept shown; every query counted, inside the box; labels need no more than hard access."""

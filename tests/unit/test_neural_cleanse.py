@@ -167,6 +167,7 @@ def test_without_a_scale_there_is_no_index_and_nothing_is_flagged() -> None:
         unlearn(model, (torch.rand(2, 1, SIDE, SIDE), torch.zeros(2).long()), found)
 
 
+@pytest.mark.slow
 def test_a_search_that_has_not_converged_says_so(recwarn: pytest.WarningsRecorder) -> None:
     """At 4 steps no patch works yet, at 12 masks are half the image; at 300 they are what 600 steps find."""
     model, (x, _) = backdoored()

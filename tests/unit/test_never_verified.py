@@ -110,6 +110,7 @@ def time_for(looks: float) -> Iterator[SimpleNamespace]:
         yield clock
 
 
+@pytest.mark.slow
 @over_solvers
 def test_time_runs_out_at_every_look(name: str) -> None:
     """In the middle of a bound, too; with enough time the safe query is verified, so that the clock was what failed."""
@@ -124,6 +125,7 @@ def test_time_runs_out_at_every_look(name: str) -> None:
         assert verdict.status == "verified" or clock.seen > looks, f"after {looks} looks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_time_runs_out_at_every_look_of_verify(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A label that is lost on its ball: whatever the clock does, from reading to the end, with everything in place."""
@@ -138,6 +140,7 @@ def test_time_runs_out_at_every_look_of_verify(method: str, monkeypatch: pytest.
         assert not answer.verified.any(), f"after {looks} looks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", ["output", "hidden"])
 @pytest.mark.parametrize("name", ["input splits", "relu splits"])
@@ -184,6 +187,7 @@ REFUSED = SimpleNamespace(status=2, message="(HiGHS Status 2: Model error)", x=N
 WRONG = SimpleNamespace(status=2, message="The problem is infeasible.", x=None, fun=None, mip_dual_bound=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", [REFUSED, WRONG], ids=["refuses", "errs"])
 @pytest.mark.parametrize("name", ["milp", "relu splits"])
 def test_no_solvers_word_is_a_proof(name: str, lie: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +216,7 @@ def test_no_word_of_the_integer_solver_is_a_proof(
     assert decide("milp", seed, 1e-4).status == "verified"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_tree_of_signs_on_both_sides_of_the_exact_minimum(seed: int) -> None:
     """Also with several rows, of which the least must be met together."""

@@ -56,6 +56,7 @@ def test_stability_is_its_expectation() -> None:
     assert natural == pytest.approx(float(-p.gather(1, y[:, None]).log().mean()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [1, 3])
 def test_smooth_adv_is_the_expectation_at_the_worst_place(draws: int) -> None:
     """Of a line the worst place of the ball ∩ box is its end on the other class's side, whatever the noise."""

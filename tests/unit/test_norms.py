@@ -62,6 +62,7 @@ def assert_nearest(u: np.ndarray, point: np.ndarray, norm: str, eps: float, low:
     assert np.abs(u - best).max() <= 2e-3 * max(1.0, np.abs(best).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", CONVEX)
 @settings(max_examples=40)
 @given(point=VECTORS, eps=RADII)
@@ -73,6 +74,7 @@ def test_projection_matches_solver(norm: str, point: np.ndarray, eps: float) -> 
     assert_nearest(u, point, norm, eps, np.full_like(point, -np.inf), np.full_like(point, np.inf))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", CONVEX)
 @settings(max_examples=40)
 @given(case=BOXED)
@@ -106,6 +108,7 @@ def test_l0_projection_matches_brute_force(case: tuple[np.ndarray, ...], k: int,
     assert ((u - point) ** 2).sum() <= best * (1 + 1e-12) + 1e-15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", CONVEX)
 @settings(max_examples=40)
 @given(case=BOXED)

@@ -173,6 +173,7 @@ def test_affine_backward_rules_are_the_jacobian(name: str) -> None:
     torch.testing.assert_close(found.dot(x[sample]) + constant, value, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NETS if n not in AFFINE])
 @pytest.mark.parametrize("rule", [Rule(), Rule(relu="parallel", pool="parallel")])
 def test_nonlinear_backward_rules_stay_below(name: str, rule: Rule) -> None:
@@ -257,6 +258,7 @@ def test_windows_of_two_branches_meet_in_one(one: nn.Module, other: nn.Module, j
     torch.testing.assert_close(a.dot(a.pick(values)), b.dot(b.pick(values)), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*HINGES, *CURVED])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_lines_hold_on_dense_grids(name: str, dtype: torch.dtype) -> None:

@@ -102,6 +102,7 @@ def test_judged_by_labels() -> None:
     assert bool(patch(model, x, held_out=(judges, blind, wrong), scenes=blind, mask=disk(6, x), steps=1).success.all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0, 8])
 def test_a_patch_beats_a_photo_of_the_class(target: int) -> None:
     """Of hands that show digits; the photo in the patch's place is the best of four, and it is printed too."""

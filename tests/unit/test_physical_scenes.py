@@ -116,6 +116,7 @@ def family(name: str) -> Scenes:
     }[name]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["worn", "placed", "turned", "plain"])
 def test_families(name: str) -> None:
     """Gradients by finite differences, through the whole camera; and a picture depends on its own number alone."""

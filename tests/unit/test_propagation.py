@@ -101,6 +101,7 @@ def lp_minimum(model: nn.Module, box: Bounds, pre: list[Bounds], c: np.ndarray, 
     return float(done.fun + c @ b) if done.status == 0 else np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_crown_below_lp_below_exact(seed: int) -> None:
     model = dense((3, 4, 3, 2), seed)
@@ -365,6 +366,7 @@ def test_bounds_of_hidden_layers_hold(kind: str) -> None:
             assert bool((value >= held.lower - 1e-9).all() and (value <= held.upper + 1e-9).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PIECEWISE)
 @pytest.mark.parametrize("seed", [1, 4])
 def test_no_bound_passes_the_exact_minimum(kind: str, seed: int) -> None:
@@ -419,6 +421,7 @@ def test_tanh_nets_on_a_grid() -> None:
         assert bool((bound(trace(model, x), Ball(x, 0.4), C)[0] <= least + 1e-9).all()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shortcuts", "max_pool"])
 def test_bounds_on_any_device(kind: str, device: torch.device) -> None:
     model, (_, C) = NETS[kind](0), image_and_rows(0)
@@ -431,6 +434,7 @@ def test_bounds_on_any_device(kind: str, device: torch.device) -> None:
         torch.testing.assert_close(there.cpu(), here[name], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ibp", "wong_kolter")])
 def test_memory_is_bounded(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more coefficients at a node than the budget; how the work is cut changes the bounds by rounding only.
@@ -537,6 +541,7 @@ def test_a_ball_of_radius_zero_is_a_point(method: str, norm: str | float) -> Non
     torch.testing.assert_close(found.upper, model(x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ibp", "crown", "alpha_crown"])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus])
 def test_smooth_nets_are_bounded(method: str, activation: type[nn.Module]) -> None:

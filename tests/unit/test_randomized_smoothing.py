@@ -13,7 +13,7 @@ from robustlab.data import gaussian_noise
 from robustlab.defenses import pixeldp, randomized_smoothing, renyi_smoothing
 from robustlab.defenses.certified.smoothing.randomized_smoothing import smoothed_prediction
 from robustlab.defenses.certified.smoothing.renyi_smoothing import renyi_radius
-from robustlab.defenses.certified.smoothing.votes import clopper_pearson, count_votes
+from robustlab.defenses.certified.smoothing.votes import CHUNK, clopper_pearson, count_votes
 
 BOTH = pytest.mark.parametrize("method", [randomized_smoothing, renyi_smoothing])
 
@@ -174,6 +174,9 @@ def test_no_forward_pass_is_longer_than_asked() -> None:
     counts = count_votes(Counting(), x, sigma=0.3, n=260, batch_size=100)
     assert max(seen) <= 100 and sum(seen) == 3 * 260
     assert torch.equal(counts, count_votes(Counting(), x, sigma=0.3, n=260, batch_size=7000)) and seen[-1] == 3 * 260
+    seen.clear()
+    assert torch.equal(counts, count_votes(Counting(), x, sigma=0.3, n=260))  # of the length that a CPU's caches like
+    assert max(seen) == CHUNK and sum(seen) == 3 * 260
 
 
 @pytest.mark.parametrize("method", [randomized_smoothing, renyi_smoothing, pixeldp])
@@ -191,6 +194,15 @@ def test_bounds_are_those_of_scipy() -> None:
     for k, below, above in zip(hits.tolist(), low.tolist(), high.tolist(), strict=True):
         exact = binomtest(k, n).proportion_ci(confidence_level=0.98, method="exact")
         assert (below, above) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+def test_at_a_bound_of_exactly_one_half_it_abstains() -> None:
+    """Two draws that agree at α = ¼ leave p = ½. The authors' code certifies the radius 0 there."""
+    model, _, x = plane()
+    with pytest.warns(UserWarning, match="cannot certify"):
+        found = randomized_smoothing(model, 99 * x, torch.ones(12).long(), sigma=0.01, n0=1, n=2, alpha=0.25)
+    assert found.p_lower is not None and found.p_lower.tolist() == [0.5] * 12
+    assert found.prediction is not None and found.prediction.tolist() == [-1] * 12 and not bool(found.verified.any())
 
 
 def test_a_radius_is_not_rounded_up() -> None:

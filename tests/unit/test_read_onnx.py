@@ -495,6 +495,7 @@ def test_a_network_without_numbers_on_the_box(tmp_path: Path) -> None:
         check(tmp_path / "n.onnx", tmp_path / "p.vnnlib", timeout=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LEGAL)
 def test_legal_properties(tmp_path: Path, case: str) -> None:
     """In time; and what is written of a witness meets the file's text, in exact arithmetic."""

@@ -35,6 +35,7 @@ def split_numbers(text: str) -> tuple[str, list[float]]:
     return re.sub(r"\d+(?=%)", "#", text).strip(), [float(number) for number in re.findall(r"\d+(?=%)", text)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_readme_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (first, *others), (shown,) = fenced("python"), fenced("text")

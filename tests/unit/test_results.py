@@ -66,6 +66,7 @@ def test_frozen_and_movable(device: torch.device) -> None:
     assert "3 of 3 succeeded (100.0 %); mean queries 1.0" in universal.summary()
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=12))
 def test_auroc_is_the_area_under_the_roc_curve(data: list[tuple[int, bool]]) -> None:
     """The area by the trapezoidal rule over all thresholds."""

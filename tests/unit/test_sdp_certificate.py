@@ -135,6 +135,7 @@ def test_between_the_corners_and_hoelder(seed: int) -> None:
         assert change <= float(rows @ hull.radius[i]) + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_never_above_exact(seed: int) -> None:
     """Both relaxations against milp on random nets, over radii; some are verified, and a point is no worse."""

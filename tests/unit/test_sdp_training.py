@@ -84,6 +84,7 @@ def test_a_few_iterations_lie_below() -> None:
     assert found[0] < 0.9 * exact and found[3] == pytest.approx(exact, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_the_certified_slope_falls() -> None:
     """What the certificate says of the change in a ball is smaller than after plain training, on nets of two seeds."""
     x, y = batch(200)

@@ -126,6 +126,7 @@ def test_rotation_and_shift_are_those_of_scipy_and_torch() -> None:
     torch.testing.assert_close(half[:, :, 1:], (x[:, :, 1:] + x[:, :, :-1]) / 2)
 
 
+@pytest.mark.slow
 @each_change
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_no_changed_image_leaves_its_tube(change: Change, dtype: torch.dtype) -> None:
@@ -187,6 +188,7 @@ def test_no_certificate_is_broken_by_a_dense_grid_and_some_are_given(change: Cha
     assert given > 0
 
 
+@pytest.mark.slow
 def test_on_a_linear_model_splitting_reaches_the_exact_answer() -> None:
     """The least margin over the angle, from a grid; at 256 parts the certificate misses it by little."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 2)).double()

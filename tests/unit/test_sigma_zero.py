@@ -59,6 +59,7 @@ def test_fewest_elements_of_affine_models() -> None:
     assert float((result.radius("l0") == best).double().mean()) > 0.9
 
 
+@pytest.mark.slow
 def test_sparser_than_cw() -> None:
     model, x = mlp((2, 4, 4), 3), noise_box(12, (2, 4, 4), torch.float64)
     y = model(x).argmax(1)

@@ -71,6 +71,7 @@ def test_differences_are_unbiased() -> None:
     assert float(error.max()) < 0.25 * float(slope.norm())
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("classes", [2, 5])
 def test_within_two_percent_of_the_optimum_after_1200_queries(
@@ -83,6 +84,7 @@ def test_within_two_percent_of_the_optimum_after_1200_queries(
     assert float(ratio.median()) <= 1.02 and bool((ratio >= 1 - 1e-9).all())
 
 
+@pytest.mark.slow
 @each
 def test_within_six_percent_of_the_solver_where_the_box_is_active(attack: Callable[..., AttackResult]) -> None:
     model, x, _ = affine_problem(2, 12, 8, CPU, spread=1.0)
@@ -96,6 +98,7 @@ def test_within_six_percent_of_the_solver_where_the_box_is_active(attack: Callab
     assert float(ratio.median()) <= 1.06 and bool((ratio >= 1 - 1e-6).all())
 
 
+@pytest.mark.slow
 @each
 def test_targeted_within_six_percent_of_the_solver(attack: Callable[..., AttackResult]) -> None:
     model, x, y = affine_problem(3, 6, 8, CPU, spread=1.0)

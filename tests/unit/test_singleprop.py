@@ -162,6 +162,7 @@ def test_clean_logits_are_the_models() -> None:
         torch.testing.assert_close(objective(Wrapped(), x, y, ids=torch.arange(5), seed=0), shared)
 
 
+@pytest.mark.slow
 @LINES
 def test_the_certificate_of_another_method_grows(relu: str) -> None:
     """CROWN certifies most points at ε = 0.05 after this training."""

@@ -150,6 +150,7 @@ def test_the_advice_names_what_the_caller_can_give() -> None:
         feature_modification((bytes_, y), rate=1.0, eps=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [pgd, square])
 def test_channels_at_the_end(attack: Attack) -> None:
     """A net that only flattens takes them in silence: a warning; for a convolution an error in words of images."""
@@ -176,6 +177,7 @@ def test_one_hot_labels(dtype: torch.dtype) -> None:
 # The model's answer --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_probabilities_taken_for_logits(dtype: torch.dtype) -> None:
     model, x, y = problem(dtype=dtype)
@@ -200,6 +202,7 @@ def test_training_on_probabilities(objective: Any) -> None:
 # Radii ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [fgsm, apgd, pgd, fab])
 def test_radii_wider_than_the_box(attack: Attack) -> None:
     model, x, y = problem()

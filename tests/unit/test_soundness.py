@@ -85,6 +85,7 @@ PAIRS = [(case, name) for case in CASES for name in RECIPES if takes(case, name)
 FEW = [(case, name) for case, name in PAIRS if name in FIRST or case.row.key in ONE_HIDDEN]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), FEW, ids=str)
 def test_no_verifier_certifies_one(case: Case, name: str) -> None:
     assert certified(case, load(name), slice(0, 1 if case.row.key in COMPLETE else None)) == 0
@@ -133,6 +134,7 @@ def test_ten_thousand_certified_pairs() -> None:
 UNSOUND = ("chord too low", "radius without absolute values", "line below too steep")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", UNSOUND)
 def test_an_unsound_bound_is_broken(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The upper slope 5 % too low, an interval whose radius is W·r, a line below with a slope above its function's."""

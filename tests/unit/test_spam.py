@@ -64,6 +64,7 @@ def components(messages: Messages) -> TextMap:
     return text_map(messages, d=20)
 
 
+@pytest.mark.slow
 def test_components_are_the_leading_singular_vectors(messages: Messages, components: TextMap) -> None:
     by = components
     train, test, _ = counted(messages)

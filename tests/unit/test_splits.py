@@ -29,6 +29,7 @@ def test_every_row_goes_to_one_client() -> None:
         assert not all(torch.equal(a, b) for a, b in zip(split(3), split(4), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 5.0])
 def test_shares_are_those_of_dirichlet(alpha: float) -> None:
     """One share of Dirichlet(α, …, α) over n clients is Beta(α, (n − 1)·α): a test of 2,000 at 1e-4."""

@@ -153,6 +153,7 @@ def test_cap_holds_for_what_is_returned() -> None:
         assert float(result.distances["linf"].max()) <= cap + 1e-12
 
 
+@pytest.mark.slow
 def test_refinement_never_hurts_and_keeps_the_support() -> None:
     model, x, y = problem()
     same = {**FAST, "cap": 1.0}

@@ -78,6 +78,7 @@ def test_new_points_are_in_the_box() -> None:
     assert bool(((told.points >= 0) & (told.points <= 1)).all()) and bool((told.points[-6:].round() != 0.5).all())
 
 
+@pytest.mark.slow
 def test_the_reservoir_is_an_even_draw() -> None:
     """Sets of 3 of 6: the 20 of them equally often (χ² with 19 degrees of freedom below its 99.9 % quantile)."""
     n, most, draws = 6, 3, 4000
@@ -119,6 +120,7 @@ def agreement(net: nn.Module, oracle: nn.Module, x: Tensor) -> float:
         return float((net(x).argmax(1) == oracle(x).argmax(1)).double().mean())
 
 
+@pytest.mark.slow
 def test_augmentation_pays() -> None:
     """Against a substitute that sees S_0 alone and takes as many steps, on three oracles."""
     gains = []

@@ -83,6 +83,7 @@ def nearest(a: Tensor, b: int) -> Tensor:
     return (a - bends[k] - (b - sums[k]) / slope).clamp(0, 1)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_paper_s_also_where_the_budget_binds() -> None:
     met: set[tuple[bool, bool]] = set()
     for case, (share, step_size) in product(range(4), ((0.1, 30.0), (0.3, 12.0), (0.5, 60.0), (0.3, None))):

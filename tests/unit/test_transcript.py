@@ -29,6 +29,7 @@ class OneFrame(nn.Module):
         return self.out(x)[:, None]
 
 
+@pytest.mark.slow
 def test_on_one_affine_frame_it_succeeds_exactly_where_it_can() -> None:
     """Two labels, one of them the blank: the smallest radius is margin / ‖w‖₁, targeted and untargeted."""
     for seed in range(3):

@@ -27,6 +27,7 @@ def scene(n: int = 40) -> tuple[dict[str, Any], Tensor, Tensor]:
     return nets, x, y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targeted", [False, True])
 def test_counts_are_those_of_a_loop_over_samples(targeted: bool) -> None:
     nets, x, y = scene()

@@ -91,6 +91,7 @@ def test_the_graph_is_the_model(how: dict[str, Any]) -> None:
     torch.testing.assert_close(trace(model, x)(x), model(x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ibp", "crown", "alpha_crown", "lirpa"])
 @pytest.mark.parametrize("softmax", [False, True])
 def test_bounds_hold_for_samples_and_corners(method: BoundName, softmax: bool) -> None:
@@ -106,6 +107,7 @@ def test_bounds_hold_for_samples_and_corners(method: BoundName, softmax: bool) -
             assert float(wide.max()) < 4, "and they are of the size of what happens"
 
 
+@pytest.mark.slow
 def test_no_attack_breaks_a_certificate_and_intervals_are_not_tighter() -> None:
     for seed in range(2):
         model, x = net(seed, softmax=seed == 1), images(3)

@@ -20,6 +20,7 @@ def objective(x: torch.Tensor, y: torch.Tensor, kept: list[int], penalty: str, l
     return float((model(x[kept]) - y[kept]).square().mean() + lam * omega)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["ridge", "lasso"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_best_of_all_subsets(penalty: str, seed: int) -> None:

@@ -137,6 +137,7 @@ def hidden(net: nn.Module, held_out: Any, texture: Tensor) -> float:
     return missed / (len(views) * len(who))
 
 
+@pytest.mark.slow
 def test_a_shirt_hides_from_its_detector_where_it_was_never_tried(shirts: dict[str, Any]) -> None:
     """Judged anew from the definition; gray and noise hide from nobody, nor does the other detector's shirt as well."""
     held_out, nets = shirts["held_out"], shirts["nets"]

@@ -256,6 +256,7 @@ class LeNet(nn.Module):
         return self.fc2(F.relu(self.fc1(x.view(-1, 320) if self.by_view else x.flatten(1))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_model_that_cannot_bear_channels_last_keeps_the_callers_layout(channels: int) -> None:
     x = torch.rand(6, channels, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -250,6 +250,7 @@ def test_time_limit_while_reading() -> None:
         parse_vnnlib(HEAD + BOX)
 
 
+@pytest.mark.slow
 def test_reading_is_linear() -> None:
     """Four times the inputs take about four times as long, not sixteen."""
 

@@ -81,6 +81,7 @@ def test_what_is_returned_is_feasible_and_fools(norm: str) -> None:
     assert torch.equal(result.x_adv[~result.success], x[~result.success])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "gate"), [("l2", 1.05), ("l1", 1.6), ("linf", 1.6)])
 def test_optimum_of_an_affine_model(norm: str, gate: float) -> None:
     """Never below it; near it where all directions are asked, and nearer in its own norm than with another's D."""

@@ -70,6 +70,7 @@ def test_steps_are_those_of_the_solver_on_autograds_gradient(solver: str, tanh: 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "lr"), [("adam", 0.03), ("newton", 0.1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_optimum_of_an_affine_model(solver: str, lr: float, dtype: torch.dtype) -> None:

@@ -199,6 +199,7 @@ SOLVERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bug", "check"), SOLVERS)
 def test_broken_solvers_are_seen(name: str, bug: Method, check: Callable[..., None]) -> None:
     case = next(case for case in solver.CASES if case.row.key == name)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -203,6 +204,7 @@ def test_objective_manners(case: Case, device: torch.device) -> None:
     check_objective_manners(case, device)
 
 
+@pytest.mark.slow
 @over(CASES)
 def test_same_seed_same_weights(case: Case, device: torch.device) -> None:
     check_same_seed_same_weights(case, device)

@@ -55,16 +55,19 @@ class Case:
     def takes(self, name: str) -> bool:
         return name in self.parameters
 
+    def needs(self, name: str) -> bool:
+        """Whether it takes an argument of this name and has no default for it."""
+        parameter = self.parameters.get(name)
+        collects = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return parameter is not None and parameter.default is inspect.Parameter.empty and parameter.kind not in collects
+
     def arguments(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **changes: Any
     ) -> dict[str, Any]:
         """The row's quick arguments, and by name what else the function cannot do without."""
         given = dict(self.row.quick) | changes
-        for name, parameter in self.parameters.items():
-            needed = parameter.default is inspect.Parameter.empty and parameter.kind not in (
-                inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD,
-            )  # fmt: skip
-            if needed and name not in given:
+        for name in self.parameters:
+            if self.needs(name) and name not in given:
                 given[name] = supply(self, name, dtype, torch.device(device))
         return given
 

@@ -185,6 +185,7 @@ def check_repair_keeps_the_accuracy(case: Case) -> None:
     assert accuracy(case.run(**case.arguments()).model, x, y) >= accuracy(model, x, y) - 0.15
 
 
+@pytest.mark.slow
 @over(DETECTORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_detection(case: Case, dtype: torch.dtype, device: torch.device) -> None:

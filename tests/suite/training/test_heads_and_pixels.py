@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.attacker.results import Detection, Repair
-from tests.suite.training.cases import CLASSES, DETECTORS, POISONS, Case, images, over, trained
+from tests.suite.training.cases import CLASSES, DETECTORS, POISONS, REGRESSION, Case, images, over, trained
 
-MODELED = [case for case in DETECTORS + POISONS if case.takes("model") and "image" in case.row.dims]
-MODELED = [case for case in MODELED if isinstance(case.arguments().get("model"), nn.Module)]
+ON_IMAGES = [case for case in DETECTORS + POISONS if "image" in case.row.dims and case.row.key not in REGRESSION]
+MODELED = [case for case in ON_IMAGES if case.needs("model")]
 
 
 def convolutional() -> nn.Module:

@@ -151,6 +151,7 @@ def test_no_side_effects(case: Case) -> None:
     check_no_side_effects(case)
 
 
+@pytest.mark.slow
 @over(POISONS + STUDIES + DETECTORS)
 def test_bad_arguments(case: Case) -> None:
     check_bad_arguments(case)

@@ -55,6 +55,7 @@ def parts(case: Case, result: Any) -> Any:
     return result
 
 
+@pytest.mark.slow
 @over(METHODS)
 def test_twin(case: Case) -> None:
     check_twin(case)
@@ -130,6 +131,7 @@ FITS: dict[str, Callable[[torch.device], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITS)
 def test_fit(name: str) -> None:
     twins(FITS[name], rtol=1e-9, atol=1e-9)

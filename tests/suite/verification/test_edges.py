@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -108,6 +109,7 @@ def test_bounds_that_are_not_finite(case: Case, device: torch.device) -> None:
     check_bounds_that_are_not_finite(case, device)
 
 
+@pytest.mark.slow
 @one_of(CASES)
 def test_errors_inside_bounding(case: Case, device: torch.device) -> None:
     check_errors_inside_bounding(case, device)

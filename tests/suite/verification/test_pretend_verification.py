@@ -48,6 +48,7 @@ def check_twin(case: Case, net: str, kind: str) -> None:
     twins(run, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "net", "kind"), PROBLEMS, ids=str)
 def test_twin(case: Case, net: str, kind: str) -> None:
     check_twin(case, net, kind)

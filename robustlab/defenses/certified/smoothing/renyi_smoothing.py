@@ -42,7 +42,7 @@ def renyi_smoothing(
     n0: int = 100,
     n: int = 1000,
     alpha: float = 0.001,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     seed: int = 0,
     ids: Tensor | None = None,
     progress: bool = False,

@@ -57,7 +57,7 @@ class Smoothed(Certificate):
 
 def count_votes(
     model: nn.Module, x: Tensor, *, sigma: float, n: int, part: int = 0, seed: int = 0, ids: Tensor | None = None,
-    batch_size: int = 1000, progress: bool = False, kind: Kind = "gaussian", listen: Listener | None = None,
+    batch_size: int | None = None, progress: bool = False, kind: Kind = "gaussian", listen: Listener | None = None,
 ) -> Tensor:  # fmt: skip
     """How often each class is the model's answer to x + σ·ε with ε ~ N(0, I), over n draws per sample.
 
@@ -70,7 +70,7 @@ def count_votes(
         n: draws per sample.
         part: draws of different parts are independent.
         seed, ids: of the draws, keyed by the seed and each sample's id (default 0 … N − 1).
-        batch_size: rows of a forward pass.
+        batch_size: rows of a forward pass; None: 250 on a CPU, whose caches hold what they become, else 1,000.
         progress: show a bar in a terminal.
         kind: ``"gaussian"`` or ``"laplace"`` noise, of deviation 1.
         listen: told after each pass which samples its points belong to, which of their draws they are, the points, and
@@ -86,29 +86,33 @@ def count_votes(
     jobs = [
         Job(i, id_, start, min(CHUNK, n - start)) for i, id_ in enumerate(ids.tolist()) for start in range(0, n, CHUNK)
     ]
-    counts = x.new_zeros((len(x), 2), dtype=torch.int64)  # of an empty batch; else known with the first answer
-    silent = counts.new_zeros(())
-    buffer = x.new_empty(max(batch_size, CHUNK), *x.shape[1:])
+    counts = x.new_zeros((len(x), 3), dtype=torch.int64)  # of an empty batch; else known with the first answer
+    rows = batch_size or (CHUNK if x.device.type == "cpu" else 4 * CHUNK)
+    # Small points of several passes lie in it together, since what is done between passes costs as much as a short one.
+    several = min(8 * CHUNK, 2**20 // max(1, x[:1].numel()))
+    buffer = x.new_empty(max(rows, CHUNK, several), *x.shape[1:])
     with torch.no_grad(), evaluating(model, device=x.device):
         for number, batch in enumerate(bar(list(_batches(jobs, len(buffer))), show=progress, label="smoothing")):
-            sizes = torch.tensor([job.size for job in batch])
-            drawn = buffer[: int(sizes.sum())]
-            for job, points in zip(batch, drawn.split(sizes.tolist()), strict=True):
+            sizes = [job.size for job in batch]
+            drawn = buffer[: sum(sizes)]
+            for job, points in zip(batch, drawn.split_with_sizes(sizes), strict=True):
                 generator = torch.Generator(x.device).manual_seed(derive_seed(seed, job.id, part, job.start // CHUNK))
                 _draw(points, kind, generator).mul_(sigma).add_(x[job.row])
-            answer = torch.cat([_answer(model, rows) for rows in drawn.split(batch_size)])
-            if number == 0:
-                counts = counts.new_zeros((len(x), answer.shape[1]))
-            heard, class_ = ~answer.isnan().any(dim=1), answer.argmax(dim=1)
-            owners = torch.tensor([job.row for job in batch]).repeat_interleave(sizes).to(x.device)
-            counts.view(-1).scatter_add_(0, owners * answer.shape[1] + class_, heard.to(torch.int64))
-            silent += (~heard).sum()
+            answer = torch.cat([_answer(model, drawn[i : i + rows]) for i in range(0, len(drawn), rows)])
+            classes = answer.shape[1]
+            if number == 0:  # the last column is for answers with NaN, of which NaN is the largest
+                counts = counts.new_zeros((len(x), classes + 1))
+            largest, class_ = answer.max(dim=1)
+            class_ = class_.masked_fill(largest.isnan(), classes)
+            for job, votes in zip(batch, class_.split_with_sizes(sizes), strict=True):
+                counts[job.row].scatter_add_(0, votes, torch.ones_like(votes))
             if listen is not None:
+                owners = torch.tensor([job.row for job in batch]).repeat_interleave(torch.tensor(sizes)).to(x.device)
                 draws = torch.cat([torch.arange(job.start, job.start + job.size) for job in batch]).to(x.device)
-                listen(owners, draws, drawn, torch.where(heard, class_, -1))
-    if int(silent):
-        checks.warn(f"model: {int(silent)} of {n * len(x)} answers to noisy inputs hold NaN; they count for no class")
-    return counts
+                listen(owners, draws, drawn, torch.where(class_ < classes, class_, -1))
+    if silent := int(counts[:, -1].sum()):
+        checks.warn(f"model: {silent} of {n * len(x)} answers to noisy inputs hold NaN; they count for no class")
+    return counts[:, :-1].contiguous()
 
 
 def _answer(model: nn.Module, x: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ def clopper_pearson(hits: Tensor, n: int, alpha: float) -> tuple[Tensor, Tensor]
 
 
 def check_draws(
-    model: nn.Module, x: Tensor, *, sigma: float, n: int, alpha: float, batch_size: int, ids: Tensor | None
+    model: nn.Module, x: Tensor, *, sigma: float, n: int, alpha: float, batch_size: int | None, ids: Tensor | None
 ) -> None:
     """All checks of what draws need that can be made before any work."""
     checks.images(x, (-math.inf, math.inf), takes=None)
@@ -170,7 +174,8 @@ def check_draws(
     checks.unit_pixels("x", x)
     checks.positive("sigma", sigma)
     checks.at_least("n", n, 1, integer=True)
-    checks.at_least("batch_size", batch_size, 1, integer=True)
+    if batch_size is not None:
+        checks.at_least("batch_size", batch_size, 1, integer=True)
     checks.positive("alpha", alpha)
     checks.below("alpha", alpha, 1)
     if ids is not None and ids.shape != x.shape[:1]:
@@ -178,8 +183,8 @@ def check_draws(
 
 
 def check(
-    model: nn.Module, x: Tensor, y: Tensor | None, *, sigma: float, n0: int, n: int, alpha: float, batch_size: int,
-    ids: Tensor | None,
+    model: nn.Module, x: Tensor, y: Tensor | None, *, sigma: float, n0: int, n: int, alpha: float,
+    batch_size: int | None, ids: Tensor | None,
 ) -> Tensor | None:  # fmt: skip
     """All checks of a certificate that can be made before any work; returns the labels."""
     check_draws(model, x, sigma=sigma, n=n, alpha=alpha, batch_size=batch_size, ids=ids)
@@ -196,7 +201,8 @@ def check(
 
 def choose_and_count(
     model: nn.Module, x: Tensor, y: Tensor | None, *, sigma: float, n0: int, n: int, seed: int, ids: Tensor | None,
-    batch_size: int, progress: bool, kind: Kind = "gaussian", listener: Callable[[Tensor], Listener] | None = None,
+    batch_size: int | None, progress: bool, kind: Kind = "gaussian",
+    listener: Callable[[Tensor], Listener] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The class that n₀ draws choose (N,), and the votes of n fresh ones (N, K): those that chose would flatter it.
 
