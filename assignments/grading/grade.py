@@ -6,17 +6,17 @@ import csv
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from assignments.grading import submission
 from assignments.grading.judge import LIMITS, Server
-from assignments.grading.task import Assignment, Lost, Test, handed_out
+from assignments.grading.task import NETWORK, Assignment, Lost, Test, handed_out
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def grade_file(assignment: Assignment, key: str, student: str, path: Path, serve
     try:
         if assignment.data is not None:
             return grade_data(assignment, key, student, submission.read_data(path, assignment.data))
+        if assignment.network is not None:
+            return grade_data(assignment, key, student, {NETWORK: submission.read_network(path, assignment.network)})
         cells = submission.read(path)
     except submission.Unreadable as error:
         return unread(assignment, key, student, error)
@@ -80,10 +82,10 @@ def grade_cells(
     return Grade(student, results, round(time.perf_counter() - started, 2))
 
 
-def grade_data(assignment: Assignment, key: str, student: str, arrays: dict[str, Tensor]) -> Grade:
-    """Grade arrays, which every test's judge gets by their names: nothing of the student's is run."""
+def grade_data(assignment: Assignment, key: str, student: str, data: Mapping[str, Tensor | nn.Module]) -> Grade:
+    """Grade arrays or a network, which every test's judge gets by their names: no code of the student's is run."""
     started = time.perf_counter()
-    results = [_judged(test, lambda: arrays) for test in assignment.tests(key, student)]
+    results = [_judged(test, lambda: data) for test in assignment.tests(key, student)]
     return Grade(student, results, round(time.perf_counter() - started, 2))
 
 

@@ -1,7 +1,8 @@
 """What a student hands in, read without trust: nothing in it is run, unpickled or unpacked to the disk.
 
-It is a notebook, read as cells to run, or data: an ``.npz``, whose arrays are read from their bytes, never by numpy's
-own reader. Each is taken alone or from a zip.
+It is a notebook, read as cells to run, or data: an ``.npz``, or the weights of a network whose architecture is given,
+as ``.safetensors``. Numbers are read from their bytes, never by the readers of other libraries. Each is taken alone or
+from a zip.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-MAX_FILE, MAX_ENTRIES, MAX_CELLS = 20 * 2**20, 200, 500
+MAX_FILE, MAX_ENTRIES, MAX_CELLS, MAX_HEADER = 20 * 2**20, 200, 500, 2**16
+TYPES = {torch.float32: ("F32", "<f4"), torch.float64: ("F64", "<f8"), torch.int64: ("I64", "<i8")}
+"""Of a network's tensors, the names that safetensors and NumPy have for them."""
 SKIPPED = "experiment"
 """The tag of cells that the grader leaves out, as it does public checks: figures, on which no function depends."""
 
@@ -79,6 +82,62 @@ def _array(file: Any, name: str, shape: tuple[int, ...]) -> Tensor:
         raise Unreadable(f"{name} has not the {size} bytes that it announces")
     values = np.frombuffer(raw, dtype=dtype).reshape(shape)
     return torch.from_numpy(values.astype(np.float64 if dtype.kind == "f" else np.int64))
+
+
+def read_network(path: Path, architecture: nn.Module) -> nn.Module:
+    """The network of a given architecture with the weights in a ``.safetensors``, or of the one in a zip.
+
+    Args:
+        path: of the file.
+        architecture: takes the weights, if they are all that it has and nothing else; it comes back in eval mode.
+
+    Raises:
+        Unreadable: it is no such file, its header is too large, a tensor is missing, of another shape or type, not
+            finite, or none of the architecture's, and why.
+    """
+    raw = _bytes(path, "network")
+    return weights(raw if path.suffix == ".safetensors" else _from_zip(raw, ".safetensors"), architecture)
+
+
+def weights(raw: bytes, architecture: nn.Module) -> nn.Module:
+    """The network of a given architecture with the weights in the bytes of a ``.safetensors``.
+
+    Raises:
+        Unreadable: as :func:`read_network`.
+    """
+    size = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 or size > min(MAX_HEADER, len(raw) - 8):
+        raise Unreadable(f"the network cannot be read: {len(raw)} bytes with a header of {size}, at most {MAX_HEADER}")
+    try:
+        header = json.loads(raw[8 : 8 + size])
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"the network's header does not parse: {error}"[:200]) from None
+    wanted = architecture.state_dict()
+    names = set(header) - {"__metadata__"} if isinstance(header, dict) else set()
+    for name in sorted(names ^ set(wanted)):
+        has = "has no" if name in wanted else "has a"
+        raise Unreadable(f"the network {has} tensor {name[:80]!r}: want {', '.join(wanted)}"[:400])
+    body = memoryview(raw)[8 + size :]
+    architecture.load_state_dict({name: _tensor(name, header[name], like, body) for name, like in wanted.items()})
+    return architecture.eval().requires_grad_(False)
+
+
+def _tensor(name: str, entry: Any, like: Tensor, body: memoryview) -> Tensor:
+    """One tensor of a safetensors file, if it has the shape and the type of ``like`` and is finite."""
+    kind, in_numpy = TYPES[like.dtype]
+    shape, size = list(like.shape), like.numel() * like.element_size()
+    entry = entry if isinstance(entry, dict) else {}
+    if entry.get("dtype") != kind or entry.get("shape") != shape:
+        got = f"{entry.get('dtype')} and {entry.get('shape')}"
+        raise Unreadable(f"{name} has type and shape {got}, want {kind} and {shape}"[:200])
+    match entry.get("data_offsets"):
+        case [int(start), int(end)] if 0 <= start == end - size <= len(body) - size:
+            values = torch.from_numpy(np.frombuffer(body[start:end], dtype=in_numpy).reshape(shape).copy())
+        case _:
+            raise Unreadable(f"{name} has not the {size} bytes that its shape needs")
+    if not bool(values.isfinite().all()):
+        raise Unreadable(f"{name} has numbers that are not finite")
+    return values
 
 
 def _bytes(path: Path, what: str) -> bytes:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustlab.teaching import handout
 
@@ -25,6 +25,8 @@ METHODS = tuple(
     for name in ("attacker", "attacks", "defenses", "evaluation", "geometry", "graph", "training", "verification")
 )
 """The packages of robustlab that hold methods and their parts. Notebooks that are handed in have to do without them."""
+NETWORK = "network"
+"""The name by which judges get a network that was handed in."""
 JUDGES = "judge"
 """What a variant holds under this name stays with the judge: it is in the grader's pack and not handed out."""
 
@@ -71,7 +73,9 @@ class Assignment:
         tasks: has ``BLOCKED``, modules to do without, most often `METHODS`; ``draw(seed, worked) -> dict``, a variant,
             of the kind that the instructor's copy works out where ``worked``, and of another kind for all students;
             and ``tests(seed, mine) -> list[Test]`` for the variant ``mine``. Where it has ``DATA``, array → shape, then
-            arrays are handed in, as an ``.npz``, and every judge gets all of them by their names.
+            arrays are handed in, as an ``.npz``, and every judge gets all of them by their names. Where it has
+            ``architecture() -> nn.Module``, the weights of such a network are handed in, as ``.safetensors``, and every
+            judge gets ``{"network": it}``, in eval mode.
         variants: a folder with the variants that were handed out, as the grader's pack has it: they are read and not
             drawn again, since a network that was trained on another machine is another one. None draws them.
     """
@@ -93,9 +97,15 @@ class Assignment:
         return shapes
 
     @property
+    def network(self) -> nn.Module | None:
+        """The architecture, made anew, whose weights are handed in; None where no network is."""
+        make: Callable[[], nn.Module] | None = getattr(self.tasks, "architecture", None)
+        return None if make is None else make()
+
+    @property
     def read(self) -> tuple[str, str]:
         """The endings of files that are graded."""
-        return (".ipynb" if self.data is None else ".npz", ".zip")
+        return (".npz" if self.data is not None else ".safetensors" if self.network is not None else ".ipynb", ".zip")
 
     def variant(self, key: str, student: str) -> dict[str, Any]:
         """What a student was given, and what of it the judge alone has."""

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -17,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 import numpy as np
@@ -314,7 +316,8 @@ def test_the_grader_reads_the_variants_that_were_handed_out(name: str, copies: P
     assert sorted(file.stem for file in pack.iterdir()) == [*NUMBERS, handout.INSTRUCTOR]
 
 
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+REQUIREMENTS = build.ROOT / "assignments" / "grading" / "gradescope" / "requirements.txt"
 RESULTS = {"score": int, "execution_time": float, "output": str, "tests": list}
 TESTS = {"name": str, "score": int, "max_score": int, "output": str, "visibility": str}
 """What Gradescope's documentation of ``results.json`` names, with the types it gives, of what we write."""
@@ -330,20 +333,72 @@ def our_python(root: Path) -> None:
 
 def as_set_up(root: Path) -> None:
     """setup.sh itself, with everything from package indexes, but for a stand-in of apt-get that notes its arguments."""
-    apt = root / "bin" / "apt-get"
-    apt.parent.mkdir()
-    apt.write_text(f'#!/bin/sh\necho "$@" >> {root}/apt.log\n')
-    apt.chmod(0o755)
-    text = (root / "source" / "setup.sh").read_text(encoding="utf-8").replace("/autograder", str(root))
-    path = f"{apt.parent}{os.pathsep}{Path(sys.executable).resolve().parent}{os.pathsep}{os.environ['PATH']}"
-    away = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(["bash"], input=text, text=True, env={**away, "PATH": path}, cwd=root, capture_output=True)
+    done = set_up(root, (root / "source" / "setup.sh").read_text(encoding="utf-8"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert (root / "apt.log").read_text().split("\n")[:2] == [
         "update",
         "install --yes --no-install-recommends python3 python3-venv",
     ]
     assert (root / "source").stat().st_mode & 0o777 == 0o700
+
+
+def set_up(root: Path, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the script below ``root`` in place of /autograder, with a stand-in of apt-get."""
+    apt = root / "bin" / "apt-get"
+    apt.parent.mkdir()
+    apt.write_text(f'#!/bin/sh\necho "$@" >> {root}/apt.log\n')
+    apt.chmod(0o755)
+    text = script.replace("/autograder", str(root))
+    path = f"{apt.parent}{os.pathsep}{Path(sys.executable).resolve().parent}{os.pathsep}{os.environ['PATH']}"
+    away = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env = {**away, "PATH": path, **environment}
+    return subprocess.run(["bash"], input=text, text=True, env=env, cwd=root, capture_output=True, check=False)
+
+
+def index_of(folder: Path, *packages: tuple[str, str]) -> str:
+    """A package index in a folder, of empty packages with a name and a version; its address."""
+    for name, version in packages:
+        (folder / name).mkdir(parents=True)
+        wheel, about = f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
+        with zipfile.ZipFile(folder / name / wheel, "w") as archive:
+            archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{about}/RECORD", f"{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+        link = f'<a href="{quote(wheel)}">{wheel}</a>'
+        (folder / name / "index.html").write_text(link, encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    return folder.as_uri()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("there", [True, False])
+def test_its_setup_takes_torch_from_pytorchs_index_or_fails(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With folders for indexes: the ordinary one has a newer torch, which stands for the build of gigabytes."""
+    pytorchs = index_of(tmp_path / "pytorch", *[("torch", "2.6.0+cpu")] * there)
+    others = [(line.partition(">=")[0], "99.0") for line in REQUIREMENTS.read_text(encoding="utf-8").split()]
+    ordinary = index_of(tmp_path / "ordinary", *others)
+    root = tmp_path / "root"
+    (root / "source").mkdir(parents=True)
+    shutil.copy(REQUIREMENTS, root / "source")
+    index_of(tmp_path / "ours", ("robustlab", "0.1.0"))
+    shutil.copy(tmp_path / "ours" / "robustlab" / "robustlab-0.1.0-py3-none-any.whl", root / "source")
+    script = (REQUIREMENTS.parent / "setup.sh").read_text(encoding="utf-8")
+    assert script.count(TORCH_INDEX) == 1
+    script = script.replace(TORCH_INDEX, pytorchs)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)  # the indexes of this machine
+    done = set_up(root, script, PIP_INDEX_URL=ordinary, PIP_CONFIG_FILE=os.devnull, PIP_NO_CACHE_DIR="1")
+    pip = [root / "venv" / "bin" / "pip", "list", "--format=freeze"]
+    found = subprocess.run(pip, capture_output=True, text=True, check=True).stdout.split()
+    if there:
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert {"torch==2.6.0+cpu", "numpy==99.0", "robustlab==0.1.0"} <= set(found)
+        assert (root / "source").stat().st_mode & 0o777 == 0o700
+    else:
+        assert done.returncode != 0 and "No matching distribution found for torch" in done.stderr
+        assert not any(line.startswith(("torch", "robustlab")) for line in found)
 
 
 def on_gradescope(
@@ -396,7 +451,7 @@ def test_the_graders_pack_gives_all_points_where_they_are_due(copies: Path, tmp_
 def test_its_setup_installs_all_that_a_run_needs(tmp_path: Path) -> None:
     """In a fresh environment from its own requirements and wheel, without this repository on the path."""
     try:
-        urllib.request.urlopen(TORCH_INDEX, timeout=10).close()
+        urllib.request.urlopen(f"{TORCH_INDEX}/torch/", timeout=10).close()
     except OSError:
         pytest.skip("PyTorch's package index cannot be reached here")
     name, copies = "01_first_attack", tmp_path / "copies"

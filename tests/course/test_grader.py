@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from torch import nn
 
 from assignments.grading import submission
 from assignments.grading.grade import Grade, Result, grade_cells, grade_class, submissions, write_table
@@ -370,6 +372,122 @@ def test_arrays_are_read_alone_and_from_a_zip(tmp_path: Path) -> None:
 def test_data_that_are_not_what_was_asked_for_get_a_reason(raw: bytes, said: str) -> None:
     with pytest.raises(submission.Unreadable, match=said):
         submission.arrays(raw, SHAPES)
+
+
+def architecture() -> nn.Sequential:
+    """With a tensor of whole numbers, too: the count of a batch normalization."""
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def net_of(**changed: Any) -> bytes:
+    """A file of such a network, with tensors that are changed, added, or left out where they are None."""
+    tensors = {name.replace(".", "_"): value for name, value in architecture().state_dict().items()} | changed
+    return safetensors.torch.save({name.replace("_", ".", 1): t for name, t in tensors.items() if t is not None})
+
+
+def header_of(text: str, body: bytes = b"") -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode() + body
+
+
+def first(**entry: Any) -> bytes:
+    """A file whose first tensor's entry in the header is changed, and nothing else."""
+    raw = net_of()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    header["0.weight"] |= entry
+    return header_of(json.dumps(header), raw[8 + size :])
+
+
+def test_a_network_is_read_alone_and_from_a_zip(tmp_path: Path) -> None:
+    net = architecture()
+    torch.nn.init.uniform_(net[1].running_mean)
+    raw, x = safetensors.torch.save(net.state_dict(), {"by": "ada"}), torch.rand(5, 3)
+    (tmp_path / "ada.safetensors").write_bytes(raw)
+    (tmp_path / "bob.zip").write_bytes(zipped(**{"mine/net.safetensors": raw, "mine/notes.ipynb": b"{}"}))
+    for name in ("ada.safetensors", "bob.zip"):
+        found = submission.read_network(tmp_path / name, architecture())
+        assert not found.training and torch.equal(found(x), net.eval()(x))
+        assert not any(part.requires_grad for part in found.parameters())
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"PK", "2 bytes"),
+        ((2**40).to_bytes(8, "little") + b"{}", "a header of 1099511627776, at most 65536"),
+        (header_of(" " * 70_000), "a header of 70000, at most 65536"),
+        (header_of("{"), "does not parse"),
+        (header_of("[" * 60_000), "does not parse"),
+        (header_of("[]"), "has no tensor '0.bias'"),
+        (net_of(**{"0_weight": None}), "has no tensor '0.weight': want 0.weight, 0.bias"),
+        (net_of(**{"7_weight": torch.zeros(2)}), "has a tensor '7.weight'"),
+        (safetensors.torch.save(nn.Linear(3, 4).state_dict()), "has no tensor '0.bias'"),
+        (net_of(**{"0_weight": torch.zeros(5, 3)}), "F32 and .5, 3., want F32 and .4, 3."),
+        (net_of(**{"0_weight": torch.zeros(4, 3).double()}), "F64 and .4, 3., want F32"),
+        (net_of(**{"0_weight": torch.zeros(4, 3).bfloat16()}), "BF16"),
+        (net_of(**{"0_weight": torch.full((4, 3), torch.nan)}), "0.weight has numbers that are not finite"),
+        (net_of(**{"3_bias": torch.tensor([1.0, torch.inf])}), "3.bias has numbers that are not finite"),
+        (first(data_offsets=[0, 47]), "0.weight has not the 48 bytes"),
+        (first(data_offsets=[-48, 0]), "0.weight has not the 48 bytes"),
+        (first(data_offsets=[10**9, 10**9 + 48]), "0.weight has not the 48 bytes"),
+        (first(data_offsets=[0.0, 48.0]), "0.weight has not the 48 bytes"),
+        (first(data_offsets=[]), "0.weight has not the 48 bytes"),
+        (first(data_offsets="0"), "0.weight has not the 48 bytes"),
+        (first(shape="4, 3"), "want F32 and .4, 3."),
+        (header_of(json.dumps(dict.fromkeys(architecture().state_dict(), 7))), "None and None"),
+        (pickle.dumps(architecture().state_dict()), "cannot be read"),
+    ],
+)
+def test_a_network_that_is_not_what_was_asked_for_gets_a_reason(raw: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "ada.safetensors").write_bytes(raw)
+    with pytest.raises(submission.Unreadable, match=said):
+        submission.read_network(tmp_path / "ada.safetensors", architecture())
+
+
+class Nets:
+    """An assignment of which a network is handed in, a point for each test row that it reads rightly."""
+
+    BLOCKED = ()
+    architecture = staticmethod(architecture)
+
+    @staticmethod
+    def draw(seed: int, worked: bool) -> dict[str, Any]:
+        return {}
+
+    @staticmethod
+    def tests(seed: int, mine: dict[str, Any]) -> list[Test]:
+        x = torch.rand(2, 3, generator=torch.Generator().manual_seed(seed))
+
+        def reads(row: int) -> Test:
+            def judge(answer: Any) -> None:
+                label = int(answer["network"](x[row : row + 1]).argmax())
+                require(label == 1, f"row {row} is read as {label}")
+
+            return Test(f"row-{row}", 1, "c", "network", judge)
+
+        return [reads(0), reads(1)]
+
+
+def test_a_class_of_networks_is_graded_and_pickles_are_not_read(tmp_path: Path) -> None:
+    """Nothing is run, so no server is asked; a file of another kind is graded as what it is."""
+    assignment = Assignment("nets", tmp_path, Nets)  # type: ignore[arg-type]
+    (tmp_path / "tasks.py").touch()
+    handed, out = tmp_path / "class", tmp_path / "grades"
+    handed.mkdir()
+    ones = {name: torch.zeros_like(t) for name, t in architecture().state_dict().items()}
+    ones["3.bias"] = torch.tensor([0.0, 1.0])
+    (handed / "ada.safetensors").write_bytes(safetensors.torch.save(ones))
+    (handed / "bob.safetensors").write_bytes(safetensors.torch.save(ones | {"3.bias": torch.tensor([1.0, 0.0])}))
+    (handed / "cleo.zip").write_bytes(zipped(**{"net.safetensors": safetensors.torch.save(ones)}))
+    torch.save(ones, handed / "dan.pt")
+    (handed / "eve").mkdir()
+    torch.save(ones, handed / "eve" / "net.safetensors")
+    (handed / "fay.zip").write_bytes(zipped(**{"net.pt": pickle.dumps(ones)}))
+    server: Any = None
+    graded = {g.student: g for g, _ in grade_class(assignment, "a long key", handed, out, server)}
+    assert {who: g.total for who, g in graded.items()} == {"ada": 2, "bob": 0, "cleo": 2, "eve": 0, "fay": 0}
+    assert graded["bob"].results[0].reason == "row 0 is read as 0"
+    assert "cannot be read" in graded["eve"].results[0].reason and "holds 0 files" in graded["fay"].results[0].reason
 
 
 def test_no_more_of_an_array_is_read_than_it_needs() -> None:

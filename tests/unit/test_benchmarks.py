@@ -126,3 +126,10 @@ def test_smoke_run_of_verification_without_its_peer(tmp_path: Path) -> None:
     assert all(float(row[4]) > 0 and row[6] in ("0.0%", "100.0%") for row in table)
     text = "\n".join(lines)
     assert "bound_propagation is left out (no such thing here)" in text and "bound-propagation==0.4.7" in text
+
+
+@pytest.mark.slow
+@pytest.mark.full("verification")
+def test_smoke_run_of_branching(tmp_path: Path) -> None:
+    lines = run(path=tmp_path, script="branching.py").splitlines()
+    assert len(lines) == 4 and all(line.startswith("mnist_cnn") and "/1 decided" in line for line in lines)

@@ -71,6 +71,10 @@ INTERVALS = {
     ),
     "the affine layer is not bounded as a whole": ("minus.T + b", "minus.T"),
     "the function between the layers is not monotone": (CUT, "lower = torch.minimum(*ends)"),
+    "the function is applied before the bounds are kept": (
+        "found.append((lower, upper))",
+        "found.append((act(lower), act(upper)))",
+    ),
     "wider than intervals need to be": ("upper = torch.maximum(*ends)", "upper = torch.maximum(*ends) + 0.1"),
     "batch-dependent: samples share something that each should have alone": (
         "turns = (lower < 0) & (upper > 0)",
@@ -146,7 +150,7 @@ def test_crown_is_diagnosed(cause: str) -> None:
     with pytest.raises(check.Wrong) as wrong:
         check.crown(made(VEE, CROWN[cause])["crown"], bend=VEE)
     assert wrong.value.cause == cause
-    assert "Hint 1 of 2" in str(wrong.value) and "hints=2" in str(wrong.value)
+    assert f"Hint 1 of {len(wrong.value.hints)}" in str(wrong.value) and "hints=2" in str(wrong.value)
 
 
 def test_what_the_relu_takes_for_granted_is_named() -> None:
@@ -154,6 +158,14 @@ def test_what_the_relu_takes_for_granted_is_named() -> None:
     for bend, cause in ((RELU, "is not applied to the box"), (VEE, "is not monotone")):
         slipped = made(bend, ("        if number:", "        if number < 0:"))["intervals"]
         assert cause in cause_of(check.intervals, slipped, bend=bend)
+
+
+@every("bend", [RELU, VEE])
+def test_bounds_after_the_function_are_named(bend: tuple[float, float]) -> None:
+    turned = "ends = act(lower), act(upper); turns = (lower < 0) & (upper > 0); found.append((torch.where(turns, "
+    turned += "torch.minimum(*ends).clamp(max=0), torch.minimum(*ends)), torch.maximum(*ends)))"
+    slipped = made(bend, ("found.append((lower, upper))", turned))["intervals"]
+    assert "before the bounds are kept" in cause_of(check.intervals, slipped, bend=bend)
 
 
 def test_the_reference_is_a_bound_of_the_network() -> None:

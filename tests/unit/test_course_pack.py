@@ -9,12 +9,14 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
 
 from book import generate_course, quizzes, slides
 from book.generate_course import course_map
 from book.notebooks import ROOT, read_chapters
 from book.quizzes import Choice, Question
+from robustlab.teaching import check
 
 CHAPTERS = sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb"))
 NASTY = Question(
@@ -160,3 +162,23 @@ def test_a_chapter_without_objectives_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(generate_course, "objectives", lambda chapter: "**Objectives.** none\n\n")
     with pytest.raises(ValueError, match="01_life_cycle"):
         course_map(read_chapters()[:1])
+
+
+EQUALITY_ALONE = {"05", "14", "17", "19", "24", "25"}
+"""Chapters whose cells from scratch are held to the library alone: no check has a function of theirs."""
+
+
+def test_chapters_and_assignments_use_the_public_checks() -> None:
+    """Each chapter with cells from scratch calls one but for some, and each check is called somewhere."""
+    called, without = set[str](), set[str]()
+    for path in sorted((ROOT / "chapters").glob("*.ipynb")):
+        cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        found = {name for c in cells for name in re.findall(r"\bchecks\.(\w+)\(", c.source)}
+        assert found <= set(check.__all__), path.name
+        called |= found
+        if not found and any("from-scratch" in c.metadata.get("tags", []) for c in cells):
+            without.add(path.name[:2])
+    for path in (ROOT / "assignments").glob("*/source.ipynb"):
+        called |= set(re.findall(r"\bcheck\.(\w+)\(", path.read_text(encoding="utf-8")))
+    assert without <= EQUALITY_ALONE
+    assert set(check.__all__) - {"ConvexSet", "Wrong"} <= called

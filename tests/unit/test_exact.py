@@ -35,8 +35,8 @@ from tests.unit.relu_patterns import box, exact_minimum, tiny
 SOLVERS = {
     "reluplex": simplices.solve,
     "milp": programs.solve,
-    "input splits": lambda *query: search.solve(*query, split="input"),
-    "relu splits": lambda *query: search.solve(*query, split="relu"),
+    "input splits": lambda *query: search.solve(*query, branching="inputs"),
+    "relu splits": lambda *query: search.solve(*query, branching="sensitivity"),
 }
 over_solvers = pytest.mark.parametrize("name", SOLVERS)
 
@@ -284,7 +284,9 @@ def test_without_memory_the_answer_is_unknown() -> None:
     close = Case(case.low, case.high, case.C, case.d - least + 0.02)
     graph, counts = trace(net, (3,)), {}
     for memory, status in ((1e-9, "unknown"), (None, "verified")):
-        verdict = search.solve(graph, [close], lambda points: None, Clock(60), split="input", batch=64, memory=memory)
+        verdict = search.solve(
+            graph, [close], lambda points: None, Clock(60), branching="inputs", batch=64, memory=memory
+        )
         assert verdict.status == status
         counts[status] = verdict.details["domains"]
     assert counts["unknown"] < counts["verified"]

@@ -84,7 +84,7 @@ def ask(graph: Graph, case: Case, seconds: float = 60.0, **options: Any) -> Verd
             hits = case.margin(graph(points.reshape(-1, *graph.input_shape)).flatten(1)) <= 0
         return points[hits][0] if bool(hits.any()) else None
 
-    return search.solve(graph, [case], replay, Clock(seconds), split="input", **options)
+    return search.solve(graph, [case], replay, Clock(seconds), branching="inputs", **options)
 
 
 def cube(n: int, C: Tensor, d: Tensor) -> Case:
@@ -201,7 +201,7 @@ def test_bounds_that_are_no_numbers_close_no_box(number: float, monkeypatch: pyt
 
         monkeypatch.setattr(search, "bound_boxes", spoilt)
         verdict = search.solve(graph, [cube(2, torch.ones(1, 1).double(), torch.full((1,), -9.0).double())],
-                               lambda points: None, Clock(0.3), split="input")  # fmt: skip
+                               lambda points: None, Clock(0.3), branching="inputs")  # fmt: skip
         assert verdict.status != "verified"
 
 
@@ -303,7 +303,7 @@ def test_rows_that_must_be_met_together(seed: int) -> None:
         assert ask(graph, case).status == "falsified"
 
 
-@pytest.mark.parametrize("split", ["input", "relu"])
+@pytest.mark.parametrize("split", ["inputs", "sensitivity"])
 def test_attacks_are_repeated(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A counterexample that the first attack misses is found by a later one, from other points."""
     graph = trace(dense((6, 20, 20, 2), 3), (6,))
@@ -326,7 +326,7 @@ def test_attacks_are_repeated(split: Any, monkeypatch: pytest.MonkeyPatch) -> No
         hits = case.margin(graph(points)) <= 0
         return points[hits][0] if bool(hits.any()) else None
 
-    assert search.solve(graph, [case], replay, Clock(60.0), split=split).status == "falsified"
+    assert search.solve(graph, [case], replay, Clock(60.0), branching=split).status == "falsified"
     assert seeds == list(range(len(seeds))) and len(seeds) > 1
 
 

@@ -49,11 +49,13 @@ from tests.unit.relu_patterns import box, exact_minimum, tiny
 SOLVERS = {
     "reluplex": simplices.solve,
     "milp": programs.solve,
-    "input splits": lambda *given: search.solve(*given, split="input"),
-    "relu splits": lambda *given: search.solve(*given, split="relu"),
+    "input splits": lambda *given: search.solve(*given, branching="inputs"),
+    "relu splits": lambda *given: search.solve(*given, branching="sensitivity"),
+    "joint slopes": lambda *given: search.solve(*given, branching="babsr", alpha="joint"),
 }
 METHODS = ("milp", "reluplex", "branch_and_bound")
-over_solvers = pytest.mark.parametrize("name", SOLVERS)
+SLOW = pytest.param("joint slopes", marks=pytest.mark.full)  # bounded again at each step of each domain
+over_solvers = pytest.mark.parametrize("name", [*(name for name in SOLVERS if name != "joint slopes"), SLOW])
 
 
 @functools.cache

@@ -27,7 +27,7 @@ VERIFICATION: tuple[Row, ...] = (
     Row(
         key="branch_and_bound",
         title="Branch and bound",
-        cite=("bunel2018", "xu2021"),
+        cite=("bunel2018", "bunel2020", "xu2021"),
         kind="verifier",
         folder="verification/complete",
         chapter="21",

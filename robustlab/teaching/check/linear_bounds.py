@@ -136,6 +136,7 @@ def _intervals(function: Callable[..., Any], layers: Layers, lower: Tensor, uppe
     out = _pairs(function(layers, lower, upper), layers, lower)
     _require_same_alone(lambda some: _pairs(function(layers, lower[some], upper[some]), layers, lower[some]))
     met = values(layers, sampled(lower, upper), bend)
+    _before_the_function(out[:2], layers[0], (lower, upper), bend)
     for number, here in enumerate(met):
         low, high = out[2 * number : 2 * number + 2]
         if bool((low > high + SLACK).any()):
@@ -148,6 +149,29 @@ def _intervals(function: Callable[..., Any], layers: Layers, lower: Tensor, uppe
         if bool(((here < low - SLACK) | (here > high + SLACK)).any()):
             raise _misses(number, low, high, layers, bend)
         _as_tight(number, low, high, out[2 * number - 2 : 2 * number], layers, (lower, upper), bend)
+
+
+def _before_the_function(out: list[Tensor], layer: Sequence[Tensor], box: tuple[Tensor, Tensor], bend: Bend) -> None:
+    """Raises where the first layer's bounds are those of what the function makes of its values."""
+    exact = _image(layer, box)
+    ends = [bent(end, bend) for end in exact]
+    least = torch.where((exact[0] < 0) & (exact[1] > 0), 0.0, torch.minimum(*ends))
+    for after in (ends, [least, torch.maximum(*ends)]):
+        if all(torch.allclose(a, b, atol=SLACK) for a, b in zip(out, after, strict=True)) and not all(
+            torch.allclose(a, b, atol=SLACK) for a, b in zip(out, exact, strict=True)
+        ):
+            raise Wrong(
+                "the bounds of layer 0 are those of its values after the function between the layers",
+                "the function is applied before the bounds are kept",
+                "The last layer has no function behind it, so bounds are of the values before it.",
+                "Keep the bounds of W·x + b first, and apply the function at the start of the next layer.",
+            )
+
+
+def _image(layer: Sequence[Tensor], box: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The closest bounds of an affine layer's values on a box."""
+    corners = torch.stack([layer[0] * box[0][:, None], layer[0] * box[1][:, None]])
+    return corners.amin(dim=0).sum(dim=-1) + layer[1], corners.amax(dim=0).sum(dim=-1) + layer[1]
 
 
 def _misses(number: int, low: Tensor, high: Tensor, layers: Layers, bend: Bend) -> Wrong:
@@ -179,13 +203,11 @@ def _as_tight(
     number: int, low: Tensor, high: Tensor, before: list[Tensor], layers: Layers, box: tuple[Tensor, Tensor], bend: Bend
 ) -> None:
     """Raises where bounds are wider than those that follow from the bounds of the layer before."""
-    weight, bias = layers[number]
     if number:
         ends = [bent(end, bend) for end in (before[0], before[1], torch.zeros_like(before[0]))]
         ends[2] = torch.where((before[0] < 0) & (before[1] > 0), ends[2], ends[0])
         box = torch.stack(ends).amin(dim=0), torch.stack(ends).amax(dim=0)
-    corners = torch.stack([weight * box[0][:, None], weight * box[1][:, None]])
-    exact = corners.amin(dim=0).sum(dim=-1) + bias, corners.amax(dim=0).sum(dim=-1) + bias
+    exact = _image(layers[number], box)
     wider = max(float((exact[0] - low).max()), float((high - exact[1]).max()))
     if wider > SLACK:
         raise Wrong(
@@ -317,6 +339,7 @@ def _one_row(function: Callable[..., Tensor], case: Case, bend: Bend) -> None:
             "a line on the wrong side, or chosen by the wrong sign",
             "Where a neuron's coefficient is positive, a lower bound needs the line below it, else the line above.",
             "The line above is the chord from (l, act(l)) to (u, act(u)): it has an intercept, which A⁻ multiplies.",
+            "Have hidden neurons bounds on both sides? An upper bound of z is a lower one of −z, sign turned.",
         )
     if bool((out < reference(layers, lower, upper, C, bend) - SLACK).any()):
         raise Wrong(

@@ -15,17 +15,21 @@ that follow the bound; the estimates used here are first-order effects on the pr
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Hinge
-from robustlab.graph.node import Graph
+from robustlab.graph.interval import Bounds
+from robustlab.graph.node import Graph, Node
+from robustlab.graph.operator import Backward
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.layers import Layers
 
 Domains = dict[str, Tensor]
+ReluRule = Literal["sensitivity", "babsr"]
 
 
 def whole(graph: Graph, low: Tensor, high: Tensor, *, signs: bool) -> Domains:
@@ -60,13 +64,10 @@ def finite(layers: Layers) -> Tensor:
     return torch.stack(numbers).all(dim=0)
 
 
-def costly_relu(
-    graph: Graph, domains: Domains, layers: Layers, slopes: dict[int, Tensor], C: Tensor
+def relu_to_split(
+    graph: Graph, domains: Domains, layers: Layers, slopes: dict[int, Tensor], C: Tensor, rule: ReluRule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The open ReLU whose relaxation costs the bound most.
-
-    A negative coefficient meets the line above, which lies up to −l·u / (u − l) too high; a positive one the line
-    below, whose distance at the ends is min(α·(−l), (1 − α)·u).
+    """The open ReLU that a rule ranks first.
 
     Args:
         graph: the network.
@@ -74,39 +75,89 @@ def costly_relu(
         layers: bounds and lines on them.
         slopes: ReLU → its lower slopes in the row that decides, (D, *shape).
         C: (D, m), that row.
+        rule: ``"sensitivity"`` or ``"babsr"``.
 
     Returns:
-        The node before the ReLU and the place in it, (D,) each, and the cost, −1 where no ReLU is open.
+        The node before the ReLU and the place in it, (D,) each, and its score, −1 where no ReLU is open.
     """
     rows = torch.arange(len(C), device=C.device)
-    lines, biases = dict(layers.lines), {}
-    for node in graph.nonlinear:
-        if isinstance(node.op, Hinge):
-            gap = torch.zeros_like(slopes[node.index]).requires_grad_()
-            chord = lines[node.index].upper_bias.detach().clone().requires_grad_()
-            biases[node.index] = (node.inputs[0], chord, gap)
-            lines[node.index] = replace(
-                lines[node.index], lower_slope=slopes[node.index], upper_bias=chord, lower_bias=gap
-            )
-    with torch.enable_grad():
-        _, constant = backward(graph, lines, Forms(C, rows), len(graph.nodes) - 1)
-        wanted = [part for _, chord, gap in biases.values() for part in (chord, gap)]
-        grads = torch.autograd.grad(constant.sum(), wanted, allow_unused=True)
-    costs, places, nodes = [], [], []
-    for (index, (before, chord, _)), above, below in zip(biases.items(), grads[::2], grads[1::2], strict=True):
-        if graph.relus.get(before) != index:
-            continue
-        b, slope, zero = layers.bounds[before], slopes[index], torch.zeros_like(chord)
-        negative, positive = (zero if part is None else part.abs() for part in (above, below))
-        cost = negative * chord.detach() + positive * torch.minimum(slope * -b.lower, (1 - slope) * b.upper)
-        cost = cost + 1e-9 * torch.minimum(-b.lower, b.upper)  # to choose among those that cost nothing
+    scores, places, nodes = [], [], []
+    constants = affine_constants(graph, C) if rule == "babsr" else {}
+    for before, a in coefficients(graph, layers, slopes, C).items():
+        b = layers.bounds[before]
+        if rule == "babsr":
+            score = babsr(a, b, constants[before])
+        else:
+            score = sensitivity(a, b, slopes[graph.relus[before]])
+        score = score + 1e-9 * torch.minimum(-b.lower, b.upper)  # to choose among those that cost nothing
         unstable = (b.lower < 0) & (b.upper > 0) & (domains[f"sign:{before}"] == 0)
-        best, place = torch.where(unstable, cost, -1.0).flatten(1).max(dim=1)
-        costs.append(best)
+        best, place = torch.where(unstable, score, -1.0).flatten(1).max(dim=1)
+        scores.append(best)
         places.append(place)
         nodes.append(before)
-    cost, which = torch.stack(costs).max(dim=0)
-    return torch.tensor(nodes, device=C.device)[which], torch.stack(places)[which, rows], cost
+    score, which = torch.stack(scores).max(dim=0)
+    return torch.tensor(nodes, device=C.device)[which], torch.stack(places)[which, rows], score
+
+
+def sensitivity(a: Tensor, b: Bounds, slope: Tensor) -> Tensor:
+    """What the relaxation of a ReLU costs the bound, to first order.
+
+    A negative coefficient a meets the line above, which lies up to −l·u / (u − l) too high; a positive one the line
+    below, whose distance at the ends is min(α·(−l), (1 − α)·u).
+    """
+    below = torch.minimum(slope * -b.lower, (1 - slope) * b.upper)
+    return -a.clamp_max(0.0) * _lift(b) + a.clamp_min(0.0) * below
+
+
+def babsr(a: Tensor, b: Bounds, constant: Tensor) -> Tensor:
+    """By how much the bound is estimated to move where the ReLU is made linear, as far as its own constant tells.
+
+    With the coefficient a on the ReLU, the slope s = u / (u − l) of the line above and the constant c of the affine
+    layer before, the better side moves the bound by
+
+        | max((s − 1)·a·c, s·a·c) + min(a, 0)·(−l·u / (u − l)) |
+
+    Source: Bunel, Lu, Turkaslan, Torr, Kohli and Kumar, "Branch and bound for piecewise linear neural network
+    verification" (2020), section 4, "BaBSR", with the improvement of a layer estimated from its constant alone.
+    """
+    s, moved = b.upper / (b.upper - b.lower).clamp_min(torch.finfo(a.dtype).tiny), a * constant
+    return (torch.maximum((s - 1) * moved, s * moved) + a.clamp_max(0.0) * _lift(b)).abs()
+
+
+def _lift(b: Bounds) -> Tensor:
+    """How high the line above a ReLU lies at the bend, −l·u / (u − l)."""
+    return -b.lower * b.upper / (b.upper - b.lower).clamp_min(torch.finfo(b.lower.dtype).tiny)
+
+
+def coefficients(graph: Graph, layers: Layers, slopes: dict[int, Tensor], C: Tensor) -> dict[int, Tensor]:
+    """The node before a ReLU → the coefficient that the bound of C·output has on the ReLU, (D, *shape)."""
+    found = {}
+
+    def through(node: Node, forms: Forms) -> Backward:
+        assert node.op is not None
+        lines = layers.lines[node.index]
+        if isinstance(node.op, Hinge):
+            forms, lines = forms.full(node.shape), replace(lines, lower_slope=slopes[node.index])
+            if graph.relus.get(node.inputs[0]) == node.index:
+                found[node.inputs[0]] = forms.coef
+        return node.op.backward(forms, [graph.nodes[i].shape for i in node.inputs], lines)
+
+    with torch.no_grad():
+        forms = Forms(C, torch.arange(len(C), device=C.device))
+        backward(graph, layers.lines, forms, len(graph.nodes) - 1, nonlinear=through)
+    none = C.new_zeros(())  # the output of such a ReLU is not used
+    return {i: found.get(i, none.expand(len(C), *graph.nodes[i].shape)) for i in graph.relus}
+
+
+def affine_constants(graph: Graph, like: Tensor) -> dict[int, Tensor]:
+    """The node before a ReLU → its value where all that the affine layers before it take in is 0, (1, *shape)."""
+    values: list[Tensor] = []
+    for node in graph.nodes:
+        if node.op is None or not node.op.affine:
+            values.append(like.new_zeros(1, *node.shape))
+        else:
+            values.append(node.op.forward(*(values[i] for i in node.inputs)))
+    return {i: values[i] for i in graph.relus}
 
 
 def halves(graph: Graph, domains: Domains) -> Domains:

@@ -5,38 +5,37 @@ What it follows, and what is different, stands in :mod:`~robustlab.verification.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from robustlab import checks
 from robustlab.graph.folding import folded
 from robustlab.graph.node import Graph
 from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.verification.complete.boxes import bound_boxes, clipped, costs, effects, mixed, refining_pays, with_mix
 from robustlab.verification.complete.branching import (
     Domains,
+    ReluRule,
     closed,
-    costly_relu,
     finite,
     halves,
     joined,
     known_of,
     numbered,
+    relu_to_split,
     select,
     whole,
 )
 from robustlab.verification.complete.descent import EVALUATIONS, descend, evolve, lowest_points, stacked
 from robustlab.verification.complete.leaf import leaf_minimum
 from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, graph_device, relative
-from robustlab.verification.propagation.alpha_crown import optimized_bound
+from robustlab.verification.complete.rules import Branching, relu_rule
+from robustlab.verification.propagation.alpha_crown import AlphaScope, optimized_bound
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.forward import MOST
+from robustlab.verification.propagation.joint import together
 from robustlab.verification.propagation.layers import Layers, layer_bounds
 from robustlab.verification.propagation.region import Box
 
-FEW_INPUTS = 16  # up to so many inputs that vary, these are split
 TOGETHER = 2**23  # numbers that all domains of a batch may have at the widest node, so that a step takes no second
 _THIN = 1e-9  # boxes without a side longer than this are not split
 FIRST_AGAIN = 256  # domains before the second attack
@@ -52,7 +51,8 @@ def solve(
     replay: Replay,
     clock: Clock,
     *,
-    split: Literal["auto", "input", "relu"] = "auto",
+    branching: Branching = "auto",
+    alpha: AlphaScope = "output",
     batch: int = 256,
     memory: float | None = 2.0,
     steps: int | None = None,
@@ -63,7 +63,7 @@ def solve(
     Args:
         graph: in float64.
         cases, replay, clock: as in :mod:`~robustlab.verification.complete.query`.
-        split: ``"input"``, ``"relu"``, or ``"auto"``: by the number of inputs that vary.
+        branching, alpha: as in :func:`~robustlab.verification.branch_and_bound`.
         batch: domains that are split at once.
         memory: GB of open domains at which to give up (``"unknown"``); None for no limit.
         steps: ascent steps of α-CROWN on each domain; None takes 0 for input splits, 10 for ReLU splits.
@@ -72,18 +72,15 @@ def solve(
     Returns:
         The verdict; details count domains and leaves.
     """
-    checks.one_of("split", split, ("auto", "input", "relu"))
     if not cases:
         return Verdict("verified")
-    if split == "auto":
-        varying = max(int((case.low < case.high).sum()) for case in cases)
-        split = "input" if varying <= FEW_INPUTS or not graph.relus else "relu"
+    rule = relu_rule(branching, alpha, graph, cases)
     if steps is None:
-        steps = 0 if split == "input" else 10
+        steps = 0 if rule is None else 10
     with time_limit(clock.end):
         search = None
         try:
-            search = _Search(folded(graph), relative(graph, cases), replay, clock, split, batch, memory, steps)
+            search = _Search(folded(graph), relative(graph, cases), replay, clock, rule, alpha, batch, memory, steps)
             return search.run(progress)
         except OutOfTime:  # in the middle of it
             if search is None or search.witness is None:
@@ -98,20 +95,21 @@ class _Search:
         cases: list[Case],
         replay: Replay,
         clock: Clock,
-        split: Literal["input", "relu"],
+        rule: ReluRule | None,
+        alpha: AlphaScope,
         batch: int,
         memory: float | None,
         steps: int,
     ) -> None:
         self.graph, self.cases, self.replay, self.clock = graph, cases, replay, clock
-        self.split, self.steps = split, steps
+        self.rule, self.alpha, self.steps = rule, alpha, steps  # no rule: inputs are split
         self.most = float("inf") if memory is None else 1e9 * memory
         self.low, self.high, self.C, self.d = (part.to(graph_device(graph)) for part in stacked(cases))
         self.least = self.low.new_tensor([case.least for case in cases])
         varying = int((self.low < self.high).any(dim=0).sum())
-        self.few = split == "input" and varying <= MOST
+        self.few = rule is None and varying <= MOST
         numbers = graph.widest * max(self.C.shape[1], 8 * (1 + varying) if self.few else 1)
-        self.batch = max(1, min(batch, TOGETHER // numbers))
+        self.batch = max(1, min(batch, TOGETHER // numbers, together(graph) if alpha == "joint" else batch))
         self.refine = True
         self.work = sum(costs(graph))
         self.attacks = 0
@@ -124,7 +122,7 @@ class _Search:
         """Bound and branch until nothing is open, or the time is over."""
         from tqdm import tqdm
 
-        pool = self._bound(whole(self.graph, self.low, self.high, signs=self.split == "relu"))
+        pool = self._bound(whole(self.graph, self.low, self.high, signs=self.rule is not None))
         again, step = 0.0, 0
         with tqdm(disable=None if progress else True, leave=False, desc="branch and bound") as bar:
             while self.witness is None and len(pool["bound"]):
@@ -169,7 +167,7 @@ class _Search:
         """Close the domains whose bound is positive; the others get a bound and what to split."""
         self.count["domains"] += len(domains["case"])
         domains = {key: value for key, value in domains.items() if key not in ("side", "node", "place")}
-        if self.split == "relu":
+        if self.rule is not None:
             return self._bound_signs(domains)
         rows = torch.arange(len(domains["case"]), device=self.low.device)
         return joined([self._bound_boxes(select(domains, some)) for some in rows.split(2 * self.batch)])
@@ -210,6 +208,7 @@ class _Search:
         found = optimized_bound(
             graph, region, self.C[case], layers, steps=self.steps, splits=signs,
             slopes=numbered(domains, "slope"), multipliers=numbered(domains, "multiplier"),
+            joint=BoundOptions() if self.alpha == "joint" else None,
         )  # fmt: skip
         bound, row = (found.lower + self.d[case]).max(dim=1)
         open_ = (~closed(domains, graph, layers, bound, self._wanted(case))).nonzero().flatten()
@@ -248,8 +247,10 @@ class _Search:
     def _choose_relu(self, domains: Domains, layers: Layers, slopes: dict[int, Tensor]) -> Domains:
         """Domains without an open ReLU are solved as they are."""
         C = self.C[domains["case"], domains["row"]]
-        domains["node"], domains["place"], cost = costly_relu(self.graph, domains, layers, slopes, C)
-        done = cost < 0
+        assert self.rule is not None
+        chosen = relu_to_split(self.graph, domains, layers, slopes, C, self.rule)
+        domains["node"], domains["place"], score = chosen
+        done = score < 0
         for i in done.nonzero().flatten():
             self._leaf(select(domains, i[None]), known_of(layers, i[None]))
         return select(domains, (~done).nonzero().flatten())

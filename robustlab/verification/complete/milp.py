@@ -53,6 +53,7 @@ def milp(
     norm: Literal["linf"] = "linf",
     eps: float | Tensor,
     timeout: float | None = 60.0,
+    processes: int = 1,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> Certificate:
     """Decide by mixed-integer programming whether labels are kept on ℓ∞ balls.
@@ -68,6 +69,8 @@ def milp(
         norm: ``"linf"``.
         eps: ε > 0, one number or one per sample, in the units of x.
         timeout: seconds for each sample (default 60), None for no limit; then nothing is known of it.
+        processes: how many samples are decided at a time, each by a process of its own (default 1: none), as in
+            :func:`robustlab.verification.verify`.
         box: the range of valid inputs (default (0, 1)).
 
     Returns:
@@ -78,7 +81,7 @@ def milp(
 
     Source: Tjeng et al. (2019), section 4.
     """
-    return verify(model, x, y, norm=norm, eps=eps, method="milp", timeout=timeout, box=box)
+    return verify(model, x, y, norm=norm, eps=eps, method="milp", timeout=timeout, processes=processes, box=box)
 
 
 def solve(graph: Graph, cases: list[Case], replay: Replay, clock: Clock) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal, get_args
 
@@ -16,8 +17,11 @@ from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
 from robustlab.graph.time_limit import OutOfTime, time_limit
 from robustlab.graph.trace import trace
+from robustlab.verification.complete.processes import answers
 from robustlab.verification.complete.query import Clock, Replay, Verdict, graph_device, label_cases
 from robustlab.verification.complete.rounding import rounding_error
+from robustlab.verification.complete.rules import Branching, check_branching
+from robustlab.verification.propagation.alpha_crown import AlphaScope
 from robustlab.verification.propagation.layers import interval_layers
 from robustlab.verification.propagation.region import Box
 
@@ -38,8 +42,11 @@ def verify(
     norm: Literal["linf"] = "linf",
     eps: float | Tensor,
     method: SolverName = "branch_and_bound",
+    branching: Branching = "auto",
+    alpha: AlphaScope = "output",
     timeout: float | None = 60.0,
     memory: float | None = 2.0,
+    processes: int = 1,
     box: tuple[float, float] = (0.0, 1.0),
     progress: bool = False,
 ) -> Certificate:
@@ -63,8 +70,12 @@ def verify(
         norm: ``"linf"``, the only one.
         eps: ε > 0, one number or one per sample, in the units of x.
         method: ``"branch_and_bound"`` (default), ``"milp"`` or ``"reluplex"``.
+        branching, alpha: of branch and bound alone: as in :func:`robustlab.verification.branch_and_bound`.
         timeout: seconds for each sample (default 60); None for no limit.
         memory: GB that the open domains of branch and bound may take (default 2); None for no limit.
+        processes: how many samples are decided at a time, each by a process of its own; 1 (default) decides one after
+            the other in this process. Answers do not depend on it, but for what time runs out on. A sample whose
+            process dies is unknown, with a warning that says why. Scripts need ``if __name__ == "__main__":`` then.
         box: the range of valid inputs (default (0, 1)).
         progress: show a bar, where the method has one.
 
@@ -87,14 +98,19 @@ def verify(
         checks.positive("timeout", timeout)
     if memory is not None:
         checks.positive("memory", memory)
-    solve = import_module(f"robustlab.verification.complete.{method}").solve
-    options: dict[str, Any] = {"progress": progress, "memory": memory} if method == "branch_and_bound" else {}
+    checks.at_least("processes", processes, 1, integer=True)
+    check_branching(branching, alpha)
+    options: dict[str, Any] = {}
+    if method == "branch_and_bound":
+        options = {"branching": branching, "alpha": alpha, "progress": progress, "memory": memory}
+    elif (branching, alpha) != ("auto", "output"):
+        raise ValueError(f"branching, alpha: want 'auto' and 'output' with {method!r}, got {branching!r} and {alpha!r}")
     victim = Victim(model, bounds=box)
-    status = ["unknown"] * len(x)
-    found, only_exact = torch.full_like(x, torch.nan), False
+    status, witnesses = ["unknown"] * len(x), torch.full_like(x, torch.nan)
     graph = trace(model, x).to(torch.float64) if len(x) else None
     if graph is not None:
         graph.require_finite()
+    rows, tasks, replays = [], [], []
     with victim.session(x, y) as session:
         for i in range(len(x)):
             assert graph is not None and session.clean is not None
@@ -102,22 +118,26 @@ def verify(
             if bool(session.lost[i]):
                 continue
             if int(session.clean[i].argmax()) != label:
-                status[i], found[i] = "falsified", x[i]
+                status[i], witnesses[i] = "falsified", x[i]
                 continue
             low, high = ball(x[i], float(exact[i]), box)
-            clock, verdict = Clock(timeout), Verdict("timeout")
-            with suppress(OutOfTime), time_limit(clock.end):
-                errors = _rounding(graph, low, high, x.dtype)
-                if not bool(errors.isfinite().all()):
-                    continue
-                if too_rough := float(errors.max()) > _TOO_ROUGH * float(session.clean[i].abs().max()):
-                    errors *= torch.finfo(torch.float64).eps / torch.finfo(x.dtype).eps  # of float64, in which we prove
-                cases = label_cases(low.flatten(), high.flatten(), label, len(errors), errors)
-                verdict = solve(graph, cases, _replay(model, x[i], label, low, high), clock, **options)
-                only_exact |= too_rough and verdict.status == "verified"
-            if verdict.witness is not None:
-                found[i] = verdict.witness
-            status[i] = verdict.status
+            largest = float(session.clean[i].abs().max())
+            tasks.append(Task(graph, low, high, label, largest, x.dtype, method, timeout, options))
+            replays.append(_replay(model, x[i], label, low, high))
+            rows.append(i)
+        if processes == 1:
+            found = [decide(task, replay) for task, replay in zip(tasks, replays, strict=True)]
+        else:
+            lost = Verdict("unknown"), False
+            found = answers(
+                decide_apart, [task.apart() for task in tasks], replays,
+                rows=rows, processes=processes, timeout=timeout, lost=lost,
+            )  # fmt: skip
+    for i, (verdict, _) in zip(rows, found, strict=True):
+        status[i] = verdict.status
+        if verdict.witness is not None:
+            witnesses[i] = verdict.witness.to(x)
+    only_exact = any(rough and verdict.status == "verified" for verdict, rough in found)
     verified, falsified = (
         torch.tensor([s == word for s in status], dtype=torch.bool, device=x.device)
         for word in ("verified", "falsified")
@@ -128,8 +148,61 @@ def verify(
         radius=torch.where(verified, radius, 0.0),
         norm=norm,
         method=f"{method}, in exact arithmetic" if only_exact else method,
-        counterexample=found if bool(falsified.any()) else None,
+        counterexample=witnesses if bool(falsified.any()) else None,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked of one sample.
+
+    Attributes:
+        graph: in float64.
+        low, high: the ends of its ball.
+        label: to be kept.
+        largest: of the absolute logits at its center.
+        dtype: in which the model runs.
+        method, timeout, options: as ``verify`` was given them.
+        device: where the bounds are computed, if that is not where the graph is.
+    """
+
+    graph: Graph
+    low: Tensor
+    high: Tensor
+    label: int
+    largest: float
+    dtype: torch.dtype
+    method: SolverName
+    timeout: float | None
+    options: dict[str, Any]
+    device: torch.device | None = None
+
+    def apart(self) -> Task:
+        """The same for another process: all on the CPU."""
+        quiet = {key: value for key, value in self.options.items() if key != "progress"}
+        return replace(self, graph=self.graph.to("cpu"), options=quiet, device=graph_device(self.graph))
+
+
+def decide(task: Task, replay: Replay) -> tuple[Verdict, bool]:
+    """The verdict, and whether rounding is left out of it."""
+    clock, verdict, too_rough = Clock(task.timeout), Verdict("timeout"), False
+    solve = import_module(f"robustlab.verification.complete.{task.method}").solve
+    with suppress(OutOfTime), time_limit(clock.end):
+        errors = _rounding(task.graph, task.low, task.high, task.dtype)
+        if not bool(errors.isfinite().all()):
+            return Verdict("unknown"), False
+        if too_rough := float(errors.max()) > _TOO_ROUGH * task.largest:
+            errors *= torch.finfo(torch.float64).eps / torch.finfo(task.dtype).eps  # of float64, in which we prove
+        cases = label_cases(task.low.flatten(), task.high.flatten(), task.label, len(errors), errors)
+        verdict = solve(task.graph, cases, replay, clock, **task.options)
+    return verdict, too_rough
+
+
+@full_precision()
+def decide_apart(task: Task, replay: Replay) -> tuple[Verdict, bool]:
+    """The same in another process."""
+    assert task.device is not None
+    return decide(replace(task, graph=task.graph.to(task.device)), replay)
 
 
 def _rounding(graph: Graph, low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:

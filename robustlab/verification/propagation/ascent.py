@@ -18,7 +18,7 @@ from robustlab.verification.propagation.specification import as_forms
 
 def bound_by_ascent(
     bound: Callable[[Region, Tensor, Layers], Tensor], graph: Graph, region: Region, C: Tensor, *, intersect: bool,
-    steps: int, lr: float,
+    steps: int, lr: float, most: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Lower bounds (N, M) of C·output, as many samples at a time as memory bears; detached.
 
@@ -28,12 +28,14 @@ def bound_by_ascent(
         graph, region, C: as in ``certify``'s methods; C (N, M, K), or (M, K) for all.
         intersect: intersect every bound with interval arithmetic.
         steps, lr: checked here; at least 0, and above 0.
+        most: samples at a time, if what memory bears is less than their rows of C would say.
     """
     checks.at_least("steps", steps, 0, integer=True)
     checks.positive("lr", lr)
     options, n = BoundOptions(relu="adaptive", intersect=intersect), len(region)
     found, C = [], C.detach().expand(n, *C.shape[-2:])
-    for rows in torch.arange(n, device=C.device).split(max(1, BUDGET // (C.shape[-2] * graph.widest))):
+    size = max(1, BUDGET // (C.shape[-2] * graph.widest))
+    for rows in torch.arange(n, device=C.device).split(size if most is None else min(size, most)):
         some, rows_C = region.select(rows), C[rows]
         with torch.no_grad():
             layers = layer_bounds(graph, some, options)

@@ -6,18 +6,19 @@ nonlinear operator are bounded again, by backward passes from their neurons thro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from robustlab.graph.affine import Pad, Reshape, ScaleShift
 from robustlab.graph.conv import Conv
-from robustlab.graph.forms import units
+from robustlab.graph.forms import Forms, units
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
+from robustlab.graph.operator import Backward
 from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.backward import backward, concretize, slack
 from robustlab.verification.propagation.bound_options import BoundOptions
@@ -41,6 +42,18 @@ class Layers:
 
     bounds: list[Bounds]
     lines: dict[int, Any]
+
+
+class Passes(Protocol):
+    """Backward passes from hidden neurons that go their own way at nonlinear nodes."""
+
+    def places(self, index: int, wanted: Tensor) -> Sequence[Tensor]:
+        """Sample and place (R,) each of the neurons of a node that are bounded; ``wanted`` (N, n) as ever."""
+
+    def through(
+        self, here: tuple[int, int], lines: Mapping[int, Any], bounds: Sequence[Bounds]
+    ) -> Callable[[Node, Forms], Backward]:
+        """What a pass does at nonlinear nodes, as ``backward`` takes it; ``here`` is its node and which part it is."""
 
 
 def interval_layers(graph: Graph, region: Region, *, rounding: bool = True) -> list[Bounds]:
@@ -76,6 +89,7 @@ def layer_bounds(
     splits: Mapping[int, Tensor] | None = None,
     known: Mapping[int, Bounds] | None = None,
     carried: ForwardLines | None = None,
+    passes: Passes | None = None,
 ) -> Layers:
     """Bounds and relaxations of all nodes on a region.
 
@@ -88,6 +102,7 @@ def layer_bounds(
         known: bounds of some nodes that are known already, (N, *shape): they are intersected with interval arithmetic
             and not computed again.
         carried: linear bounds that go forward along with the intervals, on the same boxes; None for intervals alone.
+        passes: how backward passes from hidden neurons go through nonlinear nodes; None for the lines of the samples.
 
     Returns:
         The bounds and lines of all nodes.
@@ -104,13 +119,11 @@ def layer_bounds(
         if not node.op.affine:
             lines[node.index] = node.op.relax(options, *inputs)
         if carried is not None:
-            also = carried.step(node, lines.get(node.index), here)
-            here = Bounds(torch.maximum(here.lower, also.lower), torch.minimum(here.upper, also.upper))
+            here = _meet(here, carried.step(node, lines.get(node.index), here))
         if known is not None and node.index in known:
-            given = known[node.index]
-            here = Bounds(torch.maximum(here.lower, given.lower), torch.minimum(here.upper, given.upper))
+            here = _meet(here, known[node.index])
         elif node.index in targets and not (region.is_box and _first(graph, node)):
-            here = _bounded_again(graph, region, options, node, here, lines, terms)
+            here = _bounded_again(graph, region, options, node, here, bounds, lines, terms, passes)
         if splits is not None and node.index in splits:
             sign = splits[node.index]
             here = Bounds(
@@ -127,21 +140,25 @@ def _bounded_again(
     options: BoundOptions,
     node: Node,
     here: Bounds,
+    bounds: Sequence[Bounds],
     lines: Mapping[int, Any],
     terms: Mapping[int, Tensor],
+    passes: Passes | None,
 ) -> Bounds:
     """``here`` with the neurons that matter bounded by backward passes, two forms a neuron: z and −z."""
     lower, upper = here.lower.flatten(1), here.upper.flatten(1)
     wanted = torch.ones_like(lower, dtype=torch.bool)
     if options.intersect:
         wanted = _unstable(graph, node, here).flatten(1)
-    sample, place = wanted.nonzero(as_tuple=True)
+    sample, place = wanted.nonzero(as_tuple=True) if passes is None else passes.places(node.index, wanted)
     found = []
     budget = BUDGET if any(isinstance(node.op, Conv) for node in graph.nodes) else IN_CACHE
-    for some in torch.arange(len(sample), device=sample.device).split(max(1, budget // (2 * graph.widest))):
+    rows = torch.arange(len(sample), device=sample.device)
+    for part, some in enumerate(rows.split(max(1, budget // (2 * graph.widest)))):
+        through = None if passes is None else passes.through((node.index, part), lines, bounds)
         sign = lower.new_ones(len(some))
         forms = units(sample[some].repeat(2), place[some].repeat(2), node.shape, torch.cat([sign, -sign]))
-        at_input, constant = backward(graph, lines, forms, node.index, terms=terms)
+        at_input, constant = backward(graph, lines, forms, node.index, terms=terms, nonlinear=through)
         found.append(concretize(region, at_input, constant, exact=False).reshape(2, -1))
     if not found:
         return here
@@ -154,6 +171,10 @@ def _bounded_again(
         lower.index_put((sample, place), new_lower).reshape(here.lower.shape),
         upper.index_put((sample, place), new_upper).reshape(here.upper.shape),
     )
+
+
+def _meet(one: Bounds, other: Bounds) -> Bounds:
+    return Bounds(torch.maximum(one.lower, other.lower), torch.minimum(one.upper, other.upper))
 
 
 def _first(graph: Graph, node: Node) -> bool:
