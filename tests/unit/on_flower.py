@@ -450,7 +450,8 @@ def test_the_app_of_somebodys_own_is_replaced_in_its_third_round() -> None:
     lines = [line for line in done.stdout.splitlines() if line.startswith("after round")]
     assert [line.split(":")[0] for line in lines] == [f"after round {number}" for number in range(4)]
     backdoor = [float(line.rpartition(" ")[2]) for line in lines]
-    assert max(backdoor[1:3]) < 0.2 and backdoor[3] > 0.8
+    # A model of one or two honest rounds already reads some of the triggered pictures as the target.
+    assert backdoor[3] > 0.8 > 0.4 + max(backdoor[1:3])
 
 
 def test_an_app_that_waits_for_ever_is_ended_and_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
