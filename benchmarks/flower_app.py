@@ -85,7 +85,9 @@ def client_app(before: list[Any]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        x, y = partition(int(context.node_config["partition-id"]))
+        number = int(context.node_config["partition-id"])
+        torch.manual_seed(number)
+        x, y = partition(number)
         model = models.build("small_cnn")
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

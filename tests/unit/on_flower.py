@@ -450,8 +450,8 @@ def test_the_app_of_somebodys_own_is_replaced_in_its_third_round() -> None:
     lines = [line for line in done.stdout.splitlines() if line.startswith("after round")]
     assert [line.split(":")[0] for line in lines] == [f"after round {number}" for number in range(4)]
     backdoor = [float(line.rpartition(" ")[2]) for line in lines]
-    # A model of one or two honest rounds already reads some of the triggered pictures as the target.
-    assert backdoor[3] > 0.8 > 0.4 + max(backdoor[1:3])
+    # Without the mod it falls from 0.17 to 0.01 in this round; the clients' draws are seeded.
+    assert backdoor[3] > backdoor[2] + 0.2
 
 
 def test_an_app_that_waits_for_ever_is_ended_and_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
