@@ -26,12 +26,12 @@ from robustlab.geometry.keyed import Noise
 RADIUS = {"linf": 0.05, "l2": 1.0}
 BUDGETED = ("square", "bandits", "nes", "query_reduction", "zo_svrg", "zo_signsgd", "zo_ngd")
 ONE_NORM = {"zo_ngd": ("linf",), "hsja": ("l2", "linf")}
-SHORTEST = ("zoo", "autozoom", "zo_admm", "boundary", "opt", "sign_opt", "hsja")
+SHORTEST = ("zoo", "autozoom", "zo_admm", "bo_admm", "boundary", "opt", "sign_opt", "hsja")
 HARD = ("boundary", "opt", "sign_opt", "hsja")
 TINY: dict[str, dict[str, Any]] = {
     "nes": {"q": 2}, "zo_signsgd": {"q": 2}, "zo_svrg": {"q": 2, "q_full": 4}, "zo_ngd": {"q": 2},
-    "query_reduction": {"size": 256}, "zo_admm": {"q": 2}, "zoo": {"batch": 4}, "hsja": {"init_evals": 4},
-    "opt": {"q": 1, "tries": 2}, "sign_opt": {"k": 4, "tries": 2},
+    "query_reduction": {"size": 256}, "zo_admm": {"q": 2}, "bo_admm": {"first": 2, "steps": 2}, "zoo": {"batch": 4},
+    "hsja": {"init_evals": 4}, "opt": {"q": 1, "tries": 2}, "sign_opt": {"k": 4, "tries": 2},
 }  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def settings(method: str, norm: str, limit: int, tiny: bool) -> dict[str, Any]:
         "zo_ngd": {"steps": limit, "lr": 30.0, "damping": 300.0},
         "zoo": {"steps": limit, "search_steps": 1, "batch": 16, "lr": 0.05, "c": 1.0, "abort_early": False,
                 "tanh": False},
+        "bo_admm": {"steps": min(45, limit)},  # a process of more than a hundred points takes its time
         "autozoom": {"steps": limit, "lr": 0.1, "c": 3.0},
         "opt": {"tries": max(1, limit // 20)},
         "sign_opt": {"tries": max(1, limit // 20), "k": min(200, limit // 4)},

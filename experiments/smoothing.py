@@ -29,7 +29,7 @@ from robustlab.evaluation import eot
 from robustlab.intervals import Rate
 
 SIGMAS = {"mnist_noise12": 0.12, "mnist_noise25": 0.25, "mnist_noise50": 0.5, "mnist_noise100": 1.0}
-COLOR = {"sign_noise12": 0.12, "sign_noise25": 0.25}
+COLOR = {"sign_noise12": 0.12, "sign_noise25": 0.25, "sign_noise50": 0.5, "sign_noise100": 1.0}
 NATURAL = ("mnist_cnn", "mnist_cnn-1", "mnist_cnn-2")
 SEEDS = ("", "-1", "-2")
 RADII = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -145,6 +145,7 @@ def cases() -> list[dict[str, Any]]:
     return [
         *({"what": "match", "net": net, "sigma": sigma} for net in (*(net for net, _ in digits), *NATURAL)
           for sigma in SIGMAS.values()),
+        *({"what": "match", "net": net, "sigma": sigma} for net, sigma in every if net.startswith("sign")),
         *({"what": "gradient", "net": net + seed, "sigma": SIGMAS[net]}
           for net in ("mnist_noise25", "mnist_noise100") for seed in SEEDS),
         *({"what": "attack", "net": net + seed, "sigma": sigma, "eps": eps}

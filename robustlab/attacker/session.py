@@ -102,6 +102,7 @@ class Session:
         self._queries = torch.zeros(n, dtype=torch.int64, device=device)
         self._gradients = torch.zeros_like(self._queries)
         self._first_success = torch.full_like(self._queries, _NEVER)
+        self._most = 1  # queries that no sample has more of, without a look at the counts
         self._asking: Live | None = None  # about whom something was asked that is not yet in the counts
         self._strayed: Any = None  # tells whether any question was outside the domain
         self.bests = list[Best]()  # what the attack keeps; the first is what it will return
@@ -147,6 +148,7 @@ class Session:
 
     def of(self, rows: Tensor) -> Live:
         """Samples by their places in the batch, (n,) int64, each as often as it is named."""
+        self._most = _NEVER  # a sample that is named twice is asked about twice at once
         labels = {"y": self.y, "target": self.target}
         return Live(self, rows, x=take(self.x, rows), **{k: v if v is None else v[rows] for k, v in labels.items()})
 
@@ -428,11 +430,16 @@ class Session:
         """Which live samples have ``cost`` more queries in their budget, and still one for the final check.
 
         The cost is one number, or one for each of them, (n,). What is returned is bool (n,), for
-        :meth:`robustlab.attacker.live.Live.keep`, or None where there is no budget.
+        :meth:`robustlab.attacker.live.Live.keep`, or None where all can, as without a budget.
         """
-        if self.budget is None:
+        if self.all_surely_pay(cost):
             return None
+        assert self.budget is not None
         return self.queries[live.rows] + cost + 1 <= self.budget
+
+    def all_surely_pay(self, cost: int | Tensor = 1) -> bool:
+        """Whether all samples can, without a look at the counts: all questions, about whomever, are too few."""
+        return self.budget is None or (isinstance(cost, int) and self._most + cost + 1 <= self.budget)
 
     def all_can_pay(self, live: Live, cost: int | Tensor = 1) -> bool:
         """Whether each of them can, which an attack with one δ for all asks."""
@@ -469,6 +476,7 @@ class Session:
         """Note a query of ``met`` (n,), or one for each column of (n, m)."""
         if self._asking is not live:  # what was asked about others comes first, since samples may be among both
             self._settled()._asking = live
+        self._most += 1 if met.dim() == 1 else met.shape[1]
         live.note(met)
 
     # Means -----------------------------------------------------------------------------------------------------

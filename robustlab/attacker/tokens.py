@@ -100,6 +100,7 @@ def ask_some(
     first = torch.where(met, spent[:, None] + order, never).amin(dim=1)
     session._first_success.scatter_reduce_(0, rows, first, "amin")
     session._queries.index_add_(0, rows, asked.sum(dim=1))
+    session._most = never  # samples differ in what they were asked
     return Told(value, met)
 
 

@@ -276,7 +276,7 @@ class Victim:
 
         A model may well cast by itself and fail for another reason: PyTorch's own words tell.
         """
-        if "Guard failed" in str(error) and "size()[0]" in str(error):
+        if re.search(r"Guard failed.*size\(\)\[0\]|Expected input at .*shape\[0\]", str(error), flags=re.DOTALL):
             raise ValueError(
                 f"model: want one that takes any number of samples, got one exported for another than {len(x)}; "
                 "say torch.export.export(..., dynamic_shapes=({0: torch.export.Dim('n')},))"

@@ -70,6 +70,7 @@ from robustlab.attacks.semantic.semantic_hsv import semantic_hsv as semantic_hsv
 from robustlab.attacks.semantic.spatial import spatial as spatial
 from robustlab.attacks.softlabel.autozoom import autozoom as autozoom
 from robustlab.attacks.softlabel.bandits import bandits as bandits
+from robustlab.attacks.softlabel.bo_admm import bo_admm as bo_admm
 from robustlab.attacks.softlabel.nes import nes as nes
 from robustlab.attacks.softlabel.nes_limited import nes_limited as nes_limited
 from robustlab.attacks.softlabel.one_pixel import one_pixel as one_pixel

@@ -30,6 +30,12 @@ class Linear(Affine):
         """|W|·radius."""
         return F.linear(radius, self.weight.abs())
 
+    def interval(self, *inputs: Bounds) -> Bounds:
+        """W·center + b ∓ |W|·radius, with the halves of both in W."""
+        (x,), half = inputs, self.weight / 2
+        center, radius = F.linear(x.lower + x.upper, half, self.bias), F.linear(x.upper - x.lower, half.abs())
+        return Bounds(center - radius, center + radius)
+
     def absolute(self) -> Linear:
         """With |W|."""
         return replace(self, weight=self.weight.abs())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robustlab.graph.affine import Pad, ScaleShift
 from robustlab.graph.forms import Forms
+from robustlab.graph.interval import Bounds
 from robustlab.graph.operator import Affine, Backward, Operator, Shape
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -71,6 +72,13 @@ class Conv(Affine):
     def magnitude(self, radius: Tensor) -> Tensor:
         """The convolution of the radii with |weight|."""
         return self._convolve(radius, self.weight.abs(), None)
+
+    def interval(self, *inputs: Bounds) -> Bounds:
+        """W·center + b ∓ |W|·radius; a weight is halved in less time than center and radius are."""
+        (x,), half = inputs, self.weight / 2
+        center = self._convolve(x.lower + x.upper, half, self.bias)
+        radius = self._convolve(x.upper - x.lower, half.abs(), None)
+        return Bounds(center - radius, center + radius)
 
     def absolute(self) -> Conv:
         """With |weight|."""

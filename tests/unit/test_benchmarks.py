@@ -33,7 +33,7 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
     asking = [row for row in table if row[2] in ("l2", "linf") and row[3] == "-" and row[4] == "60"]
     floor, beside = table[:4], table[4 : len(table) - len(asking)]
     budgeted = ["square", "bandits", "nes", "query_reduction", "zo_svrg", "zo_signsgd"]
-    others = ["zo_ngd", "zoo", "autozoom", "zo_admm", "boundary", "opt", "sign_opt", "hsja", "hsja"]
+    others = ["zo_ngd", "zoo", "autozoom", "zo_admm", "bo_admm", "boundary", "opt", "sign_opt", "hsja", "hsja"]
     assert [row[1] for row in asking] == [name for name in budgeted for _ in range(2)] + others
     assert all(float(row[9]) <= 60 for row in asking), "no more rows per sample than the limit"
     assert [row[2] for row in bare] == ["one-sided", "pairs", "labels", "walk"]

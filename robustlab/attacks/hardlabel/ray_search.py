@@ -104,8 +104,9 @@ class RaySearch(Search):
 
     def _each_can_pay(self, live: Live) -> Tensor | None:
         """As :meth:`can_pay`, where a place is named more than once: its first rows, as far as its budget goes."""
-        if self.session.budget is None:
+        if self.session.all_surely_pay(2):
             return None
+        assert self.session.budget is not None
         order = torch.arange(len(live), device=live.rows.device) - torch.searchsorted(live.rows, live.rows)
         return self.session.queries[live.rows] + order + 3 <= self.session.budget
 

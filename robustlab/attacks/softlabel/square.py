@@ -142,6 +142,7 @@ class _Search(ABC):
     def __init__(self, session: Session) -> None:
         self.low, self.high = session.low, session.high
         self.channels, self.height, self.width = session.x.shape[1:]
+        self._square: tuple[int, Tensor, Tensor] = 0, session.x, session.x  # a side, what it leaves, places in a square
 
     @abstractmethod
     def start(self, live: Live, draw: tuple[int, int]) -> Tensor:
@@ -153,11 +154,13 @@ class _Search(ABC):
 
     def windows(self, unit: Tensor, side: int) -> Tensor:
         """Uniform numbers (n, 2) as squares in the image: the (n, side²) places of their pixels in its rows."""
-        reach = unit.new_tensor([self.height - side + 1, self.width - side + 1])
-        corner = (unit * reach).long()
-        along = torch.arange(side, device=unit.device)
-        down, right = corner[:, :1] + along, corner[:, 1:] + along
-        return (down[:, :, None] * self.width + right[:, None, :]).flatten(1)
+        if self._square[0] != side:  # the same for many queries in turn
+            along = torch.arange(side, device=unit.device)
+            reach = unit.new_tensor([self.height - side + 1, self.width - side + 1])
+            self._square = side, reach, (along[:, None] * self.width + along).flatten()
+        _, reach, places = self._square
+        down, right = (unit * reach).long().unbind(dim=1)
+        return torch.add(right, down, alpha=self.width)[:, None] + places
 
 
 class _Linf(_Search):

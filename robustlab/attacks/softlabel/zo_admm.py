@@ -19,8 +19,7 @@ Different here: what is asked about, kept and returned is the feasible z, where 
 step projects; ĝ is taken at the nearest point to x + δ around which the box has room for the differences; the goal asks
 for a little more than κ (``spare``), so that rounding cannot undo it; lengths are in widths of the box. Every question
 counts, that about z too. The paper's second solver for the δ step, Bayesian optimization with a Gaussian process, is
-left out: after each query it fits a surrogate of its own to each sample, in as many dimensions as the sample has, which
-no library does for a batch.
+:func:`robustlab.attacks.bo_admm`.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.domain import Box
+from robustlab.graph.again import ReadAgain
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
-from robustlab.graph.trace import trace
 from robustlab.models.modes import evaluating
 from robustlab.verification.propagation.region import Ball, Region
 from robustlab.verification.propagation.specification import margins
@@ -96,7 +96,7 @@ class WorstCase(ABC):
     takes_labels = True
 
     def __init__(self, growth: Growth) -> None:
-        self.growth = growth
+        self.growth, self.read = growth, ReadAgain()
 
     @abstractmethod
     def lower(self, graph: Graph, region: Region, C: Tensor, seed: int) -> Tensor:
@@ -115,7 +115,7 @@ class WorstCase(ABC):
     def worst(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int = 0) -> Tensor:
         """The worst logits (N, K) relative to the label's: 0 there, and −m_j at the other classes."""
         checks.images(x, self.growth.bounds, takes="bounds={}")
-        graph = trace(model, x.shape[1:])
+        graph = self.read(model, x.shape[1:])
         classes = graph.output_shape[-1]
         lower = self.lower(graph, Ball(x, eps, "linf", self.growth.bounds), margins(y, classes, x.dtype), seed)
         others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)

@@ -67,8 +67,8 @@ def branch_and_bound(
             is no ReLU, else ReLUs by their sensitivity.
         alpha: which slopes are optimized where ReLUs are split. ``"output"`` (default): those of the pass from the
             output. ``"joint"``: those of hidden layers together with them, as in
-            :func:`~robustlab.verification.alpha_crown`, for fewer domains that take longer; ``branching="auto"`` is
-            then ``"sensitivity"``.
+            :func:`~robustlab.verification.alpha_crown`, in two or three times the time of a domain, and not always for
+            fewer domains; ``branching="auto"`` is then ``"sensitivity"``.
         timeout: seconds for each sample (default 60), None for no limit; then nothing is known of it.
         memory: GB that the open domains of a sample may take (default 2), None for no limit; then the same.
         processes: how many samples are decided at a time, each by a process of its own (default 1: none), as in

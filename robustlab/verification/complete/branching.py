@@ -115,7 +115,7 @@ def babsr(a: Tensor, b: Bounds, constant: Tensor) -> Tensor:
     With the coefficient a on the ReLU, the slope s = u / (u − l) of the line above and the constant c of the affine
     layer before, the better side moves the bound by
 
-        | max((s − 1)·a·c, s·a·c) + min(a, 0)·(−l·u / (u − l)) |
+        abs( max((s − 1)·a·c, s·a·c) + min(a, 0)·(−l·u / (u − l)) )
 
     Source: Bunel, Lu, Turkaslan, Torr, Kohli and Kumar, "Branch and bound for piecewise linear neural network
     verification" (2020), section 4, "BaBSR", with the improvement of a layer estimated from its constant alone.

@@ -248,6 +248,7 @@ def _sparse(height: int, width: int, parts: list[tuple[Array, Any, Any]]) -> csr
         values.append(part)
         rows.append(row)
         columns.append(column)
-    found = csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(height, width))
+    places = (np.concatenate(rows).astype(np.int32), np.concatenate(columns).astype(np.int32))  # what HiGHS reads
+    found = csr_array((np.concatenate(values), places), shape=(height, width))
     found.eliminate_zeros()
     return found

@@ -29,13 +29,13 @@ import torch
 from robustlab.verification.complete.query import Replay
 
 GRACE = 5.0  # seconds after its time that a process has to end by itself
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 
 def answers(
-    work: Callable[[Any, Replay], Answer], tasks: Sequence[Any], replays: Sequence[Replay], *, rows: Sequence[int],
-    processes: int, timeout: float | None, lost: Answer,
-) -> list[Answer]:  # fmt: skip
+    work: Callable[[Any, Replay], Reply], tasks: Sequence[Any], replays: Sequence[Replay], *, rows: Sequence[int],
+    processes: int, timeout: float | None, lost: Reply,
+) -> list[Reply]:  # fmt: skip
     """``work(task, replay)`` for every task, in their order, so many at a time.
 
     Args:
