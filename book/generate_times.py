@@ -83,8 +83,8 @@ def projection_blocks(parts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     ]  # fmt: skip
     today = sum(part["today"] for part in parts) / 60 / WORKERS
     text = f"""
-Processor seconds by part, some of them estimated. On {WORKERS} cores they are {today:.0f} minutes today.
-With 32 chapters and 128 methods they will be {projected_minutes(parts):.0f} minutes.
+Processor seconds by part. On {WORKERS} cores they are {today:.0f} minutes today.
+With 32 chapters and 145 methods they will be {projected_minutes(parts):.0f} minutes.
 At most {LIMIT_MINUTES} are wanted.
 """
     return ("## What the tests will take", text, list_table(header, rows, widths=(34, 14, 14, 38)))

@@ -57,6 +57,7 @@ def test_standing_still_gets_nothing() -> None:
             test.judge(test.arguments[0].clone())
 
 
+@pytest.mark.slow
 def test_nobody_gets_the_scores() -> None:
     told = [load(NAME).draw(KEY, f"{number:02}")["tells"] for number in range(VARIANTS)]
     assert set(told) == {"labels", "top"}

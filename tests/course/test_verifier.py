@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from assignments.grading.task import VARIANTS, load
@@ -11,6 +12,7 @@ from tests.every import every
 TASKS = load("06_verifier").tasks
 
 
+@pytest.mark.slow
 @every("bend", [(0.0, 1.0), (0.4, 0.9), (-0.6, 1.1)])
 def test_what_is_provable_has_no_counterexample_and_the_rest_has_one(bend: tuple[float, float]) -> None:
     layers, x, y = TASKS.network((12, 10, 10, 3), 5, bend, 3 * TASKS.GROUP)

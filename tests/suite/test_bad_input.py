@@ -207,6 +207,7 @@ def test_access(case: Case, device: torch.device) -> None:
     check_access(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_models_without_parameters(case: Case, device: torch.device) -> None:
     check_models_without_parameters(case, device)

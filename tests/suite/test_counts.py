@@ -80,6 +80,7 @@ def test_counts(case: Case, device: torch.device) -> None:
     check_counts(case, device)
 
 
+@pytest.mark.slow
 @over(budget=BUDGETS)
 def test_budget_of_queries(case: Case, device: torch.device, budget: int) -> None:
     check_budget_of_queries(case, device, budget)

@@ -113,6 +113,7 @@ def test_callers_batches(case: Case, device: torch.device, size: int) -> None:
     check_callers_batches(case, device, size)
 
 
+@pytest.mark.slow
 @over(*TARGETED)
 def test_least_likely_target(case: Case, device: torch.device) -> None:
     check_least_likely_target(case, device)

@@ -140,6 +140,7 @@ BUDGET = [c for c in CASES if c.has_budget and c.norm in ("l1", "l2", "linf") an
 MINIMUM = [c for c in CASES if c.row.min_norm and c.norm and c.row.access == "white"]
 
 
+@pytest.mark.slow
 @over(*BUDGET, box=(WIDE, TIGHT))
 def test_budget_attack_two_classes(case: Case, device: torch.device, box: tuple[float, float]) -> None:
     check_budget_attack_two_classes(case, device, box)

@@ -140,6 +140,7 @@ def test_constant_model(case: Case, device: torch.device) -> None:
     check_constant_model(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_nan_away_from_x(case: Case, device: torch.device) -> None:
     check_nan_away_from_x(case, device)

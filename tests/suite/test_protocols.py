@@ -29,6 +29,7 @@ def test_exact_on_affine_models(protocol, norm: str, device: torch.device) -> No
     assert float(get_norm(norm).length(report.x_adv - x).max()) <= eps * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_exact_just_beside_the_optimum(device: torch.device) -> None:
     """One sample, at a radius 0.1 % above and below its own."""
     model, x, y = affine_problem(5, 1, 8, device, spread=1.0)

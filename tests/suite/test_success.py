@@ -160,6 +160,7 @@ def test_failure(case: Case, device: torch.device) -> None:
     check_failure(case, device)
 
 
+@pytest.mark.slow
 @over(*TARGETED)
 def test_targeted_means_targeted(case: Case, device: torch.device) -> None:
     check_targeted_means_targeted(case, device)
@@ -179,6 +180,7 @@ def test_own_prediction_by_default(case: Case, device: torch.device) -> None:
     check_own_prediction_by_default(case, device)
 
 
+@pytest.mark.slow
 @over()
 def test_two_classes(case: Case, device: torch.device) -> None:
     check_two_classes(case, device)

@@ -151,6 +151,7 @@ def robust_error(theta: Tensor, mu: Tensor, eps: float) -> float:
     return float(standard_normal.sf(float(distance)))
 
 
+@pytest.mark.slow
 def test_in_the_gaussian_model_training_finds_the_most_robust_direction() -> None:
     """There the best direction is μ shrunk by ε, elements below ε at 0; PGD's error is the closed form's."""
     d, n, eps, wide = 10, 3000, 0.3, (-20.0, 20.0)

@@ -141,6 +141,7 @@ def test_equals_the_papers_algorithm(norm: str, loss: str, rho: float) -> None:
     assert halvings >= 5, "a problem in which checkpoints matter"
 
 
+@pytest.mark.slow
 def test_l1_equals_the_papers_algorithm() -> None:
     base, x, y = problem()
     start = 0.05 * noise_box(5, IMAGE, torch.float64, seed=3)
@@ -167,6 +168,7 @@ def test_starts_at_distance_eps(norm: str) -> None:
     assert not torch.allclose(first, second)
 
 
+@pytest.mark.slow
 def test_is_no_weaker_than_pgd_on_a_real_net() -> None:
     model, held = zoo.load("mnist_cnn"), data.load("mnist5k")
     x, y = held.x_test[:60], held.y_test[:60]

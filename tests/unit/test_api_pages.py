@@ -68,6 +68,13 @@ def test_every_public_module_is_on_a_page_or_in_its_package() -> None:
     assert not missing, f"on no page under book/api: {missing}"
 
 
+def test_what_one_page_of_checks_leaves_out_is_on_the_other() -> None:
+    page = (ROOT / "book" / "api" / "checks.md").read_text(encoding="utf-8")
+    (left_out,) = re.findall(r":exclude-members: (.+)$", page, flags=re.MULTILINE)
+    package = "robustlab.teaching.check."
+    assert left_out.split(", ") == sorted(name.removeprefix(package) for name in FUNCTIONS if name.startswith(package))
+
+
 def test_an_indented_block_becomes_a_literal_block() -> None:
     lines = ["A formula.", "", "    u* = |x|", "    v", "", "Args:", "    x: a bar |x|.", "", "    more", ""]
     assert to_restructured_text(lines) == [

@@ -80,6 +80,7 @@ def test_report_adds_up(short_square: None) -> None:
     assert int(report.queries[first].max()) < 120 < 1300 < int(report.queries[rest].min())
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_matter() -> None:
     model, x, y = problem()
     reports = [autoattack(model, x, y, eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=b) for b in (20, 7)]
@@ -341,6 +342,7 @@ def test_a_loader_is_read_batch_by_batch(tmp_path: Path, short_square: None) -> 
     assert 0 < int(whole.robust.sum()) < len(x)
 
 
+@pytest.mark.slow
 def test_inference_mode_changes_nothing() -> None:
     model, x, y = problem()
     plain = autoattack(model, x, y, eps=EPS, attacks=["apgd-ce", "apgd-t"], batch_size=8)
@@ -373,6 +375,7 @@ LIES: dict[str, Callable[[dict[str, Tensor], dict[str, Any]], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES)
 def test_a_state_is_checked_before_it_is_believed(tmp_path: Path, lie: str) -> None:
     from safetensors import safe_open

@@ -66,6 +66,7 @@ def affine(n: int = 5) -> tuple[Affine, Tensor, Tensor, Tensor]:
     return model, x, model(x).argmax(dim=1), slope
 
 
+@pytest.mark.slow
 def test_optimum_of_the_space_on_an_affine_model() -> None:
     """|w·x| / ‖P w‖, P the projection onto the bilinear images: no point of the space is nearer."""
     model, x, y, slope = affine()

@@ -95,6 +95,7 @@ def function(source: str, *replaced: tuple[str, str]) -> Callable[..., Any]:
     return found
 
 
+@pytest.mark.slow
 @every("start", STARTS)
 def test_a_right_pgd_passes(start: str) -> None:
     for seed in range(0, 50, 10):

@@ -107,6 +107,7 @@ def by_radius(api: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: float,
     return by_labels(api, x, y, eps, budget)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "tells"),
     [(flips(), "scores"), (by_slopes, "scores"), (by_radius, "labels"), (by_radius, "top")],

@@ -115,6 +115,7 @@ def test_a_good_search_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds, for 5 goals" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "cause"),
     [

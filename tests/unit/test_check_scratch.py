@@ -195,11 +195,13 @@ SIZE_SLIPS = {
 }
 
 
+@pytest.mark.slow
 @every("cause", [*SIZE_SLIPS])
 def test_each_slip_of_a_size_is_named(cause: str) -> None:
     assert cause_of(check.trigger_size, made(SIZE, "size", SIZE_SLIPS[cause])) == cause
 
 
+@pytest.mark.slow
 def test_a_right_size_passes_and_one_shared_by_all_goals_does_not() -> None:
     right = made(SIZE, "size")
     check.trigger_size(right)

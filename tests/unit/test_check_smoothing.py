@@ -68,6 +68,7 @@ def test_right_answers_pass(kind: Kind) -> None:
     check.certify(certify(kind), kind=kind, scale=SCALE)
 
 
+@pytest.mark.slow
 @every("cause", [*MUTANTS])
 def test_each_mutant_is_named(cause: str) -> None:
     torch.manual_seed(0)

@@ -69,6 +69,7 @@ def test_kappa_out_of_reach_is_a_failure() -> None:
     assert not bool(result.success.any()) and torch.equal(result.x_adv, x)
 
 
+@pytest.mark.slow
 def test_binary_search_on_c_never_hurts() -> None:
     model, x, y = problem()
     best = torch.full_like(x[:, 0], torch.inf)
@@ -107,6 +108,7 @@ def test_each_norm_is_best_in_its_own_measure() -> None:
             assert float(result.distances[norm].mean()) <= float(other.distances[norm].mean()) + 1e-9, norm
 
 
+@pytest.mark.slow
 def test_l2_is_no_farther_than_deepfool_in_the_mean() -> None:
     model, x, y = problem(n=20)
     ours, theirs = cw(model, x, y, search_steps=7, **FAST), deepfool(model, x, y)

@@ -102,6 +102,7 @@ def test_single_shot_is_scaled_by_the_servers_factor_multi_shot_is_not() -> None
     assert all(torch.equal(a, b) for a, b in pairs if a.is_floating_point())
 
 
+@pytest.mark.slow
 def test_four_clients_with_a_part_each_wake_the_whole_trigger() -> None:
     """Multi-shot over a few rounds, measured with the trigger that no client trained on, and in each round."""
 

@@ -105,6 +105,7 @@ def test_each_rule_is_best_in_its_own_measure() -> None:
     assert not torch.equal(en.x_adv, l1.x_adv)
 
 
+@pytest.mark.slow
 def test_l1_is_below_cw_s_and_l0_far_below() -> None:
     model, x, y = problem(n=20)
     ours = ead(model, x, y, rule="l1", beta=0.02, **FAST)

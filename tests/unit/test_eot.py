@@ -70,6 +70,7 @@ def test_the_gradient_is_unbiased(average: str) -> None:
     assert error.max() < 4.5
 
 
+@pytest.mark.slow
 def test_many_draws_approach_the_expectation() -> None:
     net, x = small_net(), points()
     exact = eot(net, [lambda t, by=by: shift(t, by) for by in SHIFTS])(x)
@@ -111,6 +112,7 @@ def test_a_model_that_is_random_itself() -> None:
     torch.testing.assert_close(model(x), x[:, :3], rtol=0, atol=0.16)
 
 
+@pytest.mark.slow
 def test_random_resizing_falls_to_the_undefended_level() -> None:
     data = load("mnist5k")
     x, y = data.x_test[:60], data.y_test[:60]

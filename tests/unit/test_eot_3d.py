@@ -76,6 +76,7 @@ def test_what_is_not_in_the_mask_is_left() -> None:
     assert result.texture.shape == (3, 8, 10) and not bool((result.texture * ~where).any())
 
 
+@pytest.mark.slow
 def test_poses_need_an_expectation() -> None:
     """Of a box that a net of hand signs sees: a texture for one pose fails in others, one for all does not."""
     net, data = zoo.load("sign_cnn"), load("sign_digits32")

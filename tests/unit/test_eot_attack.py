@@ -79,6 +79,7 @@ def test_the_optimum_under_affine_maps(norm: Any) -> None:
     torch.testing.assert_close(result.rate, hits.double().mean(dim=0))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_unbiased() -> None:
     """Of one draw, over many keys, against the mean by a sum of 4000 by hand: 4.5 standard errors in every number."""
     model, x = mlp((6,), 3, torch.float64, 2), points(2)

@@ -93,6 +93,7 @@ def test_a_tie_is_unknown(name: str) -> None:
     assert ask(net, tie, name)[0] == "unknown"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_minimum_is_exact_and_in_the_sandwich(seed: int) -> None:
     """CROWN ≤ exact ≤ any point; milp.minimum against brute force."""
@@ -107,6 +108,7 @@ def test_minimum_is_exact_and_in_the_sandwich(seed: int) -> None:
     assert least <= float(case.margin(net(points)).min().detach()) + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [0.02, 0.1, 0.3])
 def test_certificates_agree_and_pgd_breaks_none(eps: float) -> None:
     net = tiny((4, 6, 5, 3), 1)
@@ -359,6 +361,7 @@ def test_relu_splits_on_any_device(device: torch.device) -> None:
 # Questions at the edge ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @over_solvers
 def test_a_case_without_rows_has_a_solution(name: str) -> None:
     net, case, _ = instance(0)

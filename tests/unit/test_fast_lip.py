@@ -204,6 +204,7 @@ def exact_linf_distance(model: nn.Sequential, x: Tensor, y: int) -> float:
     return best
 
 
+@pytest.mark.slow
 def test_never_above_the_exact_distance() -> None:
     model, x = dense((2, 5, 3), seed=2), inputs(4, (2,), seed=3)
     y = model(x).argmax(dim=1)

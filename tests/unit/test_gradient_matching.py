@@ -44,6 +44,7 @@ def test_it_is_zero_when_the_poison_is_the_target_with_the_adversarial_label() -
     assert float(gradient_mismatch(model, images(1, 1, seed=3), wrong, goal)) > 1e-3
 
 
+@pytest.mark.slow
 def test_its_derivative_through_two_backward_passes() -> None:
     model, y = net(nn.Softplus), torch.tensor([1])
     goal = attacker_gradient(model, images(1, seed=1), 2)

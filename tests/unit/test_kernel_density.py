@@ -39,6 +39,7 @@ def test_scores_are_those_of_scikit_learn(h: float) -> None:
             assert np.allclose(found.scores.numpy()[mine], wish, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bandwidth_is_the_likeliest_of_its_grid() -> None:
     """scikit-learn leaves one out of a single class, over the same grid."""
     features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

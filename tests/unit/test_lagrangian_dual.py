@@ -95,6 +95,7 @@ def test_the_limit_is_the_program_over_triangles(sizes: tuple[int, ...], seed: i
     assert float((lp - crown).sum()) > 1e-3, "nothing to find: another seed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["residual", "shortcuts"])
 def test_the_limit_on_graphs(kind: str) -> None:
     model, (x, C) = NETS[kind](1), image_and_rows(1)

@@ -33,6 +33,7 @@ def nothing(model: nn.Module, data: tuple[Tensor, Tensor], turn: Turn) -> Delta:
     return difference(model, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divide", ["selected", "total"])
 @pytest.mark.parametrize("eta", [1.0, 0.1, 0.7])
 @pytest.mark.parametrize("bad", [1, 2, 3])

@@ -207,6 +207,7 @@ NONE = SimpleNamespace(status=2, message="The problem is infeasible.", x=None, f
 HIGH = SimpleNamespace(status=0, message="Optimal.", x=None, fun=None, mip_dual_bound=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", [NONE, HIGH], ids=["no point", "a bound too high"])
 @pytest.mark.parametrize("seed", range(3))
 def test_no_word_of_the_integer_solver_is_a_proof(

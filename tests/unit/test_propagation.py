@@ -412,6 +412,7 @@ def test_order_of_the_programs(kind: str, seed: int) -> None:
         torch.testing.assert_close(fast_lin, solved(layers), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_tanh_nets_on_a_grid() -> None:
     """With two inputs, a grid over the whole box comes as near to the least value as one likes."""
     model, x = dense((2, 6, 5, 3), 0, nn.Tanh), torch.rand(1, 2, dtype=torch.float64)

@@ -92,6 +92,7 @@ def test_distillation_has_its_least_loss_where_the_teacher_is_copied_and_its_own
         distillation(0.0)
 
 
+@pytest.mark.slow
 def test_mixup_mixes_labels_as_it_mixes_images() -> None:
     shares = []
     for seed in range(300):

@@ -167,6 +167,7 @@ def test_tubes_are_as_narrow_as_they_can_be(change: Change) -> None:
     assert float((thin.above - thin.below).max()) < 1e-4
 
 
+@pytest.mark.slow
 @each_change
 def test_no_certificate_is_broken_by_a_dense_grid_and_some_are_given(change: Change) -> None:
     given = 0

@@ -170,6 +170,7 @@ class Shift(nn.Module):
         return z + self.wall
 
 
+@pytest.mark.slow
 def test_kappa_asks_for_a_margin() -> None:
     model, x, y = images(n=16, seed=3)
     result = spatial(model, x, y, grid=(31, 5, 5), translation=0.25, kappa=0.5)
@@ -214,6 +215,7 @@ def test_wrong_arguments(wrong: dict[str, Any], error: str) -> None:
         spatial(Victim(model, access="soft"), x, y, search="first_order")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [FIRST_ORDER, RANDOM], ids=["first_order", "random"])
 def test_the_other_searches_pass_the_shared_suite(case: Case) -> None:
     in_batch.check_batch_independence(case, CPU)

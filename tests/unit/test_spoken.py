@@ -30,6 +30,7 @@ def test_the_file_is_the_one_of_the_note(recordings: Recordings) -> None:
     assert repr(recordings) == "Recordings(780 digits by 6 speakers, 339 s)"
 
 
+@pytest.mark.slow
 def test_recordings_are_those_of_the_file_but_for_their_loudness(recordings: Recordings) -> None:
     stored = np.load(embedded.FOLDER / SPOKEN_DIGITS.file)
     counts = np.zeros((6, 10, 2), dtype=int)

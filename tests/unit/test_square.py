@@ -116,6 +116,7 @@ def test_schedule() -> None:
     assert _share(121, 1000, 0.8, True) == _share(1201, 10_000, 0.8, False) == 0.8 / 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_reaches_the_optimum_of_an_affine_model(norm: str) -> None:
     """In ℓ∞, where a vertex of the cube is best, it finds it; in ℓ2 it halves the √18 of a random direction."""

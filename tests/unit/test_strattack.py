@@ -145,6 +145,7 @@ def problem(n: int = 8) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, model(x).argmax(1).detach()
 
 
+@pytest.mark.slow
 def test_cap_holds_for_what_is_returned() -> None:
     model, x, y = problem()
     for cap in (0.15, 0.5):

@@ -117,6 +117,7 @@ def test_where_scores_are_local_nothing_is_found_and_where_all_depends_on_all_ev
     assert torch.equal(again.scores, drawn.scores[some])
 
 
+@pytest.mark.slow
 def test_the_threshold_and_the_area_are_those_of_brute_force() -> None:
     """On spoken strings under attack: pairs are counted one by one, and the clean sounds above the threshold."""
     model, recordings = zoo.load("spoken_cnn"), spoken_digits()

@@ -68,6 +68,7 @@ def test_texts_become_tokens_and_words_again() -> None:
     assert data.x_train.shape == (8662, 40) and int(data.x_train.max()) == len(vocabulary_of("sentence_polarity")) - 1
 
 
+@pytest.mark.slow
 def test_synonyms_are_those_of_wordnet_and_antonyms_are_not_among_them() -> None:
     """Pairs that anybody can look up; the license lies beside the file."""
     raw = (embedded.FOLDER / WORDS.file).read_bytes()

@@ -24,6 +24,7 @@ def affine(tilt: float) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_distances_of_affine_networks_are_their_margins(norm: str) -> None:
     generator = torch.Generator().manual_seed(0)

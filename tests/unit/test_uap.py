@@ -31,6 +31,7 @@ def order(n: int, pass_: int = 0, seed: int = 0) -> list[int]:
     return Noise(seed, torch.zeros(1, dtype=torch.int64)).permutation(pass_, n)[0].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_of_one_side_it_fools_whoever_is_within_reach(norm: Any) -> None:
     """A δ of length ε moves the margin by at most ε·‖w‖_q: who is nearer falls to the best δ, who is not to none."""

@@ -62,6 +62,7 @@ RETURNS: dict[str, tuple[Callable[[Tensor], Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RETURNS)
 def test_what_models_return(name: str) -> None:
     model, x, y = problem()
@@ -258,6 +259,7 @@ def test_callers_in_inference_mode() -> None:
     assert_same(pgd(copy.deepcopy(made), points, y, eps=0.1, steps=4), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["parallel", "compiled"]
 )

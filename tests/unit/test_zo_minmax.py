@@ -26,6 +26,7 @@ def linear(d: int = 20) -> nn.Module:
 SETTING = {"rate": 0.15, "eps": 2.0, "bounds": None, "steps": 100, "attack_rate": 0.5, "model_rate": 0.5, "mu": 1e-3}
 
 
+@pytest.mark.slow
 def test_near_its_first_order_twin() -> None:
     x, y = logistic_data()
     first = zo_minmax((x, y), model=linear(), attacker="first", **SETTING)

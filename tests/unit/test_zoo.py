@@ -489,6 +489,7 @@ def test_what_is_shipped_was_written_by_the_same_functions(tmp_path: Path, monke
     assert not zoo.check("tiny")[2]
 
 
+@pytest.mark.slow
 def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command_line.main(["list"]) == 0
     listed = capsys.readouterr().out

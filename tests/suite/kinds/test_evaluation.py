@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -187,6 +188,7 @@ def test_numbers(case: Case, device: torch.device) -> None:
     check_numbers(case, device)
 
 
+@pytest.mark.slow
 @over(CASES)
 def test_forms_of_data(case: Case, device: torch.device) -> None:
     check_forms_of_data(case, device)
@@ -202,6 +204,7 @@ def test_zero_budget(case: Case, device: torch.device) -> None:
     check_zero_budget(case, device)
 
 
+@pytest.mark.slow
 @over(CASES)
 def test_few_classes(case: Case, device: torch.device) -> None:
     check_few_classes(case, device)

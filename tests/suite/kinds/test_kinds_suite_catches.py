@@ -141,6 +141,7 @@ def repairs_data(model: Any, x: Any, y: Any = None, **kw: Any) -> Any:
     return autoattack(model, x.nan_to_num(0.5).clamp(0, 1) if isinstance(x, Tensor) else x, y, **kw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "check"),
     [

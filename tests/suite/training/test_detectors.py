@@ -197,6 +197,7 @@ def test_truth_is_out_of_reach(case: Case) -> None:
     check_truth_is_out_of_reach(case)
 
 
+@pytest.mark.slow
 @over(DETECTORS)
 def test_same_answer_twice(case: Case) -> None:
     check_same_answer_twice(case)

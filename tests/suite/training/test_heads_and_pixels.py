@@ -93,11 +93,13 @@ def check_bytes_are_told(case: Case) -> None:
         assert any(f"{name} / 255" in str(one.message) for one in told), f"{name} in 0 … 255 passed in silence"
 
 
+@pytest.mark.slow
 @over(MODELED)
 def test_any_head(case: Case) -> None:
     check_any_head(case)
 
 
+@pytest.mark.slow
 @over(MODELED)
 def test_post_layer(case: Case) -> None:
     check_post_layer(case)

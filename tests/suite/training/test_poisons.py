@@ -136,6 +136,7 @@ def test_rate_and_clean_part(case: Case, dtype: torch.dtype, device: torch.devic
     check_truth_is_out_of_reach(check_rate_and_clean_part(case, dtype, device))
 
 
+@pytest.mark.slow
 @over(POISONS + STUDIES)
 def test_same_seed_same_result(case: Case) -> None:
     if case in MAKERS:

@@ -216,6 +216,7 @@ def all_checks(case: Case) -> None:
     detectors.check_false_alarms(case)
 
 
+@pytest.mark.slow
 def test_a_good_detector_passes() -> None:
     all_checks(watch(detector))
 

@@ -99,11 +99,13 @@ def check_errors_inside_bounding(case: Case, device: torch.device) -> None:
     assert count.calls > 10
 
 
+@pytest.mark.slow
 @one_of(CASES)
 def test_point_boxes(case: Case, device: torch.device) -> None:
     check_point_boxes(case, device)
 
 
+@pytest.mark.slow
 @one_of(CASES)
 def test_bounds_that_are_not_finite(case: Case, device: torch.device) -> None:
     check_bounds_that_are_not_finite(case, device)

@@ -54,6 +54,7 @@ def test_twin(case: Case, net: str, kind: str) -> None:
     check_twin(case, net, kind)
 
 
+@pytest.mark.slow
 @each_case
 def test_twin_of_an_estimate(row: Row, norm: str) -> None:
     def run(device: torch.device) -> Estimate:

@@ -74,6 +74,7 @@ def test_no_certificate_of_another_net_is_broken(case: Case, net: str, device: t
     assert bool(sure[0].any())
 
 
+@pytest.mark.slow
 @over_all
 def test_something_is_verified_and_something_is_not(case: Case) -> None:
     model, x, y = problem(case, 12)
