@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, blame
 from robustlab.teaching.check.gradient_attacks import require_unchanged
 from robustlab.teaching.handout import linear_network
 
@@ -88,14 +88,12 @@ def _counted(function: Rates, trigger: Stamp, model: nn.Sequential, x: Tensor, y
     fooled = sum(woken[i] == target for i in rows) / len(rows)
     if abs(accuracy - right) < 1e-6 and abs(success - fooled) < 1e-6:
         return
-    for found, cause, *told in _slips(plain, woken, truth, target, right, fooled):
-        if abs(accuracy - found[0]) < 1e-6 and abs(success - found[1]) < 1e-6:
-            raise Wrong(
-                f"accuracy {accuracy:.3g} and success {success:.3g}, want {right:.3g} and {fooled:.3g}", cause, *told
-            )
+    seen = f"accuracy {accuracy:.3g} and success {success:.3g}, want {right:.3g} and {fooled:.3g}"
+    slips = _slips(plain, woken, truth, target, right, fooled)
+    blame(seen, slips, lambda pair: abs(accuracy - pair[0]) < 1e-6 and abs(success - pair[1]) < 1e-6)
     which = "the accuracy" if abs(success - fooled) < 1e-6 else "the success"
     raise Wrong(
-        f"accuracy {accuracy:.3g} and success {success:.3g}, want {right:.3g} and {fooled:.3g}",
+        seen,
         f"{which} is a share of something else",
         "Each rate is a share: of which images, and of what about them?",
         "Clean: all images, read as their label. Success: images of other classes, stamped, read as the target.",

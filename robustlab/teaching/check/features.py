@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, blame, require_shape
 
 Scores = Callable[[Tensor], Tensor]
 """features (N, d) → (N,)."""
@@ -46,18 +46,10 @@ def _scored(function: Scores, n: int, d: int, generator: torch.Generator) -> Non
     directions, mean = torch.linalg.qr(drawn(d, len(SIZES))).Q, 3 * drawn(d)
     rows = (columns * torch.tensor(SIZES, dtype=torch.float64)) @ directions.T + mean
     expected = (columns[:, 0] * SIZES[0]).square()
-    out = function(rows.clone())
-    if not isinstance(out, Tensor) or out.shape != (n,):
-        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise Wrong(
-            f"the function returned {got}, want one score per row: {(n,)}", "wrong shape", "Return a tensor (N,)."
-        )
-    out = out.detach().double()
+    out = require_shape(function(rows.clone()), (n,), "one score per row", "Return a tensor (N,).").double()
     if torch.allclose(out, expected, atol=1e-8):
         return
-    for other, cause, *told in _slips(rows):
-        if torch.allclose(out, other, atol=1e-8):
-            raise Wrong("the scores are others than ⟨r − r̄, v⟩²", cause, *told)
+    blame("the scores are others than ⟨r − r̄, v⟩²", _slips(rows), lambda scores: torch.allclose(out, scores, atol=1e-8))
     raise Wrong(
         f"the scores are off by up to {float((out - expected).abs().max()):.2g}",
         "another direction or another product",

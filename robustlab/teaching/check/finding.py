@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +64,35 @@ def require_answer(out: Any, like: Tensor) -> Tensor:
             "Divide by length.clamp_min(1e-12).",
         )
     return out
+
+
+def require_shape(out: Any, shape: Sequence[int], want: str, *hints: str) -> Tensor:
+    """The answer, detached, if it is a tensor of ``shape``; ``want`` says in words what it holds."""
+    if not isinstance(out, Tensor) or out.shape != tuple(shape):
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise Wrong(f"the function returned {got}, want {want}: {tuple(shape)}", "wrong shape", *hints)
+    return out.detach()
+
+
+def require_pair(out: Any, shape: Sequence[int], want: str, *hints: str) -> tuple[Tensor, Tensor]:
+    """Both parts of the answer, detached, if it is a pair of tensors of ``shape``; ``want`` names them."""
+    good = isinstance(out, tuple | list) and len(out) == 2 and all(isinstance(part, Tensor) for part in out)
+    if not good or any(part.shape != tuple(shape) for part in out):
+        raise Wrong(f"the function returned no pair of {want}", "wrong shape", *hints)
+    return out[0].detach(), out[1].detach()
+
+
+def blame(seen: str, slips: Iterable[tuple[Any, ...]], matches: Callable[[Any], bool]) -> None:
+    """Raises :class:`Wrong` with the cause of the first slip that explains what was seen.
+
+    Args:
+        seen: what was.
+        slips: what a likely slip leads to, its cause, and hints.
+        matches: whether that is what came out.
+    """
+    for outcome, cause, *hints in slips:
+        if matches(outcome):
+            raise Wrong(seen, cause, *hints)
 
 
 def require_in_box(out: Tensor, slack: float, hint: str) -> None:

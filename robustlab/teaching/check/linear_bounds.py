@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, require_shape
 
 Layers = Sequence[Sequence[Tensor]]
 """[(W, b), ...] of the affine layers."""
@@ -253,14 +253,13 @@ def reference(
 
 def _asked(function: Callable[..., Tensor], layers: Layers, lower: Tensor, upper: Tensor, C: Tensor) -> Tensor:
     out = function(layers, lower, upper, C)
-    if not isinstance(out, Tensor) or out.shape != (len(lower), len(C)):
-        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise Wrong(
-            f"the function returned {got}, want one bound per sample and row of C: {(len(lower), len(C))}",
-            "wrong shape",
-            "Each sample has its own lines, so the coefficients of a backward pass are (N, M, width).",
-            "At the input: (A.clamp(min=0) @ lower[:, :, None] + A.clamp(max=0) @ upper[:, :, None]).squeeze(2).",
-        )
+    require_shape(
+        out,
+        (len(lower), len(C)),
+        "one bound per sample and row of C",
+        "Each sample has its own lines, so the coefficients of a backward pass are (N, M, width).",
+        "At the input: (A.clamp(min=0) @ lower[:, :, None] + A.clamp(max=0) @ upper[:, :, None]).squeeze(2).",
+    )
     if not bool(out.isfinite().all()):
         raise Wrong(
             "a bound is not finite",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, blame, require_shape
 from robustlab.teaching.check.gradient_attacks import Watched, require_unchanged
 from robustlab.teaching.handout import linear_network
 
@@ -71,15 +71,14 @@ def _asked(function: Maxima, model: nn.Module, x: Tensor, y: int, t: int, radius
     out = function(watched, given, y, t, radius, BATCHES, SAMPLES)
     require_unchanged(given, x)
     watched.require_eval()
-    if not isinstance(out, Tensor) or out.shape != (BATCHES,):
-        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise Wrong(
-            f"the function returned {got}, want one maximum per batch: {(BATCHES,)}",
-            "wrong shape",
-            "The Weibull law is fitted to the maxima of the batches, not to all slopes.",
-            "slope.reshape(batches, samples).amax(dim=1).",
-        )
-    return out.detach().double(), torch.cat([points.reshape(-1, *x.shape[1:]) for points in watched.points])
+    maxima = require_shape(
+        out,
+        (BATCHES,),
+        "one maximum per batch",
+        "The Weibull law is fitted to the maxima of the batches, not to all slopes.",
+        "slope.reshape(batches, samples).amax(dim=1).",
+    )
+    return maxima.double(), torch.cat([points.reshape(-1, *x.shape[1:]) for points in watched.points])
 
 
 def _everywhere_the_same(function: Maxima, weight: Tensor, x: Tensor) -> None:
@@ -88,7 +87,7 @@ def _everywhere_the_same(function: Maxima, weight: Tensor, x: Tensor) -> None:
     if torch.allclose(out, rise.norm().expand_as(out), rtol=1e-6):
         return
     seen = f"on an affine model the slope is {float(rise.norm()):.4g} everywhere, the result {float(out[0]):.4g}"
-    for other, cause, *told in (
+    slips = (
         (rise.norm(p=1), "the ℓ1 length of the gradient", "In the ℓ2 ball the slope is the ℓ2 length."),
         (rise.norm(p=torch.inf), "the ℓ∞ length of the gradient", "In the ℓ2 ball the slope is the ℓ2 length."),
         (weight[0].norm(), "the gradient of one logit", "What shrinks to 0 is the difference of two logits."),
@@ -96,9 +95,8 @@ def _everywhere_the_same(function: Maxima, weight: Tensor, x: Tensor) -> None:
         (rise.norm() / len(points), "the gradient of a mean over the points", "Sum the margins of the points."),
         (rise.norm() / SAMPLES, "the gradient of a mean over the points", "Sum the margins of the points."),
         (rise.norm().square(), "the square of the length", "Take the root."),
-    ):
-        if torch.allclose(out, other.expand_as(out), rtol=1e-6):
-            raise Wrong(seen, cause, *told)
+    )
+    blame(seen, slips, lambda length: torch.allclose(out, length.expand_as(out), rtol=1e-6))
     raise Wrong(
         seen,
         "another slope than that of z_y − z_t",

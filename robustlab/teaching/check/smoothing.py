@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, require_pair
 from robustlab.teaching.metered import Metered, Refused
 
 Kind = Literal["gaussian", "laplace", "uniform"]
@@ -184,15 +184,10 @@ def _asked(
             "All inputs together have n0 + n rows each, and no more.",
             "n0 draws choose the class, n others count its votes.",
         ) from None
-    good = isinstance(out, tuple | list) and len(out) == 2 and all(isinstance(part, Tensor) for part in out)
-    if not good or any(part.shape != far.shape for part in out):
-        raise Wrong(
-            "the function returned no pair of classes (N,) and radii (N,)",
-            "wrong shape",
-            "One class and one radius per input.",
-            "Return classes, radii.",
-        )
-    return out[0], out[1].double(), labels[1].expand(len(far)), api
+    classes, radii = require_pair(
+        out, far.shape, "classes (N,) and radii (N,)", "One class and one radius per input.", "Return classes, radii."
+    )
+    return classes, radii.double(), labels[1].expand(len(far)), api
 
 
 def _clear(function: Certify, kind: Kind, scale: float, count: int, generator: torch.Generator) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, require_pair
 from robustlab.teaching.handout import linear_network
 
 Search = Callable[[nn.Sequential, Tensor, Tensor], Any]
@@ -141,15 +141,13 @@ def _possible(sizes: Tensor, least: Tensor) -> None:
 
 def _answer(function: Search, network: nn.Sequential, x: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
     out = function(network, x, goals)
-    good = isinstance(out, tuple | list) and len(out) == 2 and all(isinstance(part, Tensor) for part in out)
-    if not good or any(part.shape != (CLASSES, SIZE, SIZE) for part in out):
-        raise Wrong(
-            "the function returned no pair of masks (G, H, W) and patterns (G, H, W)",
-            "wrong shape",
-            "One mask and one pattern per row of goals.",
-            "Return mask.detach(), pattern.detach().",
-        )
-    masks, patterns = (part.detach() for part in out)
+    masks, patterns = require_pair(
+        out,
+        (CLASSES, SIZE, SIZE),
+        "masks (G, H, W) and patterns (G, H, W)",
+        "One mask and one pattern per row of goals.",
+        "Return mask.detach(), pattern.detach().",
+    )
     if any(bool(part.min() < 0 or part.max() > 1 or part.isnan().any()) for part in (masks, patterns)):
         raise Wrong(
             "a mask or a pattern leaves [0, 1]",

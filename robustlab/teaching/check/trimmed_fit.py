@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, blame
 from robustlab.teaching.check.gradient_attacks import require_unchanged
 
 Fit = Callable[[Tensor], Tensor]
@@ -82,9 +82,7 @@ def _ended(function: Trim, x: Tensor, y: Tensor) -> None:
     if torch.allclose(fitted, ridge(x[kept], y[kept], LAM)(x), atol=1e-6):
         return
     seen = "the model is not the fit to the rows that it fits best"
-    for other, cause, *told in _slips(x, y, kept):
-        if torch.allclose(fitted, other(x), atol=1e-6):
-            raise Wrong(seen, cause, *told)
+    blame(seen, _slips(x, y, kept), lambda model: torch.allclose(fitted, model(x), atol=1e-6))
     raise Wrong(
         seen,
         "the rounds end early, or the fit is another one",

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, require_shape
 from robustlab.teaching.check.linear_bounds import SLACK, Layers, bent, bounds_case, reference, sampled, values
 
 Margins = Callable[[Layers, Tensor, Tensor, float], Tensor]
@@ -133,13 +133,7 @@ def _own_class(out: Tensor, y: Tensor) -> None:
 
 def _asked(function: Margins, layers: Layers, x: Tensor, y: Tensor, eps: float) -> Tensor:
     out = function(layers, x.clone(), y.clone(), eps)
-    want = (len(x), len(layers[-1][1]))
-    if not isinstance(out, Tensor) or out.shape != want:
-        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise Wrong(
-            f"the function returned {got}, want a bound per sample and class: {want}", "wrong shape", "Return (N, K)."
-        )
-    out = out.detach()
+    out = require_shape(out, (len(x), len(layers[-1][1])), "a bound per sample and class", "Return (N, K).")
     if not bool(out.isfinite().all()):
         raise Wrong(
             "a bound is not finite",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robustlab.teaching.check.finding import Wrong
+from robustlab.teaching.check.finding import Wrong, blame, require_pair
 from robustlab.teaching.check.gradient_attacks import Watched, require_unchanged
 from robustlab.teaching.handout import relu_network
 
@@ -68,14 +68,13 @@ def _asked(
     out = function(k, watched, given, y.clone(), ids)
     require_unchanged(given, x)
     watched.require_eval()
-    pair = isinstance(out, tuple | list) and len(out) == 2 and all(isinstance(part, Tensor) for part in out)
-    if not pair or any(part.shape != y.shape for part in out):
-        raise Wrong(
-            "the function returned no pair of tensors (N,)",
-            "wrong shape",
-            "One bool and one loss per image.",
-            "cross_entropy(..., reduction='none') keeps the loss of each image.",
-        )
+    fooled, worst = require_pair(
+        out,
+        y.shape,
+        "tensors (N,)",
+        "One bool and one loss per image.",
+        "cross_entropy(..., reduction='none') keeps the loss of each image.",
+    )
     rows = torch.cat(watched.points)
     if len(rows) % len(x):
         raise Wrong(
@@ -83,7 +82,7 @@ def _asked(
             "batches that are not like x",
             "Each draw transforms all images.",
         )
-    return out[0].detach(), out[1].detach().double(), rows.reshape(-1, *x.shape)
+    return fooled, worst.double(), rows.reshape(-1, *x.shape)
 
 
 def _of_all(function: Worst, model: nn.Module, x: Tensor, y: Tensor, k: int) -> None:
@@ -100,12 +99,12 @@ def _of_all(function: Worst, model: nn.Module, x: Tensor, y: Tensor, k: int) -> 
         )
     if bool((batches[1:] == batches[0]).all()):
         raise Wrong("all batches are x", "nothing is transformed", "Ask the model about the transformed images.")
-    for other, cause, *told in _slips_of_loss(losses, worst):
-        if torch.allclose(worst, other, atol=1e-9) and not torch.allclose(worst, losses.amax(dim=0), atol=1e-9):
-            raise Wrong("the loss is not the largest of each image", cause, *told)
-    if not torch.allclose(worst, losses.amax(dim=0), atol=1e-9):
+    largest = losses.amax(dim=0)
+    if not torch.allclose(worst, largest, atol=1e-9):
+        seen = "the loss is not the largest of each image"
+        blame(seen, _slips_of_loss(losses, worst), lambda loss: torch.allclose(worst, loss, atol=1e-9))
         raise Wrong(
-            f"the loss differs by up to {float((worst - losses.amax(dim=0)).abs().max()):.2g} from the largest one",
+            f"the loss differs by up to {float((worst - largest).abs().max()):.2g} from the largest one",
             "not the largest loss of each image",
             "The worst so far is the maximum of the worst before and the loss now.",
             "worst = worst.maximum(loss).",
