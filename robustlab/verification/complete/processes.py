@@ -59,7 +59,7 @@ def answers(
                 try:
                     done, found[i] = query.step(replays[i], lost)
                 except _Died as reason:
-                    warnings.warn(f"row {rows[i]}: unknown, since {reason}", stacklevel=4)
+                    warnings.warn(f"row {rows[i]}: unknown, since {reason}", stacklevel=5)
                     done = True
                 if done:
                     running.pop(i).stop()

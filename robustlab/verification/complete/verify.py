@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -99,12 +100,7 @@ def verify(
     if memory is not None:
         checks.positive("memory", memory)
     checks.at_least("processes", processes, 1, integer=True)
-    check_branching(branching, alpha)
-    options: dict[str, Any] = {}
-    if method == "branch_and_bound":
-        options = {"branching": branching, "alpha": alpha, "progress": progress, "memory": memory}
-    elif (branching, alpha) != ("auto", "output"):
-        raise ValueError(f"branching, alpha: want 'auto' and 'output' with {method!r}, got {branching!r} and {alpha!r}")
+    options = _options(method, branching, alpha, progress, memory)
     victim = Victim(model, bounds=box)
     status, witnesses = ["unknown"] * len(x), torch.full_like(x, torch.nan)
     graph = trace(model, x).to(torch.float64) if len(x) else None
@@ -125,14 +121,7 @@ def verify(
             tasks.append(Task(graph, low, high, label, largest, x.dtype, method, timeout, options))
             replays.append(_replay(model, x[i], label, low, high))
             rows.append(i)
-        if processes == 1:
-            found = [decide(task, replay) for task, replay in zip(tasks, replays, strict=True)]
-        else:
-            lost = Verdict("unknown"), False
-            found = answers(
-                decide_apart, [task.apart() for task in tasks], replays,
-                rows=rows, processes=processes, timeout=timeout, lost=lost,
-            )  # fmt: skip
+        found = _decided(tasks, replays, rows, processes)
     for i, (verdict, _) in zip(rows, found, strict=True):
         status[i] = verdict.status
         if verdict.witness is not None:
@@ -150,6 +139,18 @@ def verify(
         method=f"{method}, in exact arithmetic" if only_exact else method,
         counterexample=witnesses if bool(falsified.any()) else None,
     )
+
+
+def _options(
+    method: SolverName, branching: Branching, alpha: AlphaScope, progress: bool, memory: float | None
+) -> dict[str, Any]:
+    """What the method's own solver is given."""
+    check_branching(branching, alpha)
+    if method == "branch_and_bound":
+        return {"branching": branching, "alpha": alpha, "progress": progress, "memory": memory}
+    if (branching, alpha) != ("auto", "output"):
+        raise ValueError(f"branching, alpha: want 'auto' and 'output' with {method!r}, got {branching!r} and {alpha!r}")
+    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +182,18 @@ class Task:
         """The same for another process: all on the CPU."""
         quiet = {key: value for key, value in self.options.items() if key != "progress"}
         return replace(self, graph=self.graph.to("cpu"), options=quiet, device=graph_device(self.graph))
+
+
+def _decided(
+    tasks: Sequence[Task], replays: Sequence[Replay], rows: Sequence[int], processes: int
+) -> list[tuple[Verdict, bool]]:
+    """What :func:`decide` finds of each task, here or on processes."""
+    if processes == 1 or not tasks:
+        return [decide(task, replay) for task, replay in zip(tasks, replays, strict=True)]
+    return answers(
+        decide_apart, [task.apart() for task in tasks], replays,
+        rows=rows, processes=processes, timeout=tasks[0].timeout, lost=(Verdict("unknown"), False),
+    )  # fmt: skip
 
 
 def decide(task: Task, replay: Replay) -> tuple[Verdict, bool]:
