@@ -4,13 +4,12 @@ Clothes (2,000 pictures) and photographs of hands are divided among 16 clients b
 twelve take part in a round. The global model has had thirty honest rounds, the last ten and all that follow at a
 smaller rate. *By round*: main and backdoor accuracy after each of ten rounds; the attack comes in the second, or from
 the second on. *Rules*: the twelve updates of one round under an attack, merged by six aggregators. Those called
-bounded know the server's bound; the four pool their data, send the same, and share γ. *Adaptive*: these four in each
-of five or ten rounds. *Parts*: DBA's four clients with a bar of the trigger each, against one client with the whole
-trigger (as many pixels) and four with the whole (as many clients), unscaled in each round; and one client with the
-whole, scaled, once. *Chosen*: model poisoning for one chosen picture in each of eight rounds, and how sure the global
-model then is of the wrong label. *Heterogeneity*: ten clients of a new model, two of them with poison, for fifteen
-rounds; when the poison comes, and on whose data. *Hidden*: how often an update with poison is farther than an honest
-one.
+bounded know the server's bound; the four pool their data, send the same, and share γ; :mod:`experiments.bounded` lets
+them come again. *Parts*: DBA's four clients with a bar of the trigger each, against one client with the whole trigger
+(as many pixels) and four with the whole (as many clients), unscaled in each round; and one client with the whole,
+scaled, once. *Chosen*: model poisoning for one chosen picture in each of eight rounds, and how sure the global model
+then is of the wrong label. *Heterogeneity*: ten clients of a new model, two of them with poison, for fifteen rounds;
+when the poison comes, and on whose data. *Hidden*: how often an update with poison is farther than an honest one.
 """
 
 from __future__ import annotations
@@ -303,13 +302,6 @@ def moved(model: nn.Module, by: Tensor) -> nn.Module:
     return new.requires_grad_(False)
 
 
-def adaptive(set: str, rule: str, rounds: int, seed: int) -> Mapping[str, Any]:
-    """Four bounded colluders in each of so many rounds."""
-    team = dict.fromkeys(range(4), Pooled(set, seed, range(4), bound=bound(set, seed), epochs=8, lower_every=4))
-    when = {number: list(team) for number in range(rounds)}
-    return curves(attacked(set, seed, team, when, rounds, rule=aggregators(set, seed)[rule]))
-
-
 PARTS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     "by round": by_round,
     "chosen": chosen,
@@ -317,7 +309,6 @@ PARTS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     "heterogeneity": uneven,
     "hidden": hidden,
     "rules": rules,
-    "adaptive": adaptive,
 }
 ATTACKS = ("none", "unscaled", "replacement", "unconstrained", "DBA")
 WHO = ("a part each", "one client", "four clients")
@@ -348,8 +339,6 @@ EXPERIMENT = Experiment(
         *cases("rules", attack=AGAINST),
         *cases("parts", who=WHO, shots=("each round",)),
         *cases("parts", who=("one client",), shots=("once",)),
-        *cases("adaptive", ("clothes",), rule=("clipping", "Krum"), rounds=(5,)),
-        *cases("adaptive", ("hands",), rule=("clipping", "Krum"), rounds=(10,)),
         *cases("chosen", strategy=("boosting", "alternating")),
         *cases("heterogeneity", ("clothes",), MORE, alpha=ALPHAS, timing=("spread",), whose=("own",)),
         *cases("heterogeneity", ("clothes",), MORE, alpha=ALPHAS[::2], timing=("last",), whose=("own",)),
