@@ -4,6 +4,7 @@ A check runs your function on small random models on which the right answer is k
 check says what the result looks like, what the likely cause is, and a first hint; ``hints=2`` shows one more.
 """
 
+from robustlab.teaching.check.aggregation import aggregation
 from robustlab.teaching.check.backdoor_rates import backdoor_rates
 from robustlab.teaching.check.black_box import black_box
 from robustlab.teaching.check.exact_minimum import exact_minimum
@@ -13,6 +14,7 @@ from robustlab.teaching.check.gradient_attacks import fgsm, pgd
 from robustlab.teaching.check.hard_label import hard_label
 from robustlab.teaching.check.linear_bounds import crown, intervals
 from robustlab.teaching.check.minimum_norm import affine_optimum, bisection, deepfool
+from robustlab.teaching.check.onto_budget import onto_budget
 from robustlab.teaching.check.onto_sets import ConvexSet, projection
 from robustlab.teaching.check.shrinkage import shrinkage
 from robustlab.teaching.check.slope_maxima import slope_maxima
@@ -29,6 +31,7 @@ __all__ = [
     "ConvexSet",
     "Wrong",
     "affine_optimum",
+    "aggregation",
     "backdoor_rates",
     "bisection",
     "black_box",
@@ -40,6 +43,7 @@ __all__ = [
     "hard_label",
     "intervals",
     "lower_bound",
+    "onto_budget",
     "pgd",
     "projection",
     "shrinkage",
