@@ -132,10 +132,22 @@ RIGHT: dict[str, Callable[..., Tensor]] = {
     "clipping": lambda u, B, R: shortened(u, R).mean(dim=0),
 }
 HINTS = {
-    "krum": ("Squared distances to the others, sorted; the m − B − 2 least of them; their sum; the least sum.",),
-    "trimmed mean": ("u.sort(dim=0).values[B : len(u) - B].mean(dim=0).",),
-    "median": ("Sort each coordinate, and take the middle number, or the mean of the middle two.",),
-    "clipping": ("u * (R / length).clamp(max=1), with one length per client, and then the mean over all clients.",),
+    "krum": (
+        "Squared distances to the others; of each row the m − B − 2 least; their sum; the least sum.",
+        "((u[:, None] - u[None]) ** 2).sum(dim=2).sort(dim=1).values[:, 1 : m - B - 1].",
+    ),
+    "trimmed mean": (
+        "Each coordinate by itself: order, drop at both ends, take the mean of what is left.",
+        "u.sort(dim=0).values[B : m - B].mean(dim=0).",
+    ),
+    "median": (
+        "Each coordinate by itself: order, take the middle number, or the mean of the middle two.",
+        "Of u.sort(dim=0).values, rows (m - 1) // 2 and m // 2.",
+    ),
+    "clipping": (
+        "One length per client; whoever is longer than R is shortened to it; then the mean over all.",
+        "u * (R / length).clamp(max=1), with length of shape (m, 1).",
+    ),
 }
 MEAN = (lambda u, B, R: u.mean(dim=0), "the plain mean", "One client moves it as far as it likes.")
 SLIPS: dict[str, list[tuple[Any, ...]]] = {
