@@ -46,7 +46,7 @@ def test_what_cannot_be_handed_out_is_named() -> None:
 
 
 def test_numbers_in_their_millions_are_to_be_tensors() -> None:
-    with pytest.raises(ValueError, match="values: want at most 4194304 bytes of numbers and texts, got .*: use tensors"):
+    with pytest.raises(ValueError, match="values: want at most 4194304 bytes of numbers"):
         handout.pack({"a": [0.5] * 10**6})
     with pytest.raises(ValueError, match="raw: want what pack wrote, got a header of"):
         handout.unpack(save({}, metadata={"values": " " * 9_000_000}))
