@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from assignments.build import KEY_FILE, OUT, ROOT, pack_of
-from assignments.grading.grade import grade_class
+from assignments.grading.grade import grade_class, left_out
 from assignments.grading.judge import Server
 from assignments.grading.task import load, names
 
@@ -37,6 +37,8 @@ def main() -> int:
             count += not before
             of = sum(result.of for result in grade.results)
             print(f"{grade.student}: {grade.total} of {of}" + (" (known)" if before else f", {grade.seconds:.1f} s"))
+    for name in left_out(arguments.folder, assignment.read):
+        print(f"{name}: not read, for it is neither a folder nor {' or '.join(assignment.read)}")
     print(f"{count} graded in {time.perf_counter() - started:.0f} s; {out / 'grades.csv'}")
     return 0
 

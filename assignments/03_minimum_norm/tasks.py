@@ -162,8 +162,9 @@ def _optimum(seed: int, ball: ConvexSet) -> list[Test]:
     few, many = (affine_case(SHAPE, n, seed=seed + n, dtype=torch.float32) for n in (5, 30))
 
     def settled(out: Any) -> None:
-        moved = float((tensor_like(out, few[1]) - few[1])[0].abs().max())
-        require(moved <= 1e-6, f"a sample that is misclassified already was moved by {moved:.2g}")
+        moved = lengths(tensor_like(out, few[1]) - few[1], "linf")
+        require((moved[1:] > 0).any(), "no sample was moved")
+        require(moved[0] <= 1e-6, f"a sample that is misclassified already was moved by {float(moved[0]):.2g}")
 
     def arguments(case: tuple[nn.Sequential, Tensor, Tensor]) -> list[Any]:
         model, x, y = case
@@ -193,8 +194,9 @@ def _bisect(seed: int) -> list[Test]:
         require(aside.max() <= 1e-6, "a result is not on the line")
 
     def stays(out: Any) -> None:
-        moved = lengths(tensor_like(out, x) - x, "linf")[~met]
-        require(moved.max() <= 1e-9, "a sample without a crossing was moved")
+        moved = lengths(tensor_like(out, x) - x, "linf")
+        require((moved[met] > 0).any(), "no sample was moved")
+        require(moved[~met].max() <= 1e-9, "a sample without a crossing was moved")
 
     cell, asks, arguments = "test-bisect", "bisect", [model, x, y, direction, FAR]
     return [Test("across", 1, cell, asks, across, arguments), Test("stays", 1, cell, asks, stays, arguments)]
@@ -219,6 +221,7 @@ def _deepfool(seed: int, ball: ConvexSet) -> list[Test]:
 
     def inside(out: Any) -> None:
         out = tensor_like(out, ends)
+        require((out != ends).any(), "no sample was moved")
         require(out.min() >= 0 and out.max() <= 1, "the result leaves the box")
 
     def follows(out: Any) -> None:
@@ -228,8 +231,10 @@ def _deepfool(seed: int, ball: ConvexSet) -> list[Test]:
     def stops(out: Any) -> None:
         out, early = tensor_like(out, bent_x), bent_y == 1
         lead = margins(bent, bent_x, bent_y).double()
-        share = float((ball.length(out - bent_x) / (lead / (0.1 * near)))[early].max())
-        require(share <= 1.03, f"a sample that is there after one step is {share:.4g} times as far as the boundary")
+        share = (ball.length(out - bent_x) / (lead / (0.1 * near)))[early]
+        said = "a sample that is there after one step is {:.4g} times as far as the boundary"
+        require(share.max() <= 1.03, said.format(float(share.max())))
+        require(share.min() >= 0.9, said.format(float(share.min())))
 
     cell, asks = "test-deepfool", "deepfool"
     return [

@@ -189,7 +189,9 @@ def tests(seed: int, mine: dict[str, Any]) -> list[Test]:
     def honest(value: Any) -> None:
         alarms = flagged(value)
         require(bool((alarms & truth).any()), "no backdoor is found, so no number stands beside one")
-        off = (value["success"] - successes(value)).abs().nan_to_num(1.0)[alarms & truth]
+        found = successes(value)
+        require(bool((found >= 0.65)[alarms & truth].any()), "no trigger works on a backdoor that is found")
+        off = (value["success"] - found).abs().nan_to_num(1.0)[alarms & truth]
         require(off.mean() <= 0.12, f"the success of your triggers is off by {float(off.mean()):.0%} on other images")
 
     def test(name: str, points: int, judge: Any, cell: str = "test-answer") -> Test:

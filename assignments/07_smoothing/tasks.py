@@ -103,9 +103,11 @@ def _radius(mine: dict[str, Any]) -> list[Test]:
         require(off <= 1e-6, f"a radius is {off:.2g} away from the distance at which a threshold has this share")
 
     def none(out: Any) -> None:
-        require((tensor_like(out, far[:6]) == 0).all(), "a share of at most one half certifies nothing")
+        out = tensor_like(out, low)
+        require((out[:6] == 0).all(), "a share of at most one half certifies nothing")
+        require(out[6] > 0, "a share of nine tenths certifies something")
 
-    low = torch.linspace(0, 0.5, 6, dtype=torch.float64)
+    low = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.9], dtype=torch.float64)
     return [
         Test("units", 3, "test-radius", "radius", distances, [p]),
         Test("half", 1, "test-radius", "radius", none, [low]),
@@ -148,6 +150,7 @@ def _certificates(seed: int, mine: dict[str, Any]) -> list[Test]:
             share, chance = float(false[rows].double().mean()), (alpha * (1 - alpha) / int(rows.sum())) ** 0.5
             said = f"{where} {share:.1%} of the certificates are false, α is {alpha:.1%}"
             require(share <= alpha + SIGMAS * chance, said)
+        require((radii[far > 0] > 0).any(), "nothing is certified")
 
     away = torch.full((count,), 0.9 * scale)
     clear, x_clear, y_clear = case(away)

@@ -59,6 +59,8 @@ def _serve(channel: socket.socket, model: Model) -> None:
                 answer: dict[str, Any] = {"told": model(question.get("x"))}  # type: ignore[arg-type]
             except Refused as refused:
                 answer = {"refused": str(refused)}
+            except Exception as error:  # such as of numbers with which PyTorch does not compute
+                answer = {"refused": f"the model cannot answer this ({type(error).__name__})"}
             _send(channel, answer)
     with suppress(OSError):
         channel.shutdown(socket.SHUT_RDWR)

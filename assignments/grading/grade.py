@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from assignments.grading import submission
 from assignments.grading.judge import LIMITS, Server
-from assignments.grading.task import NETWORK, Assignment, Lost, Test, handed_out
+from assignments.grading.task import NETWORK, Assignment, Lost, Test, handed_out, plain
+from robustlab.teaching.handout import INSTRUCTOR
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def grade_file(assignment: Assignment, key: str, student: str, path: Path, serve
 
 def unread(assignment: Assignment, key: str, student: str, error: submission.Unreadable) -> Grade:
     """Zero for a file that cannot be read, for the reason that the error gives."""
-    return Grade(student, [Result(t.name, 0, t.points, str(error)) for t in assignment.tests(key, student)], 0.0)
+    reason = plain(str(error))
+    return Grade(student, [Result(t.name, 0, t.points, reason) for t in assignment.tests(key, student)], 0.0)
 
 
 def grade_cells(
@@ -110,7 +113,7 @@ def _judged(test: Test, answer: Callable[[], Any]) -> Result:
     try:
         test.judge(answer())
     except Lost as lost:
-        return Result(test.name, 0, test.points, str(lost))
+        return Result(test.name, 0, test.points, plain(str(lost)))
     except Exception as error:  # what came back may be anything
         return Result(test.name, 0, test.points, f"the answer cannot be judged ({type(error).__name__})")
     return Result(test.name, test.points, test.points, "")
@@ -146,15 +149,29 @@ def grade_class(
 
 
 def submissions(folder: Path, read: Sequence[str] = (".ipynb", ".zip")) -> Iterator[tuple[str, Path]]:
-    """Student → the file to grade; a folder stands for the one file in it that is read, at any depth."""
-    for path in sorted(folder.iterdir()):
+    """Student → the file to grade; a folder stands for the one file in it that is read, at any depth.
+
+    What systems add on their own is left out. A name that is no UTF-8, as some zips have, is read with marks in place
+    of what is none.
+    """
+    for path in sorted(path for path in folder.iterdir() if not submission.hidden(path.name)):
         if path.is_file() and path.suffix in read:
-            yield path.stem, path
+            yield _utf8(path.stem), path
         elif path.is_dir() and not path.is_symlink():
-            files = sorted(
-                file for end in read for file in path.rglob(f"*{end}") if ".ipynb_checkpoints" not in file.parts
-            )
-            yield path.name, files[0] if len(files) == 1 else path
+            every = sorted(file for end in read for file in path.rglob(f"*{end}"))
+            files = [file for file in every if not submission.hidden(str(file.relative_to(path)))]
+            yield _utf8(path.name), files[0] if len(files) == 1 else path
+
+
+def left_out(folder: Path, read: Sequence[str] = (".ipynb", ".zip")) -> list[str]:
+    """What lies in a folder and is nobody's submission."""
+    taken = {name for name, _ in submissions(folder, read)}
+    names = ((path, path.name if path.is_dir() else path.stem) for path in sorted(folder.iterdir()))
+    return [_utf8(path.name) for path, name in names if _utf8(name) not in taken and not submission.hidden(path.name)]
+
+
+def _utf8(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def write_table(path: Path, grades: Sequence[Grade]) -> None:
@@ -164,7 +181,10 @@ def write_table(path: Path, grades: Sequence[Grade]) -> None:
         rows = csv.writer(file)
         rows.writerow(["student", "points", "of", *names, "seconds", "reasons"])
         for grade in grades:
-            reasons = "; ".join(f"{result.name}: {result.reason}" for result in grade.results if result.reason)
+            said = [f"{result.name}: {result.reason}" for result in grade.results if result.reason]
+            if grade.student.strip().lower() == INSTRUCTOR:
+                said.insert(0, "the variant that is worked out in public")
+            reasons = "; ".join(said)
             points = [result.points for result in grade.results]
             of = sum(result.of for result in grade.results)
             rows.writerow([_cell(grade.student), grade.total, of, *points, grade.seconds, _cell(reasons)])

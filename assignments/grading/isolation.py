@@ -1,13 +1,15 @@
 """What keeps a student's process away from the grader, the network and other people's files, as far as Linux lets us.
 
-Three layers, each used where the system has it: namespaces (no network, no sight of other processes), Landlock (reads
-only Python and robustlab, writes only its own folder), and another user where the grader is root. Limits on time,
-memory and files hold everywhere. What was found is reported, so that nobody relies on a protection that is not there.
+Four layers, each used where the system has it: namespaces (no network, no sight of other processes), Landlock (reads
+only Python and robustlab, writes only its own folder), a filter of system calls (no socket, nothing left for the next
+test, no change of a file that is not opened), and another user where the grader is root. Limits on time, memory and
+files hold everywhere. What was found is reported, so that nobody relies on a protection that is not there.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import os
 import resource
@@ -28,12 +30,29 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF, _CAPSET = 444, 445, 446, 126  # of x
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
 _READ_FILE = 1 << 0 | 1 << 2
 _DEVICES = 1 << 6 | 1 << 11  # make a device: never
+_PR_SET_SECCOMP, _FILTER, _X86_64, _X32 = 22, 2, 0xC000003E, 0x40000000
+_ALLOWED, _REFUSED = 0x7FFF0000, 0x00050000 | errno.EPERM  # what a filter answers
+_CALLS = (
+    *(41, 53),  # socket, socketpair: a path leads to the services of a desktop, which Landlock does not look at
+    *(29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71, 240),  # shared memory, semaphores, queues: they outlive a test
+    *(248, 249, 250),  # the kernel's keys: so do they
+    *(319, 447),  # memfd_create, memfd_secret: memory that no limit counts
+    *(90, 91, 268, 452, 92, 93, 94, 260),  # chmod, chown and their like: Landlock has no right for them
+    *(132, 235, 261, 280, 188, 189, 190, 463, 197, 198, 199, 466, 469),  # times and attributes of files
+    *(101, 310, 311, 438, 272, 308, 165, 166, 155, 442, 161),  # other processes, namespaces, mounts
+    *(298, 321, 323, 425, 426, 427),  # perf, bpf, userfaultfd, io_uring: parts of the kernel that nobody needs here
+)
+"""The numbers that these have on x86-64, the only machine with a filter."""
 _FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many rights Landlock knows, by its version
 
 
 PATIENCE, WITH_MODEL, AT_MOST = 3.0, 9.0, 20.0
 """How many seconds may go by per second of the processor, without those in which a test waits for one; where it asks a
 model, whose answers wait for one, too; and in all."""
+
+
+PROCESSES = 128
+"""How many a test may have at a time."""
 
 
 class Limits(TypedDict):
@@ -59,7 +78,7 @@ def enter_namespaces(work: Path, wanted: bool = True) -> dict[str, str]:
     if not inside:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         version = _landlock_version()
-        network = "Landlock: no TCP" if version >= 4 else "open"
+        network = "no sockets" if _filters() else "Landlock: no TCP" if version >= 4 else "open"
         return {"network": network, "processes": "Landlock: no signals" if version >= 6 else "open"}
     child = os.fork()
     if child:
@@ -73,10 +92,11 @@ def enter_namespaces(work: Path, wanted: bool = True) -> dict[str, str]:
 
 
 def file_protection(readable: Iterable[Path]) -> dict[str, str]:
-    """What will hold of files and of the user, said before the first test."""
+    """What will hold of files, of system calls and of the user, said before the first test."""
     drops = os.geteuid() == 0 and all(_open_to_all(path) for path in readable)
     files = "Landlock" if _landlock_version() else "another user" if drops else "open"
-    return {"files": files, "user": "another user" if drops else "the grader's"}
+    calls = "filter" if _filters() else "open"
+    return {"files": files, "calls": calls, "user": "another user" if drops else "the grader's"}
 
 
 def confine(work: Path, readable: list[Path], limits: Limits) -> None:
@@ -99,6 +119,7 @@ def confine(work: Path, readable: list[Path], limits: Limits) -> None:
         _check(_libc.syscall(_RESTRICT_SELF, rules, 0), "landlock_restrict_self")
         os.close(rules)
     os.chdir(work)
+    _filter_calls()
 
 
 def all_but(root: Path, hidden: Iterable[Path]) -> Iterator[Path]:
@@ -110,6 +131,26 @@ def all_but(root: Path, hidden: Iterable[Path]) -> Iterator[Path]:
         for child in sorted(root.iterdir()):
             if not child.is_symlink():
                 yield from all_but(child, hidden)
+
+
+def beyond_in_sum(limits: Limits) -> str:
+    """Of what a test's processes may have together, that of which they have more; nothing outside of a namespace."""
+    if os.getpid() != 1:
+        return ""
+    processes = [path for path in Path("/proc").glob("[0-9]*") if path.name != "1"]
+    if len(processes) > PROCESSES:
+        return "processes"
+    ours, theirs = _pages(Path("/proc/self")), 0  # each begins with ours, of which it has none of its own
+    for process in processes:
+        with suppress(OSError):
+            theirs += max(0, _pages(process) - ours)
+    return "memory" if theirs * resource.getpagesize() > limits["memory_mb"] << 20 else ""
+
+
+def _pages(process: Path) -> int:
+    """How many pages a process has that are no file's."""
+    _, resident, of_files, *_ = (process / "statm").read_text().split()
+    return int(resident) - int(of_files)
 
 
 def end_all_others(first: int) -> None:
@@ -154,7 +195,7 @@ def _limit(limits: Limits) -> None:
         (resource.RLIMIT_FSIZE, limits["file_mb"] * 2**20, 0),
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_NOFILE, 256, 0),
-        (resource.RLIMIT_NPROC, 128, 0),
+        (resource.RLIMIT_NPROC, PROCESSES, 0),
     ):
         hard = resource.getrlimit(name)[1]
         most = value + more if hard == resource.RLIM_INFINITY else min(value + more, hard)
@@ -170,6 +211,27 @@ def _drop_capabilities() -> None:
     header, nothing = struct.pack("<Ii", 0x20080522, 0), struct.pack("<6I", *[0] * 6)
     if sys.platform == "linux" and os.uname().machine == "x86_64":
         _libc.syscall(_CAPSET, header, nothing)
+
+
+def _filters() -> bool:
+    """Whether the kernel takes a filter of system calls: given none, it says that the address is wrong."""
+    known = sys.platform == "linux" and os.uname().machine == "x86_64"
+    return known and _libc.prctl(_PR_SET_SECCOMP, _FILTER, None, 0, 0) < 0 and ctypes.get_errno() == errno.EFAULT
+
+
+def _filter_calls() -> None:
+    """From now on, what `_CALLS` lists is not permitted, nor any call by the numbers of another machine."""
+    if not _filters():
+        return
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # BPF: a word, two jumps, the answer
+    count = len(_CALLS)  # a jump says how many lines it leaves out: these lead to the last one
+    code = [(load, 0, 0, 4), (equal, 0, count + 3, _X86_64), (load, 0, 0, 0), (at_least, count + 1, 0, _X32)]
+    code += [(equal, count - i, 0, number) for i, number in enumerate(_CALLS)]
+    code += [(give, 0, 0, _ALLOWED), (give, 0, 0, _REFUSED)]
+    raw = b"".join(struct.pack("<HBBI", *line) for line in code)
+    lines = ctypes.create_string_buffer(raw)
+    program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(code), ctypes.addressof(lines)))
+    _check(_libc.prctl(_PR_SET_SECCOMP, _FILTER, program, 0, 0), "filter of system calls")
 
 
 def _landlock_version() -> int:

@@ -189,7 +189,9 @@ def _talk(channel: socket.socket, payload: bytes, deadline: float) -> bytes:
 def _answer(raw: bytes, end: dict[str, Any], limits: Limits) -> Answer:
     if len(raw) > MAX_ANSWER:
         raise Lost(f"the answer has more than {MAX_ANSWER >> 20} MB")
-    if end["ended"] in (None, -signal.SIGXCPU):
+    if end["beyond"] in ("processes", "memory"):
+        raise Lost(f"all its processes together have more {end['beyond']} than a test may have")
+    if end["beyond"] or end["ended"] == -signal.SIGXCPU:
         raise Lost(f"time-out: it took more than {limits['seconds']:g} s")
     if not raw:
         how = f"signal {-end['ended']}" if end["ended"] < 0 else f"exit status {end['ended']}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -19,11 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MAX_FILE, MAX_ENTRIES, MAX_CELLS, MAX_HEADER = 20 * 2**20, 200, 500, 2**16
+MAX_FILE, MAX_ENTRIES, MAX_CELLS, MAX_CODE, MAX_HEADER = 20 * 2**20, 200, 500, 2**19, 2**16
 TYPES = {torch.float32: ("F32", "<f4"), torch.float64: ("F64", "<f8"), torch.int64: ("I64", "<i8")}
 """Of a network's tensors, the names that safetensors and NumPy have for them."""
 SKIPPED = "experiment"
 """The tag of cells that the grader leaves out, as it does public checks: figures, on which no function depends."""
+
+
+AROUND = ("%%capture", "%%time")
+"""IPython's lines over a cell that it runs all the same; a cell under any other is not run."""
 
 
 class Unreadable(Exception):
@@ -64,7 +69,9 @@ def arrays(raw: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tenso
                     raise Unreadable(f"the data have no array {name}")
                 with archive.open(f"{name}.npy") as file:
                     found[name] = _array(file, name, shape)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Unreadable:
+        raise
+    except Exception as error:  # of zipfile, of each of its kinds of compression, and of NumPy's reader of headers
         raise Unreadable(f"the data cannot be read: {error}"[:200]) from None
     return found
 
@@ -142,7 +149,12 @@ def _tensor(name: str, entry: Any, like: Tensor, body: memoryview) -> Tensor:
 
 def _bytes(path: Path, what: str) -> bytes:
     try:
-        size = path.stat().st_size >> 20
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            raise Unreadable(f"no {what} that can be read: the folder has none, or more than one")
+        if not stat.S_ISREG(found.st_mode):  # a link may lead to another's, and a pipe or a device never ends
+            raise Unreadable(f"no {what} that can be read: it is a link or a device, and no file")
+        size = found.st_size >> 20
         if size >= MAX_FILE >> 20:
             raise Unreadable(f"the file has {size} MB, want less than {MAX_FILE >> 20}: clear the outputs")
         return path.read_bytes()
@@ -163,7 +175,11 @@ def cells(raw: bytes) -> list[tuple[int, str]]:
     listed = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(listed, list) or len(listed) > MAX_CELLS:
         raise Unreadable(f"the file is no notebook of format 4 with at most {MAX_CELLS} cells")
-    return [(number, source) for number, cell in enumerate(listed) if (source := _code(cell))]
+    found = [(number, source) for number, cell in enumerate(listed) if (source := _code(cell))]
+    size = sum(len(source) for _, source in found)
+    if size > MAX_CODE:
+        raise Unreadable(f"the notebook has {size} letters of code, want at most {MAX_CODE}")
+    return found
 
 
 def _code(cell: Any) -> str:
@@ -177,8 +193,9 @@ def _code(cell: Any) -> str:
     if public_check or (isinstance(tags, list) and SKIPPED in tags):
         return ""
     text = "".join(map(str, source)) if isinstance(source, list) else str(source)
-    if text.lstrip().startswith("%%"):
-        return ""
+    magic, _, body = text.lstrip().partition("\n")
+    if magic.startswith("%%"):
+        text = body if magic.split()[0] in AROUND else ""
     lines = text.splitlines()
     return "\n".join("pass" if line.startswith(("%", "!", "?")) else line for line in lines)
 
@@ -193,12 +210,14 @@ def _from_zip(raw: bytes, ending: str) -> bytes:
             outside = [entry.filename for entry in entries if _leaves(entry.filename)]
             if outside:
                 raise Unreadable(f"the zip has entries outside of its folder, such as {outside[0][:80]!r}")
-            found = [e for e in entries if e.filename.endswith(ending) and not _hidden(e.filename)]
+            found = [e for e in entries if e.filename.endswith(ending) and not hidden(e.filename)]
             if len(found) != 1:
                 raise Unreadable(f"the zip holds {len(found)} files *{ending}, want exactly 1")
             with archive.open(found[0]) as file:
                 text = file.read(MAX_FILE + 1)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Unreadable:
+        raise
+    except Exception as error:  # of zipfile, and of each of its kinds of compression
         raise Unreadable(f"the zip cannot be read: {error}"[:200]) from None
     if len(text) > MAX_FILE:
         raise Unreadable(f"what is in the zip has more than {MAX_FILE >> 20} MB")
@@ -210,6 +229,6 @@ def _leaves(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else False
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
     """What systems add on their own: ``__MACOSX``, ``.ipynb_checkpoints``."""
     return any(part.startswith((".", "__")) for part in PurePosixPath(name).parts)

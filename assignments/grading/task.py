@@ -161,6 +161,11 @@ def seed_of(key: str, *names: str) -> int:
     return int.from_bytes(hmac.new(key.encode(), "/".join(names).encode(), hashlib.sha256).digest()[:8], "big") >> 1
 
 
+def plain(text: str) -> str:
+    """A stranger's text in one line, with a mark for each letter that no file takes or that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
 def tensor_like(value: Any, like: Tensor) -> Tensor:
     """What came back, if it is a finite tensor with the shape and dtype of ``like``; in double precision.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 """Layers that a network may have, with the arguments that make one; all others keep PyTorch's defaults."""
 
+MAX_TREE = 4 * 2**20
+"""Bytes that a file may have beside its tensors: read as lists and numbers, they take twenty times as many."""
 _MALFORMED = ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError  # RecursionError, too
 INSTRUCTOR = "instructor"
 """The name that gets the variant which the instructor's copy solves; no student's variant is like it."""
@@ -40,12 +43,15 @@ def pack(values: Mapping[str, Any]) -> bytes:
 
     Raises:
         TypeError: a value is of another type, and says where.
+        ValueError: there are more than `MAX_TREE` bytes beside the tensors.
     """
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
-    tree = _plain(dict(values), tensors, "values")
-    return save(tensors, metadata={"values": json.dumps(tree)})
+    tree = json.dumps(_plain(dict(values), tensors, "values"))
+    if len(tree) > MAX_TREE:
+        raise ValueError(f"values: want at most {MAX_TREE} bytes of numbers and texts, got {len(tree)}: use tensors")
+    return save(tensors, metadata={"values": tree})
 
 
 def unpack(raw: bytes) -> dict[str, Any]:
@@ -57,20 +63,14 @@ def unpack(raw: bytes) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    size = int.from_bytes(raw[:8], "little")
+    if size > 2 * MAX_TREE:
+        raise ValueError(f"raw: want what pack wrote, got a header of {size} bytes")
     try:
         tensors = load(raw)
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        header = json.loads(raw[8 : 8 + size])
         values = _whole(json.loads(header["__metadata__"]["values"]), tensors)
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-        RecursionError,
-    ) as error:
+    except (SafetensorError, *_MALFORMED) as error:
         raise ValueError(f"raw: want what pack wrote, got {len(raw)} bytes that are not: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"raw: want what pack wrote, got a {type(values).__name__} instead of values by name")
@@ -97,8 +97,12 @@ def load(folder: str | Path, student: str) -> dict[str, Any]:
 
 
 def variant_number(student: str, count: int) -> int:
-    """Which of ``count`` variants belongs to a name: its SHA-256, modulo the count."""
-    return int.from_bytes(hashlib.sha256(student.strip().lower().encode()).digest()[:8], "big") % count
+    """Which of ``count`` variants belongs to a name: its SHA-256, modulo the count.
+
+    A letter with its accent is the same whether a system writes it as one sign or as two.
+    """
+    name = unicodedata.normalize("NFC", student.strip().lower())
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % count
 
 
 def _plain(value: Any, tensors: dict[str, Tensor], where: str) -> Any:

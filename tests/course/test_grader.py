@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pickle
 import tracemalloc
 import zipfile
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from assignments.grading import submission
-from assignments.grading.grade import Grade, Result, grade_cells, grade_class, submissions, write_table
+from assignments.grading.grade import Grade, Result, grade_cells, grade_class, left_out, submissions, write_table
 from assignments.grading.isolation import Limits, all_but
 from assignments.grading.judge import Server
 from assignments.grading.task import Assignment, Lost, Test, require, tensor_like
@@ -66,7 +67,7 @@ def reason(server: Server, code: str, limits: Limits = LIMITS) -> str:
 
 
 def test_it_says_what_protects(server: Server) -> None:
-    assert set(server.found) == {"network", "processes", "files", "user"}
+    assert set(server.found) == {"network", "processes", "files", "calls", "user"}
     assert all(server.found.values())
 
 
@@ -79,6 +80,14 @@ def test_a_question_is_answered(server: Server) -> None:
 def test_nothing_is_left_from_test_to_test(server: Server) -> None:
     ask(server, "import torch, os\ntorch.relu = None\nopen('left', 'w').write('x')\ndef f(): return 1")
     assert ask(server, "import torch, os\ndef f(): return [torch.relu is None, os.listdir('.')]") == [False, []]
+
+
+def test_folders_in_folders_are_removed(server: Server) -> None:
+    assert server._process is not None
+    number = server._process.pid
+    deep = "import os\ndef f():\n    for _ in range(3000):\n        os.mkdir('a')\n        os.chdir('a')\n    return 1"
+    assert ask(server, deep, limits=LIMITS | {"seconds": 20.0}) == 1
+    assert ask(server, "import os\ndef f(): return os.listdir('.')") == [] and server._process.pid == number
 
 
 def test_exceptions_and_ends_are_reasons(server: Server) -> None:
@@ -103,7 +112,7 @@ def test_limits_hold(server: Server) -> None:
     assert "memory" in reason(server, "import torch\ndef f(): return torch.ones(10**9)").lower()
     assert "File too large" in reason(server, "def f(): open('big', 'wb').write(bytes(2**24))")
     assert "the answer has more than 32 MB" in reason(server, "import os\ndef f(): os.write(3, b'x' * 2**26)")
-    assert ask(server, "def f():\n    print('x' * 10**7)\n    return 1") == 1  # output goes nowhere
+    assert ask(server, "display(f'x')\ndef f():\n    print('x' * 10**7)\n    return 1") == 1  # output goes nowhere
 
 
 def test_a_busy_machine_costs_nothing(server: Server) -> None:
@@ -132,6 +141,69 @@ def f():
 """
     assert ask(server, forks) == 29
     assert running_below(server) == before
+
+
+def test_processes_have_one_memory_together(server: Server) -> None:
+    """Each is below its own limit, and all of them are far beyond what a test may have."""
+    if server.found["processes"] != "namespace":
+        pytest.skip("this system has no namespaces")
+    large = """
+import os, time
+def f():
+    for _ in range(4):
+        if os.fork() == 0:
+            held = b"x" * (300 * 2**20)
+            time.sleep(60)
+    time.sleep(60)
+"""
+    small = "import os, time\nfor _ in range(200): os.fork() or time.sleep(60)"  # without torch, which is slow to fork
+    crowd = f"import os, sys\ndef f(): os.execv(sys.executable, [sys.executable, '-I', '-S', '-c', {small!r}])"
+    assert "more memory than a test may have" in reason(server, large)
+    said = reason(server, crowd)
+    assert "more processes than a test may have" in said or "exit status 1" in said
+
+
+NO_CALLS = """
+import ctypes, os, socket
+kernel = ctypes.CDLL(None, use_errno=True)
+def call(*arguments):
+    got = kernel.syscall(*arguments)
+    if got < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+def leave():
+    call(29, 4711, 4096, 0o1666)  # shared memory, which the next test would find
+def f():
+    THIS
+"""
+
+
+@pytest.mark.parametrize(
+    "this",
+    [
+        "os.chmod(KEY, 0o644)",
+        "os.chmod('.', 0o777)",
+        "os.utime(KEY, (1, 1))",
+        "os.setxattr(KEY, 'user.a', b'x')",
+        "os.chown(KEY, -1, -1)",
+        "leave()",
+        "call(68, 4711, 0o1666)",
+        "call(248, b'user', b'mine', b'x', 1, -4)",
+        "call(101, 16, 1, 0, 0)",
+        "call(2**30 + 39)",
+        "os.memfd_create('mine')",
+        "socket.socket(socket.AF_UNIX).connect(SOCKET)",
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'x', SOCKET)",
+    ],
+)
+def test_what_landlock_does_not_see_is_refused(this: str, server: Server, secret: Path) -> None:
+    """Calls that change a file without opening it, leave something for the next test, or reach a service outside."""
+    if server.found["calls"] == "open":
+        pytest.skip("this system takes no filter of system calls")
+    before = secret.stat()
+    code = NO_CALLS.replace("THIS", this).replace("KEY", repr(str(secret))).replace("SOCKET", repr("/run/some.socket"))
+    assert "PermissionError" in reason(server, code)
+    assert secret.stat() == before
+    assert ask(server, code.replace("def f():\n    ", "def f():\n    return os.getuid()\n    ")) >= 0
 
 
 def running_below(server: Server) -> int:
@@ -164,10 +236,13 @@ def test_the_server_knows_neither_the_key_nor_the_submission_before(small: Assig
     mark = "a text that is " + "nowhere else"
     grade_cells(small, mark, "ada", [(0, f"def f(x): return {mark!r}\ndef g(): return 1")], server)
     search = """
-import gc
+import gc, sys
 def f(one, two):
-    mark, found = one + two, []
-    for thing in gc.get_objects():
+    mark, found, frame, frames = one + two, [], sys._getframe().f_back, []
+    while frame:
+        frames.append(list(frame.f_locals.values()))
+        frame = frame.f_back
+    for thing in [*gc.get_objects(), *frames]:
         for part in [thing, *gc.get_referents(thing)]:
             text = part.decode("latin-1") if isinstance(part, bytes) else part
             if isinstance(text, str) and mark in text and text is not mark:
@@ -175,7 +250,7 @@ def f(one, two):
     return found
 """
     assert ask(server, search, "a text that is ", "nowhere else") == []
-    seen = search.replace("mark, found = one + two, []", "mark, found, held = one + two, [], [one + two + '!']")
+    seen = search.replace("    mark, found,", "    held = [one + two + '!']\n    mark, found,")
     assert ask(server, seen, "a text that is ", "nowhere else") != [], "the search finds what is there"
 
 
@@ -203,6 +278,9 @@ def test_a_model_stays_with_the_judge_and_counts_there(server: Server) -> None:
     greedy += "    except Refused as e: return str(e)"
     told, model = asked(greedy)
     assert "beyond the budget: 4 of 5" in told and (model.used, model.refused) == (4, 1)
+    eighth = "torch.rand(1, 1).to(torch.float8_e5m2)"  # PyTorch stores such numbers, and does not compute with them
+    told, model = asked(f"def f(api, n):\n    try: api({eighth})\n    except Refused as e: return str(e)")
+    assert "cannot answer this" in told and model.used == 0
     for wrong in ("torch.rand(1, 2)", "torch.full((1, 1), 1.5)", "torch.full((1, 1), torch.nan)", "'x'", "None"):
         told, model = asked(f"def f(api, n):\n    try: api({wrong})\n    except Refused as e: return 'refused'")
         assert told == "refused" and (model.used, model.refused) == (0, 1)
@@ -287,6 +365,50 @@ def test_a_server_that_died_is_started_again() -> None:
         assert ask(running, "def f(): return 4") == 4
 
 
+def test_what_a_result_says_of_itself_is_not_heard(server: Server) -> None:
+    """Only its numbers go over the socket, whatever class they came in."""
+    lies = """
+import torch
+class Lying(torch.Tensor):
+    def detach(self): return self
+    cpu = contiguous = clone = detach
+    def __eq__(self, other): return True
+class Always(float):
+    def __le__(self, other): return True
+    def __eq__(self, other): return True
+    def __repr__(self): return "1.0"
+class Array:
+    def __array__(self, *rest): return 1
+"""
+    told = ask(server, lies + "def f(): return [torch.zeros(2).as_subclass(Lying), Always(3)]")
+    assert type(told[0]) is torch.Tensor and told[0].tolist() == [0, 0]
+    assert type(told[1]) is float and told[1] in (1.0, 3.0)
+    assert "want tensors" in reason(server, lies + "def f(): return Array()")
+
+
+def test_what_runs_on_when_the_answer_is_given_adds_nothing(server: Server) -> None:
+    """A thread and a child that hold the socket: the answer is what was there first, and the next test is alone."""
+    thread = "import threading, time, os\ndef late():\n    time.sleep(0.5)\n    os.write(3, b'x')\n"
+    assert ask(server, thread + "def f():\n    threading.Thread(target=late).start()\n    return 1") == 1
+    child = "import os, time\ndef f():\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(0.5)\n"
+    assert ask(server, child + "        os.write(3, b'x')\n        os._exit(0)\n    return 1") == 1
+    assert ask(server, "def f(): return 2") == 2
+
+
+def test_lists_that_would_fill_the_judges_memory_are_not_read(server: Server) -> None:
+    """Thirty megabytes of empty lists, which are gigabytes once they are read."""
+    forged = (
+        "import os\nfrom safetensors.torch import save\ndef f():\n    lists = '[],' * 10_000_000\n"
+        "    os.write(3, save({}, metadata={'values': '{\"value\": [' + lists + '[]]}'}))\n    os._exit(0)"
+    )
+    tracemalloc.start()
+    assert "cannot be read" in reason(server, forged)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
+    assert "use tensors" in reason(server, "def f(): return [1.5] * 10**6")
+
+
 def notebook(*sources: str, **metadata: Any) -> bytes:
     cells = [{"cell_type": "code", "source": source, "metadata": metadata, "outputs": []} for source in sources]
     return json.dumps({"cells": cells, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}).encode()
@@ -305,6 +427,7 @@ def test_cells_are_read() -> None:
         (0, "a = 1"),
         (1, "pass\nb = 2\npass"),
     ]
+    assert submission.cells(notebook("%%time\nc = 3", "\n%%capture out\nd = 4")) == [(0, "c = 3"), (1, "d = 4")]
     assert submission.cells(notebook("plot()", tags=["experiment"])) == []
     assert submission.cells(notebook("check()", nbgrader={"grade": True, "solution": False})) == []
 
@@ -504,6 +627,64 @@ def test_no_more_of_an_array_is_read_than_it_needs() -> None:
     assert len(bomb) < 2**20 and peak < 4 * 2**20
 
 
+HEADERS = ("{'descr': (", "-" * 9000 + "1", "(" * 5000, "{'descr': '<f8',b'x': False, 'shape': (2, 3), }", "'" * 3)
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=range(len(HEADERS)))
+def test_a_header_of_an_array_that_is_none_gets_a_reason(header: str) -> None:
+    """NumPy parses it as Python, and fails in as many ways."""
+    raw = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with pytest.raises(submission.Unreadable, match="cannot be read"):
+        submission.arrays(zipped(**{"a.npy": raw, "b.npy": b""}), SHAPES)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_is_no_exception(method: int) -> None:
+    """Bytes that are not as they were sent: each kind of compression complains in its own way."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", method) as archive:
+        archive.writestr("a.ipynb", notebook("def f(x):\n    return 2 * x\n" * 9))
+    generator, unread = np.random.default_rng(0), 0
+    for _ in range(300):
+        raw = bytearray(made.getvalue())
+        for place in generator.integers(len(raw), size=2):
+            raw[place] = generator.integers(256)
+        try:
+            submission.cells(submission._from_zip(bytes(raw), ".ipynb"))
+        except submission.Unreadable:
+            unread += 1
+    assert unread > 100
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    """A link would hand in another's work, and a pipe or a device would never end."""
+    (tmp_path / "ada").mkdir()
+    (tmp_path / "ada" / "a.ipynb").write_bytes(notebook("x = 1"))
+    for name, target in (("bob", "../ada/a.ipynb"), ("cleo", "/dev/zero"), ("dan", "/no/such/file")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.ipynb").symlink_to(target)
+    (tmp_path / "eve").mkdir()
+    os.mkfifo(tmp_path / "eve" / "a.ipynb")
+    linked = zipfile.ZipInfo("a.ipynb")
+    linked.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "fay.zip", "w") as archive:
+        archive.writestr(linked, "ada/a.ipynb")
+    found = dict(submissions(tmp_path))
+    assert submission.read(found.pop("ada")) == [(0, "x = 1")]
+    for student, said in (("bob", "a link"), ("cleo", "a link"), ("dan", "a link"), ("eve", "a device")):
+        with pytest.raises(submission.Unreadable, match=said):
+            submission.read(found[student])
+    with pytest.raises(submission.Unreadable, match="does not parse"):
+        submission.read(found["fay"])
+
+
+def test_a_notebook_of_too_much_is_not_run() -> None:
+    with pytest.raises(submission.Unreadable, match="at most 500 cells"):
+        submission.cells(notebook(*["x = 1"] * 100_000))
+    with pytest.raises(submission.Unreadable, match="600000 letters of code"):
+        submission.cells(notebook("#" * 600_000))
+
+
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     """Two gigabytes of zeros in two megabytes, whose header says that they are few."""
     raw = bytearray(zipped(**{"a.ipynb": b"\0" * (64 * 2**20)}))
@@ -633,6 +814,26 @@ def test_whatever_is_handed_in_gets_its_reason_and_the_batch_goes_on(
     assert not (tmp_path.parent / "c.ipynb").exists() and not (tmp_path / "c.ipynb").exists()
 
 
+def test_names_and_reasons_that_are_no_text_are_written(small: Assignment, tmp_path: Path, server: Server) -> None:
+    """A name from a zip of another system, and an error's text with half of a pair and a terminal's commands."""
+    folder, out = tmp_path / "handed in", tmp_path / "out"
+    folder.mkdir()
+    odd = "def f(x): raise ValueError('\\ud800 \\x1b[2J \\x00')\ndef g(): return 1\ndef h(): return {'a': 1}"
+    (folder / os.fsdecode(b"m\xfcller.ipynb")).write_bytes(notebook(odd))
+    (grade,) = [grade for grade, _ in grade_class(small, "k", folder, out, server)]
+    assert (grade.student, grade.total) == ("m\ufffdller", 2)
+    (row,) = csv.DictReader(io.StringIO((out / "grades.csv").read_text(encoding="utf-8")))
+    assert row["reasons"] == "twice: ValueError: ? ?[2J ?"
+    assert [known for _, known in grade_class(small, "k", folder, out, server)] == [True]
+
+
+def test_the_public_variant_is_nobodys_grade(small: Assignment, tmp_path: Path) -> None:
+    """Whoever calls a file like the instructor gets the variant whose solution is public: the table says so."""
+    write_table(tmp_path / "a.csv", [Grade("Instructor", [Result("a", 1, 1, "")], 0.1), Grade("ada", [], 0.1)])
+    rows = (tmp_path / "a.csv").read_text().splitlines()
+    assert "worked out in public" in rows[1] and "public" not in rows[2]
+
+
 def test_a_reason_is_no_formula(tmp_path: Path) -> None:
     write_table(tmp_path / "a.csv", [Grade("-x", [Result("a", 0, 1, "y")], 0.1)])
     assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith("'-x,0,1,0")
@@ -644,6 +845,11 @@ def test_submissions_are_found_at_any_depth(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     found = [(student, path.name) for student, path in submissions(tmp_path)]
     assert found == [("ada", "a.ipynb"), ("bob", "bob.zip")]
+    for name in ("cleo/c.ipynb", "cleo/__MACOSX/._c.ipynb", "__MACOSX/cleo/c.ipynb", ".DS_Store"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert [(student, path.name) for student, path in submissions(tmp_path)][2:] == [("cleo", "c.ipynb")]
+    assert left_out(tmp_path) == ["notes.txt"]
 
 
 def test_what_is_hidden_is_in_no_readable_folder(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from assignments.grading.task import VARIANTS, load
+from assignments.grading.task import VARIANTS, Lost, load
 from robustlab.teaching.check.smoothing import distance_at
 from tests.every import every
 
@@ -27,6 +28,14 @@ def test_the_distance_of_an_input_is_the_radius_of_its_norm(kind: str) -> None:
     for share, crossed in ((0.99, False), (1.2, True)):
         found = model(away[0] + share * far * step) != before[0]  # type: ignore[misc]
         assert bool(found.any()) == crossed
+
+
+def test_to_certify_nothing_gets_nothing() -> None:
+    """A radius of zero is right for half of the votes and less: the judge asks for more of them, too."""
+    for test in load(NAME).tests(KEY, "ada@example.org"):
+        if test.asks == "radius":
+            with pytest.raises(Lost):
+                test.judge(0 * test.arguments[0])
 
 
 def test_what_is_wanted_can_be_certified_with_few_draws() -> None:

@@ -45,6 +45,13 @@ def test_what_cannot_be_handed_out_is_named() -> None:
         handout.pack({"net": nn.Sequential(nn.Tanh())})
 
 
+def test_numbers_in_their_millions_are_to_be_tensors() -> None:
+    with pytest.raises(ValueError, match="values: want at most 4194304 bytes of numbers"):
+        handout.pack({"a": [0.5] * 10**6})
+    with pytest.raises(ValueError, match="raw: want what pack wrote, got a header of"):
+        handout.unpack(save({}, metadata={"values": " " * 9_000_000}))
+
+
 def forged(tree: object) -> bytes:
     return save({"t0": torch.zeros(2, 2)}, metadata={"values": json.dumps(tree)})
 
@@ -76,6 +83,7 @@ def test_a_name_chooses_its_variant(tmp_path: Path) -> None:
     drawn = [handout.load(tmp_path, name)["number"] for name in names]
     assert drawn == [handout.variant_number(name, 5) for name in names] and set(drawn) == set(range(5))
     assert handout.load(tmp_path, " Student0@Example.org ")["number"] == drawn[0]
+    assert handout.variant_number("m\u00fcller", 999) == handout.variant_number("mu\u0308ller", 999)
     assert handout.load(tmp_path, "instructor")["number"] == -1
     with pytest.raises(ValueError, match="folder: want one with variants"):
         handout.load(tmp_path / "nowhere", "a")

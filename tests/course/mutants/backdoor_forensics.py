@@ -30,6 +30,9 @@ MUTANTS = {
     "triggers of another network": mutant((MASKS, '    "masks": masks.roll(1, 0),\n'), lost="evidence honest"),
     "painted over": mutant((MASKS, '    "masks": torch.ones_like(masks),\n'), lost="evidence honest"),
     "masks beyond one": mutant((MASKS, '    "masks": 2 * masks,\n'), lost="evidence honest"),
+    "neither triggers nor success": mutant(
+        (MASKS, '    "masks": 0 * masks,\n'), (SUCCESS, '    "success": torch.zeros(12),\n'), lost="evidence honest"
+    ),
     "success of nothing": mutant((SUCCESS, '    "success": torch.zeros(12),\n'), lost="honest"),
     "no price, and the last mask": mutant(
         (LOSS, "loss.sum().backward()"), (BETTER, "better = reached"), lost="evidence honest"

@@ -13,6 +13,7 @@ RESULT = "    return (x + (1 + overshoot) * delta).clamp(0, 1)"
 LOOP = "    for _ in range(steps):\n"
 EACH = "[deepfool(model, x[i:i + 1], y[i:i + 1], steps, overshoot) for i in range(len(x))]"
 ACROSS = "return torch.where(column(crosses), x + column(high) * direction, x)"
+BISECT_DOC = '    "The first misclassified point along each direction (N, ...): points like x."\n'
 OPTIMUM_DOC = '    "weight (K, 48), bias (K,), x (N, 3, 4, 4), y (N,): points like x."\n'
 
 MUTANTS = {
@@ -47,6 +48,10 @@ MUTANTS = {
     ),
     "no overshoot": mutant((RESULT, RESULT.replace("(1 + overshoot) * delta", "0.99 * delta")), lost="nearest follows"),
     "DeepFool alone": mutant(("    tried = (x + step)", "    tried = (x + 0 * step)"), lost="found shortest"),
+    "never moves": mutant(
+        *((doc, doc + "    return x.clone()\n") for doc in (OPTIMUM_DOC, BISECT_DOC, IN_DEEPFOOL)),
+        lost="optimum many settled across stays nearest box follows stops distances accuracy found shortest",
+    ),
     "numbers typed in": mutant(
         ("smallest = length(nearest - mine", "smallest = 0 * length(nearest - mine"), lost="distances accuracy"
     ),

@@ -43,6 +43,7 @@ MUTANTS = {
         (LINF, "        old = old + grad\n" + LINF.replace("grad.sign()", "old.sign()")),
         lost="gradient",
     ),
+    "all are in the set": mutant((NEAREST, "return delta"), lost="within surface nearest many optimum box"),
     "scaled, not projected": mutant(
         (NEAREST, "return torch.where(inside, delta, delta * (eps / length(delta)).reshape(-1, 1, 1, 1))"),
         lost="nearest many optimum",

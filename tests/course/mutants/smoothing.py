@@ -45,6 +45,7 @@ MUTANTS = {
     "twice the draws": mutant(
         (DRAWS, DRAWS.replace("x, n)", "x, 2 * n)[:, :n]")), lost="coverage power abstains budget"
     ),
+    "nothing but abstention": mutant((SAID, "return -torch.ones_like(chosen), 0 * bound"), lost="coverage power"),
     "no abstention": mutant((SAID, SAID.replace("torch.where(bound > 0.5, chosen, -1)", "chosen")), lost="abstains"),
     "abstentions left out of the votes": mutant((LOWER, "bound = lower_bound(votes, n, 1e-3)\n"), lost="power"),
     "half of the noise": mutant(("noise(part.shape)", "noise(part.shape) / 2"), lost="coverage power abstains"),
