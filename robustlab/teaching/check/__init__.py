@@ -21,6 +21,7 @@ from robustlab.teaching.check.slope_maxima import slope_maxima
 from robustlab.teaching.check.slopes import slope_estimate
 from robustlab.teaching.check.smoothing import certify, lower_bound
 from robustlab.teaching.check.surrogate import surrogate
+from robustlab.teaching.check.temporal_score import temporal_score
 from robustlab.teaching.check.texture import texture
 from robustlab.teaching.check.triggers import trigger_search, trigger_size
 from robustlab.teaching.check.trimmed_fit import trimmed_fit
@@ -51,6 +52,7 @@ __all__ = [
     "slope_maxima",
     "spectral_scores",
     "surrogate",
+    "temporal_score",
     "texture",
     "trigger_search",
     "trigger_size",
