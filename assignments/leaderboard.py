@@ -2,7 +2,8 @@
 
 It reads ``grades.csv``, which ``make grade`` wrote, and ranks by points; equal points share a rank. Students stand
 there by an alias, six letters made of the course's key and their name, so the board can hang on a wall. ``aliases.csv``
-beside it tells the lecturer whose is whose; ``--names`` shows names instead.
+beside it tells the lecturer whose is whose; ``--names`` shows names instead. The instructor's own copy, graded to try
+the grader, is not ranked.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from assignments.build import KEY_FILE, OUT, ROOT
 from assignments.grading.task import names, seed_of
+from robustlab.teaching.handout import INSTRUCTOR
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (folder / "grades.csv").exists() or not (arguments.names or key.exists()):
         print(f"Wanted: {folder / 'grades.csv'}, which `make grade` writes, and the key in {key}.", file=sys.stderr)
         return 2
-    rows = read_grades(folder / "grades.csv")
+    rows = [row for row in read_grades(folder / "grades.csv") if row[0].strip().lower() != INSTRUCTOR]
     if not arguments.names:
         secret = key.read_text(encoding="utf-8")
         aliases = {student: alias(secret, arguments.name, student) for student, _, _ in rows}

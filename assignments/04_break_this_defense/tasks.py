@@ -135,6 +135,7 @@ def tests(seed: int, mine: dict[str, Any]) -> list[Test]:
 
     def honest(value: Any) -> None:
         shares = torch.tensor([left(value, name) for name in NAMES]).double()
+        require(shares.min() <= 0.5, "no number without an attack: no defense is wrong on half of your points")
         off = float((value["robust_accuracy"] - shares).abs().max().nan_to_num(1.0))
         require(off <= 0.05, f"a robust accuracy is off by {off:.0%} from that of your own points")
 

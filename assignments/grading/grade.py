@@ -181,7 +181,11 @@ def write_table(path: Path, grades: Sequence[Grade]) -> None:
         rows = csv.writer(file)
         rows.writerow(["student", "points", "of", *names, "seconds", "reasons"])
         for grade in grades:
-            said = [f"{result.name}: {result.reason}" for result in grade.results if result.reason]
+            lost = dict[str, list[str]]()  # tests that are lost for one reason stand together
+            for result in grade.results:
+                if result.reason:
+                    lost.setdefault(result.reason, []).append(result.name)
+            said = [f"{', '.join(tests)}: {reason}" for reason, tests in lost.items()]
             if grade.student.strip().lower() == INSTRUCTOR:
                 said.insert(0, "the variant that is worked out in public")
             reasons = "; ".join(said)

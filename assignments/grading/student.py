@@ -59,4 +59,4 @@ def described(error: BaseException) -> str:
         text = " ".join(str(error).split())
     except BaseException:
         text = "(its text cannot be read)"
-    return f"{type(error).__name__}: {text}"[:300]
+    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__

@@ -14,42 +14,12 @@ from tests.browser.visit import Visit
 
 # For what does not depend on a chapter's own text: two of them in every run.
 some_chapters = pytest.mark.parametrize("page", some(chapters(), 2))
-VISIBLE = "nodes => nodes.map((node) => node.checkVisibility())"
 WIDGET = '<script type="application/vnd.jupyter.widget-view+json">'
 
 
 def _containing(text: str) -> list[str]:
     """The pages whose source contains ``text``."""
     return [page for page in pages() if page == NOT_BUILT or text in (HTML / page).read_text(encoding="utf-8")]
-
-
-@pytest.mark.parametrize("page", chapters())
-def test_answers_and_solutions_are_closed_and_open(browser: Browser, site: str, page: str) -> None:
-    with Visit(browser, site, page) as visit:
-        visit.settle()
-        quizzes = visit.page.locator("fieldset.quiz").all()
-        assert len(quizzes) >= 3, "a chapter has three to five questions"
-        for quiz in quizzes:
-            feedback, choices = quiz.locator("details > p"), quiz.locator("summary")
-            assert not any(feedback.evaluate_all(VISIBLE)), "an answer before the question"
-            choices.first.click()
-            choices.evaluate_all("choices => choices.slice(1).forEach((choice) => choice.click())")
-            assert all(feedback.evaluate_all(VISIBLE))
-            said = [text.strip() for text in feedback.all_inner_texts()]
-            assert sum(text.startswith("✓ Correct.") for text in said) == 1, "one answer is right"
-            assert all(text.startswith(("✓ Correct.", "✗ Not quite.")) and len(text) > 20 for text in said)
-            assert len(set(said)) == choices.count() >= 3, "each choice has its own feedback"
-        solutions = visit.page.locator(".solution.dropdown").all()
-        assert solutions, "a chapter has exercises with solutions"
-        for solution in solutions:
-            content = solution.locator(".solution-content, section, .cell").first
-            expect(content).to_be_hidden()
-            solution.locator("button.toggle-button").click()
-            expect(content).to_be_visible()
-        closed = visit.page.locator(".bd-article details:not([open])")
-        closed.evaluate_all("closed => closed.forEach((details) => details.querySelector('summary').click())")
-        expect(closed).to_have_count(0)
-        assert visit.complaints == []
 
 
 @some_chapters

@@ -29,6 +29,7 @@ class Visit:
     """A page that is open, as a context manager; ``complaints`` grows while it is."""
 
     def __init__(self, browser: Browser, site: str, path: str, **context: Any) -> None:
+        self.path = path
         self._own = (site, "data:", "blob:", "about:")
         self._context = browser.new_context(viewport={"width": WIDTHS["wide"], "height": HEIGHT}, **context)
         self._colors_checked: set[str] = set()
@@ -172,10 +173,17 @@ class Visit:
                }"""
         )
 
-    def check_everything(self, looks: Sequence[tuple[str, str]] = LOOKS, *, whole: bool = True) -> list[str]:
+    def check_everything(
+        self,
+        looks: Sequence[tuple[str, str]] = LOOKS,
+        *,
+        accessible: Sequence[tuple[str, str]] | None = None,
+        whole: bool = True,
+    ) -> list[str]:
         """All checks, in the given color schemes and widths; returns what is wrong, each once.
 
-        Unless ``whole``, accessibility is that of a page made thin.
+        Accessibility is looked at in ``accessible``, which is all of them by default; unless ``whole``, that of a page
+        made thin.
         """
         self.settle()
         self.check_mathematics()
@@ -187,7 +195,7 @@ class Visit:
                 self.check_dark_figures()
         if not whole:
             self.thin()
-        for scheme, width in reversed(looks):
+        for scheme, width in reversed(looks if accessible is None else accessible):
             self.look(scheme, width)
             self.check_accessibility(scheme, width)
         return list(dict.fromkeys(self.complaints))

@@ -30,13 +30,13 @@ MUTANTS = {
     "through the softmax": mutant(
         ("return network(points)\n", "return (1e4 * network(points)).softmax(dim=1)\n"), lost="half-2 broken-2 verdict"
     ),
-    "downhill": mutant((STEP, STEP.replace("+ 0.1", "- 0.1")), lost="half-1 half-2 broken-1 broken-2 strong verdict"),
+    "downhill": mutant((STEP, STEP.replace("+ 0.1", "- 0.1")), lost=ALL),
     "no ball": mutant((BALL, "point = (x + delta).clamp(0, 1)"), lost=ALL),
     "no box": mutant((BALL, BALL.replace(".clamp(0, 1)", "")), lost=ALL),
-    "one step": mutant(("steps=60", "steps=1"), lost="half-1 half-2 broken-1 broken-2 strong verdict"),
+    "one step": mutant(("steps=60", "steps=1"), lost=ALL),
     "off by 255": mutant(
         ('    "Points like x in ball and box', '    eps = mine["eps"] / 255\n    "Points like x in ball and box'),
-        lost="half-1 half-2 broken-1 broken-2 strong verdict",
+        lost=ALL,
     ),
     "all sound": mutant((SOUND, 'answer["sound"] = torch.ones(3)'), lost="verdict"),
     "the most accurate is sound": mutant(
@@ -45,7 +45,7 @@ MUTANTS = {
     "a verdict without points": mutant(
         (KEPT, 'answer[f"x_adv_{name}"] = x\n'),
         (SOUND, SOUND.replace("left == left.max()", 'torch.tensor([kinds[name] == "rounding" for name in "ABC"])')),
-        lost=ALL.replace(" honest", ""),
+        lost=ALL,
     ),
     "clean accuracy reported": mutant(
         (LEFT, 'answer["robust_accuracy"] = torch.tensor([accuracy(name, x) for name in "ABC"])'), lost="honest"

@@ -68,6 +68,25 @@ HONEST = {
             "        return affine_optimum(weight.double(), bias.double(), x.double(), y).to(x)\n",
         ),
     ),
+    "the gradient of the dual": mutant(
+        (
+            STEEPEST,
+            "point = g.detach().clone().requires_grad_()\n"
+            "    return torch.nan_to_num(torch.autograd.grad(dual(point).sum(), point)[0])",
+        )
+    ),
+    "a scan of the line": mutant(
+        (
+            BISECT_DOC,
+            BISECT_DOC + "    if len(x) > 1:\n"
+            "        rows = torch.arange(len(x)).split(1)\n"
+            "        return torch.cat([bisect(model, x[i], y[i], direction[i], far) for i in rows])\n"
+            "    line = x + torch.linspace(0, far, 3001).reshape(-1, 1, 1, 1) * direction\n"
+            "    out = model(line).argmax(dim=1) != y\n"
+            "    at = int(out.nonzero()[0]) if bool(out[-1] & ~out[0]) else 0\n"
+            "    return line[at:at + 1].to(x)\n",
+        )
+    ),
     "more halvings": mutant(("range(20)", "range(40)")),
 }
 
