@@ -142,7 +142,8 @@ def _sideways(live: Live, normal: Tensor) -> Tensor:
     away = (live.points - live.x).flatten(1)
     eta = normal.to(away.dtype).flatten(1)
     eta = eta - away * ((eta * away).sum(dim=1) / live.dist.square())[:, None]
-    eta *= (live.delta * live.dist / torch.linalg.vector_norm(eta, dim=1).clamp_min(torch.finfo(eta.dtype).tiny))[:, None]
+    length = torch.linalg.vector_norm(eta, dim=1).clamp_min(torch.finfo(eta.dtype).tiny)
+    eta *= (live.delta * live.dist / length)[:, None]
     eta.add_(away).div_((1 + live.delta.square()).sqrt()[:, None])
     return eta.reshape(live.x.shape).add_(live.x)
 
