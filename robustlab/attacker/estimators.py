@@ -46,7 +46,8 @@ from robustlab.geometry.portions import portions
 from robustlab.geometry.projections import clip_
 
 Values = Callable[[Tensor], Tensor]
-"""From points (n, m, ...) to their values (n, m). NaN where nothing is heard: the mean leaves that direction out."""
+"""From points (n, m, ...) to their values (n, m), or (n, m, r) of r functions in :func:`forward`. NaN where nothing is
+heard: the mean leaves that direction out."""
 Kind = Literal["gaussian", "sphere"]
 Ends = tuple[Bound, Bound]
 AT_ONCE = 2**22  # elements of points that are made together
@@ -93,7 +94,8 @@ class Directions:
         count, like = min(_BLOCK, self.q - start), self.like
         u = self.noise.normal((*keys, start // _BLOCK), (count, self.dimension), like.dtype)
         if self.kind == "sphere":
-            u /= torch.linalg.vector_norm(u, dim=2, keepdim=True)
+            for rows in portions(u):
+                u[rows] /= torch.linalg.vector_norm(u[rows], dim=2, keepdim=True)
         return u.reshape(len(like), count, *like.shape[1:])
 
 
@@ -115,16 +117,16 @@ def forward(
         ĝ = c/q Σ_i (f(x + μ u_i) − f(x))/μ · u_i
 
     Args:
-        values: f, from points (n, m, ...) to (n, m).
+        values: f, from points (n, m, ...) to (n, m), or of several functions at once to (n, m, r).
         x: (n, ...).
         directions: the u_i.
         mu: μ > 0, in units of x.
-        base: f(x), (n,), where it is known.
+        base: f(x), (n,) or (n, r), where it is known.
         box: ends that no probe passes; None for none.
         signs: only the signs of the differences are used, as where nothing else is to be heard.
 
     Returns:
-        ĝ, the shape and dtype of x.
+        ĝ, the shape and dtype of x, or (n, r, ...) with one for each function.
 
     Source:
         Liu et al. (2020), equation (2) of the primer, and its average over q directions.
@@ -138,7 +140,9 @@ def forward(
             _inside_(torch.mul(u[rows], mu, out=points[rows]).add_(x[rows, None]), box)
         mean.add(u, values(points) - base[:, None])
     found = mean.of(directions)
-    return found if box is None else found / _share_inside(x, mu * directions.deviation, box)
+    if box is not None:
+        found = found / _share_inside(x, mu * directions.deviation, box)[:, None]
+    return found if base.dim() == 2 else found.squeeze(1)
 
 
 def central(
@@ -162,7 +166,7 @@ def central(
             _pairs(points[rows], x[rows, None], mu * u[rows], box)
         up, down = values(points).chunk(2, dim=1)
         mean.add(u, up - down)
-    return mean.of(directions)
+    return mean.of(directions).squeeze(1)
 
 
 def _pairs(points: Tensor, x: Tensor, step: Tensor, box: Ends | None) -> None:
@@ -267,17 +271,22 @@ class _Mean:
     """
 
     def __init__(self, x: Tensor, length: float, signs: bool) -> None:
-        self.total, self.heard = torch.zeros_like(x).flatten(1), x.new_zeros(len(x))
-        self.shape, self.length, self.signs = x.shape, length, signs
+        self.total: Tensor | float = 0.0  # (n, r, d)
+        self.heard: Tensor | float = 0.0  # (n, r)
+        self.shape, self.length, self.signs = x.shape[1:], length, signs
 
     def add(self, u: Tensor, difference: Tensor) -> None:
-        self.heard += (difference == difference).sum(dim=1)
+        """Along u (n, m, ...) the differences (n, m), or (n, m, r) of r functions."""
+        difference = difference if difference.dim() == 3 else difference[..., None]
+        self.heard = self.heard + (difference == difference).sum(dim=1)
         slope = difference.sign() if self.signs else difference / self.length
-        self.total += torch.bmm(slope.nan_to_num(0.0).to(u.dtype)[:, None], u.flatten(2)).squeeze(1)
+        self.total = self.total + torch.bmm(slope.nan_to_num(0.0).to(u.dtype).mT, u.flatten(2))
 
     def of(self, directions: Directions) -> Tensor:
-        scale = directions.weight / self.heard.clamp_min(1)
-        return (self.total * scale[:, None]).reshape(self.shape)
+        """(n, r, ...)."""
+        assert isinstance(self.total, Tensor) and isinstance(self.heard, Tensor)  # there is a direction
+        scale = directions.weight / self.heard.clamp_min(1).to(self.total.dtype)
+        return (self.total * scale[..., None]).unflatten(2, self.shape)
 
 
 def _inside_(points: Tensor, box: Ends | None) -> None:

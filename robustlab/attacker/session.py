@@ -255,6 +255,8 @@ class Session:
     def values(self, live: Live, loss: LossFunction) -> Callable[[Batch], Tensor]:
         """The loss as a function of points (n, m, ...) → (n, m), float64, for estimates of its gradient.
 
+        A loss of r columns, (n·m, r) for n·m points, makes it (n, m, r).
+
         Each point costs its sample one query. Whether the goal is met there is not looked at: such probes need not be
         inside the attack's budget. Differences are small, so that the loss is computed from the scores in float64.
         """
@@ -266,7 +268,7 @@ class Session:
             y, target = (None if label is None else label.repeat_interleave(m, 0) for label in (live.y, live.target))
             self._book(live, torch.zeros(n, m, dtype=torch.bool, device=first(points).device))
             value: Tensor = loss(logits, y, target, self.kappa)
-            return value.reshape(n, m)
+            return value.reshape(n, m) if value.numel() == n * m else value.reshape(n, m, -1)
 
         return ask
 

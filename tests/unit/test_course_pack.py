@@ -164,7 +164,7 @@ def test_a_chapter_without_objectives_is_named(monkeypatch: pytest.MonkeyPatch) 
         course_map(read_chapters()[:1])
 
 
-EQUALITY_ALONE = {"19", "24", "25"}
+EQUALITY_ALONE = {"24", "25"}
 """Chapters whose cells from scratch are held to the library alone: no check has a function of theirs."""
 
 

@@ -14,6 +14,7 @@ from robustlab.defenses import pixeldp, randomized_smoothing, renyi_smoothing
 from robustlab.defenses.certified.smoothing.randomized_smoothing import smoothed_prediction
 from robustlab.defenses.certified.smoothing.renyi_smoothing import renyi_radius
 from robustlab.defenses.certified.smoothing.votes import CHUNK, clopper_pearson, count_votes
+from robustlab.geometry.keyed import derive_seed
 
 BOTH = pytest.mark.parametrize("method", [randomized_smoothing, renyi_smoothing])
 
@@ -160,6 +161,25 @@ def test_votes_do_not_depend_on_the_split(method: object) -> None:
     assert torch.equal(whole.counts, torch.cat([part.counts for part in parts]))
     assert torch.equal(whole.radius, torch.cat([part.radius for part in parts]))
     assert not torch.equal(whole.counts, method(model, x, sigma=0.3, n0=30, n=700, seed=1).counts)  # type: ignore[operator]
+
+
+def test_the_points_are_x_and_sigma_times_what_randn_draws_from_each_chunk_s_seed() -> None:
+    """To the last bit, so that votes recorded by one version are those of the next."""
+    for dtype in (torch.float32, torch.float64):
+        x, ids, seen = torch.rand(2, 3, 5, dtype=dtype), torch.tensor([7, 4]), {}
+
+        def note(owners: Tensor, draws: Tensor, points: Tensor, answers: Tensor, seen: dict = seen) -> None:  # type: ignore[type-arg]
+            seen.update({(i, j): p.clone() for i, j, p in zip(owners.tolist(), draws.tolist(), points, strict=True)})
+
+        model = nn.Sequential(nn.Flatten(), nn.Linear(15, 2).to(dtype))
+        count_votes(model, x, sigma=0.12, n=CHUNK + 60, part=1, seed=5, ids=ids, listen=note)
+        assert len(seen) == 2 * (CHUNK + 60)
+        for i, id_ in enumerate(ids.tolist()):
+            for chunk, size in ((0, CHUNK), (1, 60)):
+                generator = torch.Generator().manual_seed(derive_seed(5, id_, 1, chunk))
+                wanted = x[i] + 0.12 * torch.randn(size, 3, 5, generator=generator, dtype=dtype)
+                found = torch.stack([seen[i, chunk * CHUNK + j] for j in range(size)])
+                assert torch.equal(found, wanted)
 
 
 def test_no_forward_pass_is_longer_than_asked() -> None:

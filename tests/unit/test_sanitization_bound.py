@@ -12,6 +12,7 @@ from robustlab.data import mapped, sms_spam, text_map
 from robustlab.defenses.certified.feasible import Feasible
 from robustlab.defenses.certified.sanitization_bound import SanitizationBound, sanitization_bound, sanitizer
 from robustlab.geometry.keyed import Noise
+from robustlab.teaching.check.farthest_point import Walk, largest
 
 D, MAX_NORM = 4, 5.0
 
@@ -49,6 +50,21 @@ def test_the_farthest_point_is_the_convex_program_s(nonnegative: bool, slab: boo
         torch.testing.assert_close((v * points).sum(dim=1), reach, rtol=1e-9, atol=1e-9)
         for c in (0, 1):
             assert float(reach[c]) == pytest.approx(program(v[c].numpy(), sets, c), rel=1e-5, abs=1e-6)
+
+
+def test_no_point_passes_the_value_where_v_is_nearly_along_the_slab() -> None:
+    """What is left across is as small as rounding, and its part along e would lengthen or shorten the walk."""
+    generator = torch.Generator().manual_seed(0)
+    radius = torch.tensor(2.0, dtype=torch.float64)
+    for away in torch.logspace(-12, -4, 40).tolist():
+        noise = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+        e, v = noise[0] / noise[0].norm(), (torch.tensor([[3.0], [-3.0]]) * noise[0] + away * noise[1:3])
+        sets = Feasible(noise[2:], e, radius.expand(2), radius.expand(2) / 2)
+        points, reach = sets.farthest(v)
+        assert bool(sets.keeps(points, torch.tensor([0, 1])).all())
+        for c in (0, 1):
+            most = largest(Walk(v[c], sets.center[c], e, radius, radius / 2)) + float(v[c] @ sets.center[c])
+            assert float(reach[c]) == pytest.approx(most, abs=1e-9 * float(v[c].norm()))
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])

@@ -142,7 +142,8 @@ def _sideways(live: Live, normal: Tensor) -> Tensor:
     away = (live.points - live.x).flatten(1)
     eta = normal.to(away.dtype).flatten(1)
     eta = eta - away * ((eta * away).sum(dim=1) / live.dist.square())[:, None]
-    eta *= (live.delta * live.dist / eta.norm(dim=1).clamp_min(torch.finfo(eta.dtype).tiny))[:, None]
+    length = torch.linalg.vector_norm(eta, dim=1).clamp_min(torch.finfo(eta.dtype).tiny)
+    eta *= (live.delta * live.dist / length)[:, None]
     eta.add_(away).div_((1 + live.delta.square()).sqrt()[:, None])
     return eta.reshape(live.x.shape).add_(live.x)
 
@@ -150,7 +151,7 @@ def _sideways(live: Live, normal: Tensor) -> Tensor:
 def _inwards(live: Live, around: Tensor) -> Tensor:
     """p″: from p′ towards x, to the distance (1 − ε)·r; from a clipped p′ that is nearer already, not outwards."""
     away = around - live.x
-    length = away.flatten(1).norm(dim=1)
+    length = torch.linalg.vector_norm(away.flatten(1), dim=1)
     step = (live.eps * live.dist + length - live.dist).clamp_min(0)
     away *= beside(step / length.clamp_min(torch.finfo(length.dtype).tiny), away)
     return torch.sub(around, away, out=away)

@@ -36,7 +36,7 @@ from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.softlabel.solvers import exponentiated, feasible, steepest_descent
 from robustlab.attacks.softlabel.spaces import Resized
 from robustlab.geometry.norms import get_norm
-from robustlab.geometry.projections import clip
+from robustlab.geometry.projections import clip_
 from robustlab.progress import bar
 
 
@@ -117,7 +117,7 @@ def bandits(
                 break
             u = live.noise.normal(k, space.shape, x.dtype) / root
             pair = space(torch.stack([live.prior + explore * u, live.prior - explore * u], dim=1))
-            probes = clip(live.points[:, None] + eta * _unit(pair), *ends)
+            probes = clip_(_unit(pair).mul_(eta).add_(live.points[:, None]), *ends)
             up, down = session.values(live, g)(probes).unbind(dim=1)
             slope = ((down - up) * (session.width / eta)).nan_to_num(0.0, 0.0, 0.0)
             downhill = beside(slope, u).to(u) * u

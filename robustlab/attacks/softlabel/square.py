@@ -43,7 +43,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.geometry.norms import get_norm
-from robustlab.geometry.projections import clip
+from robustlab.geometry.projections import clip, clip_
 from robustlab.progress import bar
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a run of 10,000 queries
@@ -187,6 +187,10 @@ class _Linf(_Search):
 class _L2(_Search):
     """‖δ‖₂ = ε before clipping."""
 
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._shapes: tuple[int, Tensor] = 0, session.x  # a side, and both ways in which the bumps of a square lie
+
     def start(self, live: Live, draw: tuple[int, int]) -> Tensor:
         side = max(min(self.height, self.width) // 5, 1)
         down, right = self.height // side, self.width // side
@@ -208,8 +212,10 @@ class _L2(_Search):
         delta = (live.points - live.x).flatten(2)
         to, source = self.windows(unit[:, :2], side), self.windows(unit[:, 2:4], side)
         into, out_of = (place[:, None].expand(-1, self.channels, -1) for place in (to, source))
-        bump = _bumps(side, delta)
-        shape = torch.where(unit[:, 4:5] < 0.5, bump.flatten(), bump.T.flatten())[:, None]  # (n, 1, side²)
+        if self._shapes[0] != side:  # the same for many queries in turn
+            bump = _bumps(side, delta)
+            self._shapes = side, torch.stack([bump.T.flatten(), bump.flatten()])
+        shape = self._shapes[1][(unit[:, 4] < 0.5).long()][:, None]  # (n, 1, side²)
         fresh = _signs(unit[:, 5:], live.x)[:, :, None] * shape + _unit(delta.gather(2, into))
 
         square_of = delta.square()
@@ -221,7 +227,7 @@ class _L2(_Search):
 
     def moved(self, live: Live, delta: Tensor) -> Tensor:
         unit = _unit(delta.flatten(1)).reshape(delta.shape)
-        return clip(live.x + beside(live.eps, delta) * unit, self.low, self.high)
+        return clip_(unit.mul_(beside(live.eps, delta)).add_(live.x), self.low, self.high)
 
 
 def _signs(unit: Tensor, like: Tensor) -> Tensor:

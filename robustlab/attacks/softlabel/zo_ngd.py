@@ -115,18 +115,14 @@ def zo_ngd(
 
 def _both(session: Session, live: Live, directions: Directions, mu: float, loss: LossFunction) -> tuple[Tensor, Tensor]:
     """ĝ and ŝ at ``live.points``, from the same q + 1 answers."""
-    heard, box = list[Tensor](), (session.low, session.high)
-    middle = with_room(live.points, 3 * mu, box)
+    box = session.low, session.high
 
-    def hear(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
-        heard.append(logits)
-        return loss(logits, y, target, kappa)
+    def pair(logits: Tensor, y: Tensor, target: Tensor | None, kappa: float) -> Tensor:
+        label = y if target is None else target
+        told = F.log_softmax(logits, dim=1).gather(1, label[:, None])
+        return torch.cat([loss(logits, y, target, kappa)[:, None], told], dim=1)
 
-    grad = forward(session.values(live, hear), middle, directions, mu, box=box)
-    answers = iter(heard)
-
-    def again(probes: Tensor) -> Tensor:
-        label = (live.y if live.target is None else live.target).repeat_interleave(probes.shape[1])
-        return F.log_softmax(next(answers), dim=1).gather(1, label[:, None]).reshape(probes.shape[:2])
-
-    return grad, forward(again, middle, directions, mu, box=box)
+    grad, score = forward(
+        session.values(live, pair), with_room(live.points, 3 * mu, box), directions, mu, box=box
+    ).unbind(dim=1)
+    return grad, score

@@ -57,6 +57,8 @@ class Feasible(Result):
             return self._farthest_above_zero(v)
         along = v @ self.direction
         across = v - along[:, None] * self.direction
+        # Once more, for a v so nearly along u that what is left is no larger than what rounding leaves along u.
+        across = across - (across @ self.direction)[:, None] * self.direction
         # x − μ lies in the plane of u and v. Along u it is what the sphere alone asks for, or the slab's end.
         size = v.norm(dim=1)
         wish = self.radius * (along / size).nan_to_num(0.0)

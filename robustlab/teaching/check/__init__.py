@@ -8,6 +8,7 @@ from robustlab.teaching.check.aggregation import aggregation
 from robustlab.teaching.check.backdoor_rates import backdoor_rates
 from robustlab.teaching.check.black_box import black_box
 from robustlab.teaching.check.exact_minimum import exact_minimum
+from robustlab.teaching.check.farthest_point import farthest_point
 from robustlab.teaching.check.features import spectral_scores
 from robustlab.teaching.check.finding import Wrong
 from robustlab.teaching.check.gradient_attacks import fgsm, pgd
@@ -40,6 +41,7 @@ __all__ = [
     "crown",
     "deepfool",
     "exact_minimum",
+    "farthest_point",
     "fgsm",
     "hard_label",
     "intervals",

@@ -91,13 +91,14 @@ def count_votes(
     # Small points of several passes lie in it together, since what is done between passes costs as much as a short one.
     several = min(8 * CHUNK, 2**20 // max(1, x[:1].numel()))
     buffer = x.new_empty(max(rows, CHUNK, several), *x.shape[1:])
+    generator = torch.Generator(x.device)
     with torch.no_grad(), evaluating(model, device=x.device):
         for number, batch in enumerate(bar(list(_batches(jobs, len(buffer))), show=progress, label="smoothing")):
             sizes = [job.size for job in batch]
             drawn = buffer[: sum(sizes)]
             for job, points in zip(batch, drawn.split_with_sizes(sizes), strict=True):
-                generator = torch.Generator(x.device).manual_seed(derive_seed(seed, job.id, part, job.start // CHUNK))
-                _draw(points, kind, generator).mul_(sigma).add_(x[job.row])
+                generator.manual_seed(derive_seed(seed, job.id, part, job.start // CHUNK))
+                _draw(points, kind, sigma, generator).add_(x[job.row])
             answer = torch.cat([_answer(model, drawn[i : i + rows]) for i in range(0, len(drawn), rows)])
             classes = answer.shape[1]
             if number == 0:  # the last column is for answers with NaN, of which NaN is the largest
@@ -123,12 +124,12 @@ def _answer(model: nn.Module, x: Tensor) -> Tensor:
     return answer
 
 
-def _draw(out: Tensor, kind: Kind, generator: torch.Generator) -> Tensor:
-    """Noise of deviation 1, in place."""
+def _draw(out: Tensor, kind: Kind, sigma: float, generator: torch.Generator) -> Tensor:
+    """Noise of deviation σ, in place."""
     if kind == "gaussian":
-        return torch.randn(out.shape, generator=generator, out=out)
+        return out.normal_(0, sigma, generator=generator)
     uniform = torch.rand(out.shape, generator=generator, dtype=torch.float64, device=out.device).mul_(2).sub_(1)
-    return out.copy_(uniform.sign() * torch.log1p(-uniform.abs()) / -math.sqrt(2))
+    return out.copy_(uniform.sign() * torch.log1p(-uniform.abs()) / -math.sqrt(2)).mul_(sigma)
 
 
 def _batches(jobs: list[Job], rows: int) -> Iterator[list[Job]]:
