@@ -69,6 +69,18 @@ def test_a_certificate_beside_its_floor(tmp_path: Path) -> None:
     assert row[0] == "mnist_cnn" and all(float(value) > 0 for value in row[1:6])
 
 
+@pytest.mark.slow
+def test_defenses_without_the_peer_say_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "art.py").write_text("raise ImportError('no art here')\n", encoding="utf-8")
+    where = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "defenses.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "art is left out: no art here" in done.stdout and "adversarial-robustness-toolbox==1.20.1" in done.stdout
+
+
 def test_clean_comparison_of_strength() -> None:
     """The judge of both sides: points outside the ball or the box do not count, failures are infinitely far."""
     import torch
