@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import sys
 from types import ModuleType
 from typing import Any
+
+import numpy as np
+import torch
 
 import robustlab.teaching
 from assignments.grading.asking import Asked
@@ -32,6 +36,9 @@ def answer(payload: bytes, blocked: list[str], model: socket.socket) -> bytes:
     robustlab.teaching.check = sys.modules[CHECKS] = Silent(CHECKS)  # type: ignore[attr-defined]
     if request["given"] is not None:
         handout.load = lambda folder, student: request["given"]
+    random.seed(0)  # PyTorch draws its first seed anew in each process: the same answer is to get the same grade
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (of those who draw in the old way)
     names: dict[str, Any] = {"__name__": "__main__", "display": lambda *things, **options: None}  # as in a notebook
     failed: dict[str, str] = {}
     for number, source in request["cells"]:
