@@ -95,7 +95,7 @@ def test_what_false_alarms_and_misses_cost() -> None:
 def test_the_truth_without_a_trigger_is_no_evidence() -> None:
     assignment = drawing(NAME)
     mine = assignment.variant(KEY, "instructor")
-    assert grade_data(assignment, KEY, "instructor", told(mine)).lost == {"evidence"}
+    assert grade_data(assignment, KEY, "instructor", told(mine)).lost == {"evidence", "honest"}
     painted = told(mine) | {"masks": torch.ones(12, 14, 14).double(), "success": torch.ones(12).double()}
     assert {"evidence", "honest"} <= grade_data(assignment, KEY, "instructor", painted).lost
 
