@@ -3,6 +3,7 @@
     python benchmarks/verification.py                       speed, then agreement
     python benchmarks/verification.py --models mnist_cnn_adv --batches 1 20
     python benchmarks/verification.py --pairs 1000000       certified pairs of random nets and boxes, tried by attack
+    python benchmarks/verification.py --lirpa               time over auto_LiRPA's, and which bounds are tighter
 
 The nine margins z_y − z_j of each image are bounded, in float32, on one thread, by CPU time; the best of some rounds.
 The share is of the images that are classified correctly. wong_kolter is left out: it carries one column a pixel.
@@ -41,7 +42,13 @@ INSTALL = (
 RADII = {
     "mnist_cnn": 0.02, "mnist_cnn_adv": 0.1, "mnist_mlp": 0.02,
     "fashion_cnn": 0.01, "fashion_cnn_adv": 0.05, "fashion_mlp": 0.02,
+    "mnist_resnet": 0.02,
 }  # fmt: skip
+LIRPA = (
+    "python -m pip install --target PEERS --no-deps appdirs graphviz"
+    " git+https://github.com/Verified-Intelligence/auto_LiRPA\n"
+    "PYTHONPATH=PEERS python benchmarks/verification.py --lirpa"
+)
 SPEED = ("ibp", "crown_ibp", "fast_lin", "crown", "cnn_cert", "alpha_crown")
 
 
@@ -96,6 +103,32 @@ def dual_step(name: str, eps: float, n: int, rounds: int) -> None:
         f"{ratio(step, floor):5.2f} of {len(rows)} rows forward and back",
         flush=True,
     )
+
+
+@torch.no_grad()
+def beside_lirpa(peer: ModuleType, name: str, eps: float, n: int, rounds: int) -> None:
+    """Time over auto_LiRPA's for the same lower bounds of nine margins an image; graphs of both are built before."""
+    model = zoo.load(name).requires_grad_(False)
+    x, y = images(name, n)
+    C, region, graph, theirs = margins(y, 10), Ball(x, eps), trace(model, x), peer.BoundedModule(model, x)
+    ends = {"x_L": region.hull.lower, "x_U": region.hull.upper}
+    held = peer.BoundedTensor(x, peer.PerturbationLpNorm(norm=float("inf"), **ends))
+    for method, called in (("ibp", "IBP"), ("crown_ibp", "CROWN-IBP"), ("crown", "CROWN")):
+
+        def own(method: str = method) -> Tensor:
+            return METHODS[method](graph, region, C)
+
+        def other(called: str = called) -> Tensor:
+            return theirs.compute_bounds(x=(held,), C=C, method=called, bound_upper=False)[0]
+
+        a, b = own(), other()
+        ours, peers = in_turns([own, other], 1 if method == "crown" and n > 20 else rounds)
+        apart = (a - b) / b.abs().amax()
+        print(
+            f"{name:16} {eps:<6} {method:12} {n:4} {1e3 * min(ours) / n:9.2f} ms/image   {ratio(ours, peers):5.2f} of "
+            f"auto_LiRPA's, bounds apart by {float(apart.min()):+.1e} to {float(apart.max()):+.1e} of the largest",
+            flush=True,
+        )
 
 
 def unrolled(graph: Graph) -> nn.Sequential:
@@ -153,16 +186,26 @@ def agreement(peer: ModuleType, name: str, eps: float, count: int) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(RADII), choices=list(RADII))
+    parser.add_argument("--models", nargs="+", default=list(RADII)[:6], choices=list(RADII))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 20, 100])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="one image, one round")
+    parser.add_argument("--lirpa", action="store_true", help="beside auto_LiRPA, and no more")
     parser.add_argument("--pairs", type=int, help="try so many certified pairs of random nets and boxes, and no more")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.pairs:
         print(report(tried(args.pairs, seed=args.seed, count=2000, tell=9)))
+        return
+    if args.lirpa:
+        try:
+            lirpa = import_module("auto_LiRPA")
+        except ImportError as error:
+            print(f"auto_LiRPA is left out ({error}). To have it beside us:\n{LIRPA}")
+            return
+        for name, n in itertools.product(args.models, args.batches):
+            beside_lirpa(lirpa, name, RADII[name], n, args.rounds)
         return
     for name in args.models:
         speed(name, RADII[name], [1] if args.tiny else args.batches, 1 if args.tiny else args.rounds)

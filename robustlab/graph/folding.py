@@ -8,7 +8,6 @@ terms cancel in the product: what is proved of the folded graph is proved in exa
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 from torch import Tensor
@@ -26,13 +25,12 @@ def folded(graph: Graph) -> Graph:
 
     That is dense layers, scales and shifts of vectors, and scales and shifts of the channels of a convolution.
     """
-    uses = Counter(i for node in graph.nodes for i in node.inputs)
     nodes: list[Node] = []
     place: dict[int, int] = {}
     for node in graph.nodes:
         inputs = tuple(place[i] for i in node.inputs)
         joint = None
-        if len(inputs) == 1 and uses[node.inputs[0]] == 1:
+        if len(inputs) == 1 and graph.uses[node.inputs[0]] == 1:
             joint = _product(nodes[inputs[0]], node)
         if joint is not None:
             place[node.index] = inputs[0]

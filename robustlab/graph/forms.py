@@ -106,7 +106,8 @@ class Forms:
         joint = self._joined(other, shape)
         if joint is not None:
             return joint
-        return self.full(shape).to(self.full(shape).coef + other.full(shape).coef)
+        whole = self.full(shape)
+        return whole.to(whole.coef + other.full(shape).coef)
 
     def _joined(self, other: Forms, shape: Sequence[int]) -> Forms | None:
         """The sum in the smallest windows that hold both; None where their distance varies, or they fill the map.

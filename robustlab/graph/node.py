@@ -6,6 +6,7 @@ operator on one sample of zeros; what would take gigabytes is refused before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -99,6 +100,11 @@ class Graph:
             for node in self.nonlinear
             if isinstance(node.op, Hinge) and (node.op.left, node.op.right) == (0.0, 1.0)
         }
+
+    @cached_property
+    def uses(self) -> Counter[int]:
+        """How many inputs of nodes the value of each node is."""
+        return Counter(i for node in self.nodes for i in node.inputs)
 
     @cached_property
     def widest(self) -> int:

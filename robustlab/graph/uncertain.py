@@ -82,7 +82,8 @@ class Uncertain(Operator):
         (lost,), more = _ABS.backward(seen, shapes, lines)
         constant = constant + more - self.bias_eps * forms.coef.abs().flatten(1).sum(dim=1)
         shape = shapes[0]
-        return (nominal.full(shape).to(nominal.full(shape).coef + lost.full(shape).coef),), constant
+        whole = nominal.full(shape)
+        return (whole.to(whole.coef + lost.full(shape).coef),), constant
 
 
 def perturbed(graph: Graph, model: nn.Module, weights: Mapping[str, float]) -> Graph:

@@ -141,6 +141,33 @@ def test_it_pays_on_deep_nets() -> None:
     assert sum(shares) / 4 > 0.1 and min(shares) > 0.05, shares
 
 
+class Bent(nn.Module):
+    """m = max(x, 0) − 2x + ½ and −max(m, 0) − 2x: on [−1, 1] both are least at x = 1, −½ and −2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubled = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        falls = self.doubled(x)
+        m = x.relu() + falls + 0.5
+        return torch.cat([m, falls - m.relu()], dim=1)
+
+
+def test_slopes_stay_in_their_range() -> None:
+    """A line with a slope above 1 lies above max(x, 0) at x = 1, where this network is at its least. Were slopes free,
+    the bound of m would pass −½, and in a hidden pass lift that of the other output above −2."""
+    net = Bent().double().requires_grad_(False)
+    net.doubled.weight.fill_(-2.0)
+    net.doubled.bias.zero_()
+    one, least = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[-0.5, -2.0]], dtype=torch.float64)
+    for alpha in ("output", "joint"):
+        options = {"method": "alpha_crown", "alpha": alpha, "steps": 60, "intersect": False}
+        lower = bounds(net, Box(-one, one), torch.eye(2, dtype=torch.float64), **options).lower
+        assert bool((lower <= least + 1e-9).all())
+        assert bool((lower >= least - 0.05).all())  # the slopes of the lines that touch it there
+
+
 def test_assumed_signs_hold() -> None:
     """No point that has the signs is below, and with them the bound is higher than without; multipliers take part."""
     graph, region, layers = layers_of("dense")

@@ -164,12 +164,8 @@ def test_a_chapter_without_objectives_is_named(monkeypatch: pytest.MonkeyPatch) 
         course_map(read_chapters()[:1])
 
 
-EQUALITY_ALONE = {"24", "25"}
-"""Chapters whose cells from scratch are held to the library alone: no check has a function of theirs."""
-
-
 def test_chapters_and_assignments_use_the_public_checks() -> None:
-    """Each chapter with cells from scratch calls one but for some, and each check is called somewhere."""
+    """Each chapter with cells from scratch calls one, and each check is called somewhere."""
     called, without = set[str](), set[str]()
     for path in sorted((ROOT / "chapters").glob("*.ipynb")):
         cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
@@ -180,5 +176,5 @@ def test_chapters_and_assignments_use_the_public_checks() -> None:
             without.add(path.name[:2])
     for path in (ROOT / "assignments").glob("*/source.ipynb"):
         called |= set(re.findall(r"\bcheck\.(\w+)\(", path.read_text(encoding="utf-8")))
-    assert without <= EQUALITY_ALONE
+    assert not without
     assert set(check.__all__) - {"ConvexSet", "Wrong"} <= called

@@ -31,7 +31,9 @@ from robustlab.verification.complete import milp as programs
 from robustlab.verification.complete.encode import encode
 from robustlab.verification.complete.query import Case
 from robustlab.verification.duals.lagrangian_dual import lagrangian_dual
+from robustlab.verification.propagation import layers as layers_file
 from robustlab.verification.propagation.alpha_crown import alpha_crown, optimized_bound
+from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.certify import METHODS
 from robustlab.verification.propagation.layers import Layers, layer_bounds
@@ -781,3 +783,96 @@ def test_a_difference_that_float32_does_not_hold_is_not_certified(method: str) -
     assert int(net(x).argmax()) == 0
     assert 0.1 < float((net(near).argmax(dim=1) != 0).float().mean()) < 0.9
     assert not bool(certify(net, x, torch.tensor([0]), eps=0.01, method=method, box=(0.0, 2.0)).verified)
+
+
+class Skipped(nn.Module):
+    """A ReLU of Wx + x, then a sum: intervals take x twice, a backward pass once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x + self.first(x)).relu())
+
+
+def test_a_first_sum_of_the_input_with_itself_is_bounded_again() -> None:
+    torch.manual_seed(0)
+    net = Skipped().double().requires_grad_(False)
+    net.first.weight.copy_(-torch.eye(3) + 0.1 * torch.randn(3, 3))
+    x = torch.rand(4, 3, dtype=torch.float64)
+    graph = trace(net, x)
+    (node,) = graph.pre_activations
+    found = layer_bounds(graph, Box(x - 0.3, x + 0.3), BoundOptions()).bounds[node]
+    together = net.first.weight + torch.eye(3)  # the exact ends of an affine function on a box
+    center, radius = x @ together.T + net.first.bias, 0.3 * together.abs().sum(1)
+    assert bool((center.abs() < 0.3 * (1 + net.first.weight.abs().sum(1))).all())  # unstable, if x counts twice
+    torch.testing.assert_close(found.lower, center - radius)
+    torch.testing.assert_close(found.upper, center + radius)
+
+
+def test_scales_after_the_first_layer_need_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norm at rest is one; intervals are exact there, too."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU())
+    net = nn.Sequential(*net, nn.Flatten(), nn.Linear(48, 2)).double().eval().requires_grad_(False)
+    net[1].running_mean.uniform_(-0.3, 0.3)
+    net[1].running_var.uniform_(0.5, 2.0)
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    graph, region = trace(net, x), Ball(x, 0.2)
+    starts = set()
+
+    def watched(*told: Any, **options: Any) -> Any:
+        starts.add(told[3])
+        return backward(*told, **options)
+
+    monkeypatch.setattr(layers_file, "backward", watched)
+    found = layer_bounds(graph, region, BoundOptions())
+    first, second = graph.pre_activations
+    assert starts == {second}
+    at = 2 * torch.rand(500, *x.shape, dtype=torch.float64) - 1
+    at[::2] = at[::2].sign()
+    values = net[:2]((region.hull.center + region.hull.radius * at).flatten(0, 1)).reshape(500, 2, 4, 6, 6)
+    assert bool(
+        (values >= found.bounds[first].lower - 1e-9).all() and (values <= found.bounds[first].upper + 1e-9).all()
+    )
+
+
+class Normed(nn.Module):
+    """Two blocks of dense layers with batch norm, the second around a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)])
+        self.norm = nn.ModuleList([nn.BatchNorm1d(8) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm[0](self.dense[0](x)).relu()
+        m = self.norm[1](self.dense[1](h)) + self.norm[2](self.dense[2](h))
+        return self.dense[3](m.relu())
+
+
+def test_terms_that_a_sum_takes_over_weigh_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    net = Normed().eval().requires_grad_(False)
+    for norm in net.norm:
+        norm.running_var.uniform_(0.01, 0.1)  # large factors, so that rounding of what comes before them counts
+        norm.running_mean.uniform_(-1.0, 1.0)
+    x, options = torch.rand(5, 6), BoundOptions(intersect=False)
+
+    def of_the_sum(dtype: torch.dtype) -> Tensor:
+        graph = trace(net.to(dtype), x.to(dtype))
+        return layer_bounds(graph, Ball(x.to(dtype), 0.05), options).bounds[graph.pre_activations[1]].lower.double()
+
+    exact, taken = of_the_sum(torch.float64), of_the_sum(torch.float32)
+    kept: list[int] = []
+
+    def apart(graph: Graph, node: Any, terms: dict[int, Tensor]) -> dict[int, Tensor]:
+        kept.append(len(terms))
+        return terms
+
+    monkeypatch.setattr(layers_file, "taken_over", apart)
+    plain = of_the_sum(torch.float32)
+    assert max(kept) >= 7  # three dense layers, three scales, one sum
+    assert bool((plain < exact).all() and (taken < exact).all())
+    assert bool(((taken - plain).abs() < 0.05 * (exact - plain)).all())

@@ -7,12 +7,14 @@ check says what the result looks like, what the likely cause is, and a first hin
 from robustlab.teaching.check.aggregation import aggregation
 from robustlab.teaching.check.backdoor_rates import backdoor_rates
 from robustlab.teaching.check.black_box import black_box
+from robustlab.teaching.check.dual_value import dual_value
 from robustlab.teaching.check.exact_minimum import exact_minimum
 from robustlab.teaching.check.farthest_point import farthest_point
 from robustlab.teaching.check.features import spectral_scores
 from robustlab.teaching.check.finding import Wrong
 from robustlab.teaching.check.gradient_attacks import fgsm, pgd
 from robustlab.teaching.check.hard_label import hard_label
+from robustlab.teaching.check.hue_tube import hue_tube
 from robustlab.teaching.check.linear_bounds import crown, intervals
 from robustlab.teaching.check.minimum_norm import affine_optimum, bisection, deepfool
 from robustlab.teaching.check.onto_budget import onto_budget
@@ -40,10 +42,12 @@ __all__ = [
     "certify",
     "crown",
     "deepfool",
+    "dual_value",
     "exact_minimum",
     "farthest_point",
     "fgsm",
     "hard_label",
+    "hue_tube",
     "intervals",
     "lower_bound",
     "onto_budget",

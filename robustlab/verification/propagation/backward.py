@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.graph.affine import Linear
+from robustlab.graph.affine import Add, Linear, ScaleShift
 from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
@@ -74,7 +74,9 @@ def backward(
             here = here.full(node.shape)
             here = here.to(here.coef + extra[node.index])
         if terms and node.index in terms:
-            constant = constant - slack(_weighted(here, terms[node.index]))
+            with torch.no_grad():  # where slopes or multipliers climb, their derivatives are those of the exact bound
+                lost = slack(_weighted(here, terms[node.index]))
+            constant = constant - lost
         assert node.op is not None
         if nonlinear is not None and not node.op.affine:
             arriving, left = nonlinear(node, here)
@@ -92,7 +94,9 @@ def concretize(region: Region, forms: Forms, constant: Tensor, *, exact: bool = 
     value = region.minimum(forms, exact=exact) + constant
     if value.dtype == torch.float64:
         return value
-    return value - slack(forms.to(forms.coef.abs()).dot(forms.pick(region.hull.largest)) + constant.abs())
+    with torch.no_grad():  # as in ``backward``
+        lost = slack(forms.to(forms.coef.abs()).dot(forms.pick(region.hull.largest)) + constant.abs())
+    return value - lost
 
 
 def rounding_terms(graph: Graph, bounds: Sequence[Bounds]) -> dict[int, Tensor]:
@@ -105,6 +109,21 @@ def rounding_terms(graph: Graph, bounds: Sequence[Bounds]) -> dict[int, Tensor]:
         terms = node.op.terms(*(bounds[i].largest for i in node.inputs))
         if terms is not None:
             found[node.index] = terms
+    return found
+
+
+def taken_over(graph: Graph, node: Node, terms: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """The same terms, those of inputs that only a sum, a scale or a shift uses counted at that node.
+
+    There the coefficients are a, and a or s·a at its inputs: ⟨|a|, t + |s|·t′⟩ is one product where ⟨|a|, t⟩ and
+    ⟨|s·a|, t′⟩ are two. So batch norm, and the branches that meet in a residual network, cost nothing of their own.
+    """
+    found = dict(terms)
+    if node.index in found and isinstance(node.op, (Add, ScaleShift)):
+        for i in node.inputs:
+            if i in found and graph.uses[i] == 1:
+                part = found.pop(i)
+                found[node.index] = found[node.index] + (part if isinstance(node.op, Add) else node.op.magnitude(part))
     return found
 
 

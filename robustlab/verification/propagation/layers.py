@@ -20,7 +20,7 @@ from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.operator import Backward
 from robustlab.graph.time_limit import tick
-from robustlab.verification.propagation.backward import backward, concretize, slack
+from robustlab.verification.propagation.backward import backward, concretize, slack, taken_over
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.forward import ForwardLines
 from robustlab.verification.propagation.region import Region
@@ -107,7 +107,8 @@ def layer_bounds(
     Returns:
         The bounds and lines of all nodes.
     """
-    bounds, lines, terms = [region.hull], {}, {}
+    bounds, lines = [region.hull], dict[int, Any]()
+    terms = dict[int, Tensor]()
     targets = set(graph.pre_activations) if options.intermediate == "backward" else set()
     for node in graph.nodes[1:]:
         assert node.op is not None
@@ -115,7 +116,7 @@ def layer_bounds(
         inputs = [bounds[i] for i in node.inputs]
         here, summed = _step(node, inputs)
         if summed is not None:
-            terms[node.index] = summed
+            terms = taken_over(graph, node, {**terms, node.index: summed})
         if not node.op.affine:
             lines[node.index] = node.op.relax(options, *inputs)
         if carried is not None:
@@ -178,14 +179,18 @@ def _meet(one: Bounds, other: Bounds) -> Bounds:
 
 
 def _first(graph: Graph, node: Node) -> bool:
-    """Whether this is the first layer, where interval arithmetic is exact on a box: one layer, after scales and
-    padding at most."""
-    while True:
-        node = graph.nodes[node.inputs[0]]
-        if node.op is None:
-            return True
-        if not isinstance(node.op, (ScaleShift, Reshape, Pad)):
+    """Whether this is the first layer, where interval arithmetic is exact on a box: one layer, before and after it
+    scales and padding at most."""
+    passed = False
+    while node.op is not None:
+        if len(node.inputs) > 1:  # both may hold the same input
             return False
+        if not isinstance(node.op, (ScaleShift, Reshape, Pad)):
+            if passed:
+                return False
+            passed = True
+        node = graph.nodes[node.inputs[0]]
+    return True
 
 
 def _unstable(graph: Graph, node: Node, here: Bounds) -> Tensor:
