@@ -57,6 +57,9 @@ _BLOCK = 16  # directions drawn by one key
 class Directions:
     """q random directions for each sample, drawn when they are asked for, and the same each time.
 
+    Their numbers are the quick ones of :class:`robustlab.geometry.keyed.Noise`, of 24 bits, so that both dtypes walk
+    along the same directions; a draw for each query would else cost as much as a small model's answer.
+
     Args:
         noise: randomness of the n samples.
         draw: names the draw; directions of another name are independent.
@@ -92,7 +95,7 @@ class Directions:
     def _block(self, start: int) -> Tensor:
         keys = (self.draw,) if isinstance(self.draw, int) else tuple(self.draw)
         count, like = min(_BLOCK, self.q - start), self.like
-        u = self.noise.normal((*keys, start // _BLOCK), (count, self.dimension), like.dtype)
+        u = self.noise.quick_normal((*keys, start // _BLOCK), (count, self.dimension), like.dtype)
         if self.kind == "sphere":
             for rows in portions(u):
                 u[rows] /= torch.linalg.vector_norm(u[rows], dim=2, keepdim=True)

@@ -262,6 +262,17 @@ def test_directions_belong_to_their_sample(kind: Kind, monkeypatch: pytest.Monke
         torch.testing.assert_close(u.flatten(2).norm(dim=2), torch.ones(3, 50, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_dtypes_walk_along_the_same_directions(kind: Kind) -> None:
+    noise = Noise(7, torch.tensor([5, 2, 9]))
+    single, double = (
+        next(iter(Directions(noise, (1, 2), 20, torch.zeros(3, 6, 7, dtype=dtype), kind)))
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert single.dtype == torch.float32 and double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, rtol=3e-7, atol=0)
+
+
 def test_several_functions_share_their_answers() -> None:
     """Estimated at once, each has the gradient that it has alone, also near ends and where one of them is not heard."""
 

@@ -41,6 +41,17 @@ def test_gradient_in_a_search_space(name: str) -> None:
     torch.testing.assert_close(found, matrix @ g, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(("small", "large"), [((3, 2), (6, 4)), ((5, 4), (11, 4)), ((1, 3), (5, 7)), ((4, 4), (4, 4))])
+def test_bilinear_images_are_those_of_torch(small: tuple[int, int], large: tuple[int, int]) -> None:
+    z = torch.randn(2, 3, 2, *small, generator=generator, dtype=torch.float64)
+    want = torch.nn.functional.interpolate(z.flatten(0, 1), large, mode="bilinear", align_corners=False)
+    for dtype in (torch.float64, torch.float32):
+        made = Resized(*small, torch.zeros(1, 2, *large, dtype=dtype))(z.to(dtype))
+        assert made.shape == (2, 3, 2, *large) and made.dtype == dtype
+        torch.testing.assert_close(made.flatten(0, 1), want.to(dtype))
+    assert Resized(*small, torch.zeros(1, 2, *large))(z[:0].float()).shape == (0, 3, 2, *large)
+
+
 def test_what_the_spaces_are() -> None:
     z = torch.randn(2, 3, 2, 3, 2, generator=generator, dtype=torch.float64)
     tiles = space("tiled")(z)

@@ -115,7 +115,7 @@ def bandits(
             live.keep(session.can_pay(live, 3))
             if not len(live):
                 break
-            u = live.noise.normal(k, space.shape, x.dtype) / root
+            u = live.noise.quick_normal(k, space.shape, x.dtype) / root
             pair = space(torch.stack([live.prior + explore * u, live.prior - explore * u], dim=1))
             probes = clip_(_unit(pair).mul_(eta).add_(live.points[:, None]), *ends)
             up, down = session.values(live, g)(probes).unbind(dim=1)

@@ -13,6 +13,7 @@ Source: Chen et al., "ZOO" (2017), sections 3.1 to 3.4; Tu et al., "AutoZOOM" (2
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from robustlab.attacker.estimators import Values
@@ -47,13 +48,14 @@ class Penalty:
         """x(z): (n, m, *shape) → (n, m, ...)."""
         moved = z if self.space is None else self.space(z)
         if self.tanh:
-            return self.box.point(live.w[:, None] + moved)[0]
+            return self.box.alone(live.w[:, None] + moved)
         return clip(live.w[:, None] + self.session.width * moved, self.session.low, self.session.high)
 
     def total(self, live: Live, points: Tensor, margin: Tensor, aim: Tensor) -> Tensor:
         """The objective (n, m) in float64, from points (n, m, ...) and the goal margins there; ``aim``: (n,)."""
-        delta = (points - live.x[:, None]).flatten(2).double() / self.session.width
-        return delta.square().sum(dim=2) + live.c[:, None] * (aim[:, None] - margin.double()).clamp_min(0)
+        delta = (points - live.x[:, None]).flatten(2)
+        length = torch.linalg.vector_norm(delta, dim=2, dtype=torch.float64) / self.session.width
+        return length.square() + live.c[:, None] * (aim[:, None] - margin.double()).clamp_min(0)
 
     def values(self, live: Live, aim: Tensor) -> Values:
         """The objective as a function of z (n, m, *shape) → (n, m), which asks."""

@@ -11,6 +11,7 @@ tiles; Nitin Bhagoji et al. (2018), for principal components and random groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -50,7 +51,12 @@ class Resized:
         self.shape: tuple[int, ...] = (like.shape[1], height, width)
         self.size = tuple(like.shape[2:])
         self._tile: Tensor | None = None  # of each pixel; told so, tiles are laid ten times as fast on a CPU
-        if mode == "tiled":
+        if mode == "bilinear":  # two products with small matrices, a fifth of the time of interpolating the images
+            self._down, self._right = (
+                F.interpolate(torch.eye(small, dtype=torch.float64)[None], large, mode="linear")[0].T.to(like)
+                for small, large in zip((height, width), self.size, strict=True)
+            )
+        else:
             numbers = torch.arange(height * width, dtype=torch.float64, device=like.device)
             self._tile = F.interpolate(numbers.reshape(1, 1, height, width), self.size, mode="nearest").long().flatten()
 
@@ -64,7 +70,8 @@ class Resized:
 
     def __call__(self, z: Tensor) -> Tensor:
         if self._tile is None:
-            large = F.interpolate(z.flatten(0, 1), self.size, mode="bilinear", align_corners=False)
+            wide = z.flatten(0, -2) @ self._right.to(z).mT
+            large = self._down.to(z) @ wide.reshape(math.prod(z.shape[:3]), self.shape[1], self.size[1])
         else:
             large = z.reshape(-1, self.shape[1] * self.shape[2]).index_select(1, self._tile)
         return large.reshape(*z.shape[:2], self.shape[0], *self.size)
