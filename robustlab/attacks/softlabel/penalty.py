@@ -13,7 +13,6 @@ Source: Chen et al., "ZOO" (2017), sections 3.1 to 3.4; Tu et al., "AutoZOOM" (2
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from robustlab.attacker.estimators import Values
@@ -53,9 +52,8 @@ class Penalty:
 
     def total(self, live: Live, points: Tensor, margin: Tensor, aim: Tensor) -> Tensor:
         """The objective (n, m) in float64, from points (n, m, ...) and the goal margins there; ``aim``: (n,)."""
-        delta = (points - live.x[:, None]).flatten(2)
-        length = torch.linalg.vector_norm(delta, dim=2, dtype=torch.float64) / self.session.width
-        return length.square() + live.c[:, None] * (aim[:, None] - margin.double()).clamp_min(0)
+        delta = (points - live.x[:, None]).flatten(2).double() / self.session.width
+        return delta.square().sum(dim=2) + live.c[:, None] * (aim[:, None] - margin.double()).clamp_min(0)
 
     def values(self, live: Live, aim: Tensor) -> Values:
         """The objective as a function of z (n, m, *shape) → (n, m), which asks."""
