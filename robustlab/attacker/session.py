@@ -179,6 +179,10 @@ class Session:
         """The relative rounding of the floats about which the model is asked."""
         return torch.finfo(self._dtype or self.x.dtype).eps
 
+    def audible(self, length: float, elements: int = 1) -> float:
+        """At least ``length``, and so much that a probe of it, shared by so many elements, is not rounded away."""
+        return max(length, elements**0.5 * self.rounding * self.width)
+
     # The samples at work ---------------------------------------------------------------------------------------
 
     def live(self, among: Tensor | None = None, **rows: Batch | Noise) -> Live:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor, nn
 
+from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim
-from robustlab.attacks import zo_signsgd
+from robustlab.attacks import nes, zo_signsgd, zo_svrg
 from tests.suite.models import Affine, mlp
 from tests.unit.test_nes import WIDE, blocked, margin
 
@@ -69,3 +73,15 @@ def test_bad_input() -> None:
     for name, value in (("q", 0), ("steps", 0), ("mu", 0.0)):
         with pytest.raises(ValueError, match=rf"^{name}: want"):
             zo_signsgd(model, x, eps=0.1, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("attack", [nes, zo_signsgd, zo_svrg])
+def test_in_half_precision_probes_are_not_rounded_away(attack: Callable[..., AttackResult]) -> None:
+    """By default most elements of a probe move, though bfloat16 has steps of 1/256 there."""
+    asked: list[Tensor] = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).bfloat16()
+    model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].detach().clone()))
+    x = torch.full((1, 3, 8, 8), 0.75, dtype=torch.bfloat16)
+    attack(model, x, model(x).argmax(dim=1), norm="linf", eps=0.01, steps=1, q=8)
+    probes = torch.cat([points for points in asked if len(points) > 1])
+    assert float((probes != 0.75).float().mean()) > 0.5

@@ -71,7 +71,7 @@ def nes(
         eps: radius ε ≥ 0 in units of x; a number or (N,).
         steps: rounds, each of 2q + 1 queries.
         q: antithetic pairs in each round.
-        sigma: σ > 0 in units of x; None means a 1000th of the box.
+        sigma: σ > 0 in units of x; None means a 1000th of the box, more in half precision.
         step_size: the first α > 0, a number or (N,); None means ε/5.
         momentum: share of the mean that is kept, in [0, 1).
         plateau: rounds without progress after which α is halved, at least 2.
@@ -105,7 +105,7 @@ def nes(
     rate = eps / 5 if step_size is None else checks.per_sample("step_size", step_size, x)
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g, first_round=2 * q + 1) as session:
         best, ends = Best(session), (session.low, session.high)
-        mu = session.width / 1000 if sigma is None else sigma
+        mu = session.audible(session.width / 1000) if sigma is None else sigma
         live = session.live(eps=eps, rate=rate, least=LEAST * rate, noise=session.noise(seed))
         live.points, live.losses = live.x, live.x.new_full((len(live), plateau), torch.nan)
         for k in bar(range(steps), show=progress, label="nes"):

@@ -82,7 +82,7 @@ def nes_limited(
         k: classes shown with their scores; idle with ``"labels"``.
         steps: rounds, at most.
         q: antithetic pairs in each round.
-        sigma: σ > 0 in units of x; None means a 1000th of the box.
+        sigma: σ > 0 in units of x; None means a 1000th of the box, more in half precision.
         step_size: the first α > 0, a number or (N,); None means a 100th of the box.
         momentum: share of the mean that is kept, in [0, 1).
         plateau: rounds without progress after which α is halved, at least 2.
@@ -113,7 +113,7 @@ def nes_limited(
     access: Access = "soft" if scores else "hard"
     with victim.session(x, y, target=target, ids=ids, access=access, first_round=first_round) as session:
         best, ends, width = Best(session), (session.low, session.high), session.width
-        mu = width / 1000 if sigma is None else sigma
+        mu = session.audible(width / 1000) if sigma is None else sigma
         view = _Scores(session, k) if scores else _Labels(session, samples, mu if spread is None else spread)
         alpha = torch.full_like(eps, width / 100) if alpha is None else alpha
         live = session.live(eps=eps, rate=alpha, least=LEAST * alpha, points=start.to(x), noise=session.noise(seed))

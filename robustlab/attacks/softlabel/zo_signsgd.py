@@ -62,7 +62,7 @@ def zo_signsgd(
         eps: radius ε ≥ 0 in units of x; a number or (N,).
         steps: rounds, each of q + 1 queries, or 2q + 1 with ``pairs``.
         q: directions in each round.
-        mu: μ > 0 in units of x; None means a 100th of the box.
+        mu: μ > 0 in units of x; None means a 100th of the box, more in half precision.
         step_size: α > 0, a number or (N,), by which every coordinate moves; None means ε/20, in ℓ2 ε/(20√d).
         pairs: central differences.
         loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`); the paper's is ``"margin"``.
@@ -94,7 +94,7 @@ def zo_signsgd(
     cost = (2 * q if pairs else q) + 1
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g, first_round=cost) as session:
         best, ends = Best(session), (session.low, session.high)
-        step = session.width / 100 if mu is None else mu
+        step = session.audible(session.width / 100, x[0:1].numel()) if mu is None else mu
         live = session.live(eps=eps, rate=rate, noise=session.noise(seed))
         live.points = live.x
         live.base = loss_at_x(session, live, g)

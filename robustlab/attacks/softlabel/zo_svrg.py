@@ -67,7 +67,7 @@ def zo_svrg(
         epoch: steps from snapshot to snapshot, the paper's m.
         q: directions of a step.
         q_full: Q, directions of a snapshot.
-        mu: μ > 0 in units of x; None means a 100th of the box.
+        mu: μ > 0 in units of x; None means a 100th of the box, more in half precision.
         step_size: α > 0, a number or (N,); None means ε/20.
         loss: attacker's loss g, minimized (:mod:`robustlab.attacker.losses`).
         target: a label, or (N,), for a targeted attack.
@@ -96,7 +96,7 @@ def zo_svrg(
     rate = eps / 20 if step_size is None else checks.per_sample("step_size", step_size, x)
     with victim.session(x, y, target=target, ids=ids, access="soft", loss=g, first_round=q_full + 1) as session:
         best, ends = Best(session), (session.low, session.high)
-        step = session.width / 100 if mu is None else mu
+        step = session.audible(session.width / 100, x[0:1].numel()) if mu is None else mu
         live = session.live(eps=eps, rate=rate, noise=session.noise(seed))
         live.points, live.base = live.x, loss_at_x(session, live, g)
         for k in bar(range(steps), show=progress, label="zo_svrg"):
