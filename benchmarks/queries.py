@@ -140,7 +140,7 @@ def norms(method: str) -> tuple[str, ...]:
 
 def one_sided(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
     """A round of 20 differences to one side, as of ZO-signSGD: queries asked for each sample."""
-    u = noise.normal((k, 0), (20, *x.shape[1:]))
+    u = noise.quick_normal((k, 0), (20, *x.shape[1:]))
     u /= u.flatten(2).norm(dim=2)[..., None, None, None]
     scores = model((x[:, None] + 0.01 * u).clamp_(0, 1).flatten(0, 1)).log_softmax(dim=1)
     value = scores.gather(1, y.repeat_interleave(20)[:, None]).reshape(len(x), 1, 20)
@@ -150,7 +150,7 @@ def one_sided(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> i
 
 def pairs(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
     """A round of 10 antithetic pairs, as of NES."""
-    u = noise.normal((k, 0), (10, *x.shape[1:]))
+    u = noise.quick_normal((k, 0), (10, *x.shape[1:]))
     step = 0.001 * u
     probes = torch.cat([x[:, None] + step, x[:, None] - step], dim=1).clamp_(0, 1)
     scores = model(probes.flatten(0, 1)).log_softmax(dim=1)
