@@ -64,7 +64,7 @@ def test_a_training_step_beside_its_floor(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_certificate_beside_its_floor(tmp_path: Path) -> None:
     lines = run(path=tmp_path, script="smoothing.py").splitlines()
-    assert " ".join(lines[1].split()) == "model floor ms bare ms ours ms bare % ours % 1,000 images, min"
+    assert " ".join(lines[1].split()) == "model floor ms bare ms ours ms bare % ours % rest, ms 1,000 images, min"
     (row,) = [line.split() for line in lines[2:]]
     assert row[0] == "mnist_cnn" and all(float(value) > 0 for value in row[1:6])
 
