@@ -272,7 +272,7 @@ class Session:
             y, target = (None if label is None else label.repeat_interleave(m, 0) for label in (live.y, live.target))
             self._book(live, torch.zeros(n, m, dtype=torch.bool, device=first(points).device))
             value: Tensor = loss(logits, y, target, self.kappa)
-            return value.reshape(n, m) if value.numel() == n * m else value.reshape(n, m, -1)
+            return value.reshape(n, m, *value.shape[1:])
 
         return ask
 

@@ -49,7 +49,7 @@ PLANTED = [
     ("krum", "the plain mean", "    squares =", WHOLE + "    squares ="),
     ("krum", "another rule", ") ** 2)", ").abs())"),
     ("krum", "wrong shape", "u[near.sum(dim=1).argmin()]", "near.sum(dim=1).argmin()"),
-    ("krum", "the updates were changed in place", "    squares =", "    u -= 1\n    squares ="),
+    ("krum", "u was changed in place", "    squares =", "    u -= 1\n    squares ="),
     ("trimmed mean", "the smallest stay", "[B:", "[0:"),
     ("trimmed mean", "the largest stay", "len(u) - B]", "len(u)]"),
     ("trimmed mean", "B numbers are dropped in all, not at each end", "[B:len(u) - B]", "[B // 2:len(u) - B + B // 2]"),

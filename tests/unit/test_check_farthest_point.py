@@ -55,7 +55,7 @@ SLIPS = [
     ("rounding is taken for a direction where v is parallel to e", "1e-12 * v.norm()", "0"),
     ("the root of a number that rounding made negative", ".clamp_min(0)", ""),
     ("the direction across is random where v is parallel to e", PARALLEL, RANDOM),
-    ("an argument was changed in place", "across = v - along * e", "v -= along * e\n    across = v"),
+    ("v was changed in place", "across = v - along * e", "v -= along * e\n    across = v"),
     ("wrong shape", END, END + ", along"),
     ("wrong shape", END, "return " + END[7:].replace("mu", "mu[None]")),
     ("the walk across is too long", "rest * across", "(rest + 0.1) * across"),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, blame, require_shape
+from robustlab.teaching.check.finding import Wrong, blame, require_shape, require_unchanged
 
 Rule = Literal["krum", "trimmed mean", "median", "clipping"]
 Round = tuple[Tensor, int, float]
@@ -65,12 +65,7 @@ def _merged(function: Callable[..., Tensor], rule: Rule, rounds: list[Round]) ->
     for u, bad, bound in rounds:
         given = u.clone()
         out = function(given, *{"median": (), "clipping": (bound,)}.get(rule, (bad,)))
-        if not torch.equal(given, u):
-            raise Wrong(
-                "the updates are not what they were before the call",
-                "the updates were changed in place",
-                "Operations whose name ends in _ , and *= on a tensor, change the caller's tensor.",
-            )
+        require_unchanged(given, u, "u")
         want = "one number per parameter"
         found.append(
             require_shape(out, u.shape[1:], want, "Merge over the clients: dim=0.", "Of Krum, return u[i].").to(u)

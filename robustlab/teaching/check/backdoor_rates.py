@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong, blame
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, blame, require_unchanged
 from robustlab.teaching.handout import linear_network
 
 Stamp = Callable[[Tensor], Tensor]

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box, require_unchanged
 from robustlab.teaching.handout import linear_network
 from robustlab.teaching.metered import Metered, Refused, Tells
 

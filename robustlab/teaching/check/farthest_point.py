@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, blame, require_shape
+from robustlab.teaching.check.finding import Wrong, blame, require_shape, require_unchanged
 
 Farthest = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 """(v (d,), mu (d,), e (d,), R (), S ()) → the point (d,)."""
@@ -102,12 +102,7 @@ def _asked(function: Farthest, walk: Walk) -> Tensor:
     given = Walk(*(part.clone() for part in walk))
     out = function(*given)
     for name, part, was in zip(Walk._fields, given, walk, strict=True):
-        if not torch.equal(part, was):
-            raise Wrong(
-                f"{name} is not what it was before the call",
-                "an argument was changed in place",
-                "Operations whose name ends in _ , and += on a tensor, change the caller's tensor.",
-            )
+        require_unchanged(part, was, name)
     point = require_shape(
         out, walk.v.shape, "a point (d,)", "Return the point itself: the mean, a walk along e, and a walk across."
     ).to(walk.v)
@@ -174,10 +169,14 @@ def _slips(walk: Walk) -> Iterator[tuple[Any, ...]]:
     along, length = v @ e, v.norm()
     across = v - along * e
     unit = across / across.norm().clamp_min(1e-300)
-    free = R * along / length  # as far as the sphere alone asks for
-    first = free.clamp(-S, S)
+    first = (R * along / length).clamp(-S, S)  # as far as the sphere alone asks for
     rest = (R**2 - first**2).clamp_min(0).sqrt()
-    best = first * e + rest * unit
+
+    def after(first: Tensor) -> Tensor:
+        """A walk along e, and across it what is left of R."""
+        return first * e + (R**2 - first**2).clamp_min(0).sqrt() * unit
+
+    best = after(first)
     yield best, "the step alone, without the mean", "The set lies around the mean.", "mu + ..."
     yield mu - best, "the nearest point, not the farthest", "A poison of class y hurts along -y·w.", "mu + first * e."
     yield (
@@ -216,18 +215,12 @@ def _slips(walk: Walk) -> Iterator[tuple[Any, ...]]:
         "The walk across is at a right angle to e.",
         "across = v - (v @ e) * e.",
     )
-    wall = S.minimum(R) * along.sign()
     yield (
-        mu + wall * e + (R**2 - wall**2).clamp_min(0).sqrt() * unit,
+        mu + after(S.minimum(R) * along.sign()),
         "one always walks to a wall",
         "The sphere's own optimum may lie between the walls.",
         "R * along / v.norm(), cut at -S and S.",
     )
     for name, wish in (("v has not length 1", R * along), ("the walk along e is not R times the cosine", along)):
-        cut = wish.clamp(-S, S)
-        yield (
-            mu + cut * e + (R**2 - cut**2).clamp_min(0).sqrt() * unit,
-            name,
-            "Twice as long a v has the same farthest point.",
-            "R * along / v.norm().",
-        )
+        hint = "Twice as long a v has the same farthest point."
+        yield mu + after(wish.clamp(-S, S)), name, hint, "R * along / v.norm()."

@@ -82,6 +82,17 @@ def require_pair(out: Any, shape: Sequence[int], want: str, *hints: str) -> tupl
     return out[0].detach(), out[1].detach()
 
 
+def require_unchanged(given: Tensor, before: Tensor, name: str = "x") -> None:
+    """Raises :class:`Wrong` if a function has changed the argument ``name``."""
+    if not torch.equal(given, before):
+        raise Wrong(
+            f"{name} is not what it was before the call",
+            f"{name} was changed in place",
+            "Operations whose name ends in _ , and += on a tensor, change the caller's tensor.",
+            f"Start from {name}.clone(), or compute a new tensor in each step.",
+        )
+
+
 def blame(seen: str, slips: Iterable[tuple[Any, ...]], matches: Callable[[Any], bool]) -> None:
     """Raises :class:`Wrong` with the cause of the first slip that explains what was seen.
 

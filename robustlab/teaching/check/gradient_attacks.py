@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box
+from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box, require_unchanged
 from robustlab.teaching.handout import linear_network, peak_network
 
 Attack = Callable[[nn.Module, Tensor, Tensor, float, int, float], Tensor]
@@ -146,17 +146,6 @@ class Watched(nn.Module):
                 "Dropout and batch normalization act differently in training, so the attack would meet another model.",
                 "The model comes in eval mode: leave it there.",
             )
-
-
-def require_unchanged(given: Tensor, x: Tensor) -> None:
-    """Raises :class:`Wrong` if an attack has changed its input."""
-    if not torch.equal(given, x):
-        raise Wrong(
-            "x is not what it was before the call",
-            "x was changed in place",
-            "Operations whose name ends in _ , and += on a tensor, change the caller's tensor.",
-            "Start from x.clone(), or compute a new tensor in each step.",
-        )
 
 
 def _ask(attack: Attack, case: Case, steps: int, alpha: float = ALPHA, eps: float = EPS) -> tuple[Tensor, Watched]:

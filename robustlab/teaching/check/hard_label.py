@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box, require_unchanged
 
 Wrongly = Callable[[Tensor], Tensor]
 """points (n, C, H, W) → which of them are misread, (n,) of bool."""

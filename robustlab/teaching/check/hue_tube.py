@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, blame
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, blame, require_unchanged
 
 Tube = Callable[[Tensor, float, float], Any]
 """(x (N, 3, H, W), low, high) → slope, below, above, each like x."""

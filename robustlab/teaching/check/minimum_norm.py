@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box
-from robustlab.teaching.check.gradient_attacks import Watched, require_unchanged
+from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box, require_unchanged
+from robustlab.teaching.check.gradient_attacks import Watched
 from robustlab.teaching.check.onto_sets import BALLS, ConvexSet
 from robustlab.teaching.handout import linear_network, relu_network
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, blame, require_shape
+from robustlab.teaching.check.finding import Wrong, blame, require_shape, require_unchanged
 
 Project = Callable[[Tensor, float], Tensor]
 """(a (P,), b) → the nearest point of [0, 1]^P whose sum is at most b."""
@@ -68,12 +68,7 @@ def _nearest(project: Project, cases: list[tuple[Tensor, float]]) -> None:
     for a, b in cases:
         given = a.clone()
         out = require_shape(project(given, b), a.shape, "one number per pair", "Return the point, not μ.")
-        if not torch.equal(given, a):
-            raise Wrong(
-                "a is not what it was before the call",
-                "a was changed in place",
-                "Operations whose name ends in _ , and -= on a tensor, change the caller's tensor.",
-            )
+        require_unchanged(given, a, "a")
         if out.dtype != a.dtype:
             raise Wrong(
                 f"the result has dtype {out.dtype}, a has {a.dtype}", "dtype changed", "Use a.clamp and the like."
@@ -124,43 +119,47 @@ def solved(a: Tensor, b: float, start: float = 0.0, top: float = 1.0) -> Tensor:
     return (a - (ends[last] + share * (ends[last + 1] - ends[last]))).clamp(0, top)
 
 
+def _always(a: Tensor, b: float) -> Tensor:
+    """Up to the budget, too: μ may be negative."""
+    return solved(a, b, start=-float(a.abs().max()) - 1)
+
+
+def _scaled(a: Tensor, b: float) -> Tensor:
+    inside = a.clamp(0, 1)
+    return inside * min(1.0, b / max(float(inside.sum()), 1e-12))
+
+
+def _largest(a: Tensor, b: float) -> Tensor:
+    """The b largest positive entries, clipped; the others 0."""
+    kept = torch.zeros_like(a).index_fill(0, a.argsort(descending=True)[: int(b)], 1.0)
+    return a.clamp(0, 1) if float(a.clamp(0, 1).sum()) <= b else a.clamp(0, 1) * kept
+
+
+def _even(a: Tensor, b: float) -> Tensor:
+    """What is too much, taken off all alike, once."""
+    inside = a.clamp(0, 1)
+    return (inside - max(0.0, float(inside.sum()) - b) / len(a)).clamp(0, 1)
+
+
+def _hyperplane(a: Tensor, b: float) -> Tensor:
+    return (a - max(0.0, float(a.sum()) - b) / len(a)).clamp(0, 1)
+
+
 def _slips() -> Iterator[tuple[Any, ...]]:
     """The points of likely slips, each with its cause and hints."""
-
-    def always(a: Tensor, b: float) -> Tensor:
-        """Up to the budget, too: μ may be negative."""
-        return solved(a, b, start=-float(a.abs().max()) - 1)
-
-    def scaled(a: Tensor, b: float) -> Tensor:
-        inside = a.clamp(0, 1)
-        return inside * min(1.0, b / max(float(inside.sum()), 1e-12))
-
-    def largest(a: Tensor, b: float) -> Tensor:
-        """The b largest positive entries, clipped; the others 0."""
-        kept = torch.zeros_like(a).index_fill(0, a.argsort(descending=True)[: int(b)], 1.0)
-        return a.clamp(0, 1) if float(a.clamp(0, 1).sum()) <= b else a.clamp(0, 1) * kept
-
-    def even(a: Tensor, b: float) -> Tensor:
-        """What is too much, taken off all alike, once."""
-        inside = a.clamp(0, 1)
-        return (inside - max(0.0, float(inside.sum()) - b) / len(a)).clamp(0, 1)
-
-    def hyperplane(a: Tensor, b: float) -> Tensor:
-        return (a - max(0.0, float(a.sum()) - b) / len(a)).clamp(0, 1)
-
     yield (
         lambda a, b: a.clamp(0, 1),
         "no projection onto the budget",
         "Where the clipped point sums to more than b, a number μ is taken off all.",
     )
     yield (
-        always,
+        _always,
         "the sum is always b",
         "A point within its budget is only clipped: nobody has to spend all of it.",
         "μ is never negative: look first at a.clamp(0, 1).sum() <= b.",
     )
     yield (
-        scaled,
+        _scaled,
         "scaled, not shifted",
         "A factor is not the nearest way: a small entry loses as large a share as a large one.",
         "Take the same μ off every entry.",
@@ -184,19 +183,19 @@ def _slips() -> Iterator[tuple[Any, ...]]:
         "(a - mu).clamp(0, 1).sum() inside of the search.",
     )
     yield (
-        largest,
+        _largest,
         "rounded to the largest entries",
         "That is a point with few positive entries, and a nearer one keeps more of them.",
         "Draws come later; here s stays between 0 and 1.",
     )
     yield (
-        even,
+        _even,
         "what is too much is taken off once",
         "What was taken off an entry at 0 is clipped away, so that the sum stays above b.",
         "Search for the μ at which the *clipped* point sums to b.",
     )
     yield (
-        hyperplane,
+        _hyperplane,
         "the box is forgotten in the search for μ",
         "The sum of a is not the sum of the clipped point.",
         "(a - mu).clamp(0, 1).sum() inside of the search.",

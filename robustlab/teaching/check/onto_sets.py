@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer
+from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_unchanged
 
 Project = Callable[[Tensor, Tensor], Tensor]
 """(delta (N, ...), eps (N,)) → the nearest points of the sets."""
@@ -75,8 +75,7 @@ def projection(
 def _nearest(project: Project, ball: ConvexSet, delta: Tensor, eps: Tensor) -> None:
     given = delta.clone()
     out = require_answer(project(given, eps.clone()), delta)
-    if not torch.equal(given, delta):
-        raise Wrong("δ is not what it was before the call", "δ was changed in place", "Compute a new tensor.")
+    require_unchanged(given, delta, "δ")
     inside = ball.length(delta) <= eps
     moved = lengths(out - delta, "linf") > 1e-6
     if bool((inside & moved).any()):

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, blame, require_answer, require_in_box
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, blame, require_answer, require_in_box, require_unchanged
 
 Shrink = Callable[[Tensor, Tensor, float], Tensor]
 """(b (N, ...), x (N, ...), beta) → like x."""

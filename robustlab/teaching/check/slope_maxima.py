@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong, blame, require_shape
-from robustlab.teaching.check.gradient_attacks import Watched, require_unchanged
+from robustlab.teaching.check.finding import Wrong, blame, require_shape, require_unchanged
+from robustlab.teaching.check.gradient_attacks import Watched
 from robustlab.teaching.handout import linear_network
 
 Maxima = Callable[[nn.Module, Tensor, int, int, float, int, int], Any]

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, require_answer
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, require_answer, require_unchanged
 
 Values = Callable[[Tensor], Tensor]
 """g: points (N, q, C, H, W) → one value each, (N, q)."""

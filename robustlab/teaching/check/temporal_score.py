@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.models.speech import BLANK, transcripts
-from robustlab.teaching.check.finding import Wrong, blame
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, blame, require_unchanged
 
 Score = Callable[[nn.Module, Tensor, int, float], Any]
 """(model, sound (T,), length, share) → the score, a number."""
@@ -145,10 +144,12 @@ def edits(a: Labels, b: Labels) -> int:
 
 def _slips(parts: Sequence[tuple[Labels, ...]], cases: list[Case]) -> Iterator[tuple[Any, ...]]:
     """The scores of likely slips, each with its cause and hints."""
+    yield from _other_sounds(parts)
+    yield from _other_distances(parts, cases)
 
-    def of(score: Callable[..., float]) -> list[float]:
-        return [score(*part[:2]) if part[0] else 1.0 for part in parts]
 
+def _other_sounds(parts: Sequence[tuple[Labels, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Where something else is heard, or read off."""
     yield (
         [0.0] * len(parts),
         "the sound is not cut",
@@ -167,6 +168,23 @@ def _slips(parts: Sequence[tuple[Labels, ...]], cases: list[Case]) -> Iterator[t
         "Silence belongs behind the cut.",
         "cut[k:] = 0.",
     )
+    yield (
+        [
+            edits(repeated, whole[: len(repeated)]) / len(repeated) if repeated else 1.0
+            for _, whole, _, _, repeated in parts
+        ],
+        "repetitions are not merged",
+        "A label that is on top in three frames in a row is heard once.",
+        "robustlab.models.transcripts reads scores off.",
+    )
+
+
+def _other_distances(parts: Sequence[tuple[Labels, ...]], cases: list[Case]) -> Iterator[tuple[Any, ...]]:
+    """Where transcripts are compared in another way."""
+
+    def of(score: Callable[..., float]) -> list[float]:
+        return [score(*part[:2]) if part[0] else 1.0 for part in parts]
+
     yield (
         of(lambda first, whole: edits(first, whole) / len(first)),
         "the whole is compared, not its beginning",
@@ -199,15 +217,6 @@ def _slips(parts: Sequence[tuple[Labels, ...]], cases: list[Case]) -> Iterator[t
         of(lambda first, whole: 1 - _prefix(first, whole) / len(first)),
         "all labels behind the first difference count",
         "That is the other distance of the paper, the longest common prefix.",
-    )
-    yield (
-        [
-            edits(repeated, whole[: len(repeated)]) / len(repeated) if repeated else 1.0
-            for _, whole, _, _, repeated in parts
-        ],
-        "repetitions are not merged",
-        "A label that is on top in three frames in a row is heard once.",
-        "robustlab.models.transcripts reads scores off.",
     )
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, require_answer, require_in_box
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, require_answer, require_in_box, require_unchanged
 
 Slope = Callable[[Tensor, Tensor, int], Tensor]
 """(texture (C, H, W), mask (H, W), step k) → the gradient of the loss in the scenes of step k, like the texture."""

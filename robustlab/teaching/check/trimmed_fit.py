@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, blame
-from robustlab.teaching.check.gradient_attacks import require_unchanged
+from robustlab.teaching.check.finding import Wrong, blame, require_unchanged
 
 Fit = Callable[[Tensor], Tensor]
 Trim = Callable[[Tensor, Tensor, int, float], Fit]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robustlab.teaching.check.finding import Wrong, blame, require_pair
-from robustlab.teaching.check.gradient_attacks import Watched, require_unchanged
+from robustlab.teaching.check.finding import Wrong, blame, require_pair, require_unchanged
+from robustlab.teaching.check.gradient_attacks import Watched
 from robustlab.teaching.handout import relu_network
 
 Worst = Callable[[int, nn.Module, Tensor, Tensor, Tensor], Any]
