@@ -7,7 +7,7 @@ An attack's loop keeps its state as attributes of one :class:`Live`, which filte
     for k in range(steps):
         answer = session.gradient(live.points, live, loss)
         best.keep(live, live.points, answer.loss)
-        live.keep(~answer.met)                   # all of them go on with these samples only
+        live.leave(answer.met)                   # the others go on, with what belongs to them
 """
 
 from __future__ import annotations
@@ -83,8 +83,15 @@ class Live:
 
     def keep(self, mask: Tensor | None) -> None:
         """Go on with the samples of a mask (n,) only; None stands for all."""
-        if mask is None or bool(mask.all()):
-            return
+        if mask is not None and not bool(mask.all()):
+            self._go_on(mask)
+
+    def leave(self, mask: Tensor) -> None:
+        """Go on without the samples of a mask (n,)."""
+        if bool(mask.any()):
+            self._go_on(~mask)
+
+    def _go_on(self, mask: Tensor) -> None:
         index = mask.nonzero().flatten()
         self._session.settle(self)
         for best in self._bests:

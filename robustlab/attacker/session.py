@@ -138,7 +138,7 @@ class Session:
         met = self.met(answer, self.start) & ~self.lost
         self._queries.fill_(1)
         self._first_success.masked_fill_(met, 1)
-        self.start.keep(~(met | self.lost))
+        self.start.leave(met | self.lost)
         self.active, self.start.place = self.start.rows, None
 
     def everyone(self) -> Live:

@@ -59,7 +59,7 @@ def substitution(
             live.points = torch.where(session.domain.movable(live.x), tried, live.x)  # type: ignore[attr-defined]
             answer = session.ask(live.points, live, g)
             best.keep(live, live.points, torch.where(answer.met, -torch.inf, answer.loss))
-            live.keep(~answer.met)
+            live.leave(answer.met)
         return session.result(best.points, asked=True)
 
 

@@ -115,7 +115,7 @@ def random_changes(
             live.points = setting.change(live, k)
             _, met = session.ask_labels(live.points, live)
             best.keep(live, live.points, torch.where(met, 0.0, torch.inf))
-            live.keep(~met)
+            live.leave(met)
         return session.result(best.points, asked=True, revert=True)
 
 

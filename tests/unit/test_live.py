@@ -49,8 +49,11 @@ def test_everything_is_filtered_together() -> None:
         assert session.active.tolist() == live.rows.tolist() == [0, 2, 3, 4, 5] and live.place is None
         live.late, live._mine = 10 * live.rows, torch.zeros(7)
         drawn = session.noise(5).uniform(0, (3,))
-        for mask, left in (([1, 0, 1, 1, 0], [0, 3, 4]), ([0, 1, 1], [3, 4]), ([0, 1], [4])):
-            live.keep(torch.tensor(mask, dtype=torch.bool))
+        for go_on, mask, left in (
+            (live.keep, [1, 0, 1, 1, 0], [0, 3, 4]), (live.leave, [0, 0, 0], [0, 3, 4]),
+            (live.leave, [1, 0, 0], [3, 4]), (live.keep, [0, 1], [4]),
+        ):  # fmt: skip
+            go_on(torch.tensor(mask, dtype=torch.bool))
             at = torch.tensor(left)
             assert len(live) == len(left) and live.rows.tolist() == left
             assert torch.equal(session.active[live.place], live.rows)
@@ -246,7 +249,7 @@ def test_a_part_has_its_own_questions_in_the_same_books() -> None:
         session.ask(points([False] * 4), live)
         met = session.ask(points([True, False]), part).met
         best.keep(part, points([True, True]), torch.tensor([0.5, 0.7]), met)
-        part.keep(~met)
+        part.leave(met)
         deeper = part.part(torch.tensor([True]))
         session.ask(points([True]), deeper)
         best.keep(deeper, points([True]), torch.tensor([0.2]))

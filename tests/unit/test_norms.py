@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import get_norm, linear_distance, measure
+from robustlab.geometry.projections import clip, clip_
 
 CONVEX = ("l1", "l2", "linf")
 ALL = ("l0", *CONVEX)
@@ -278,6 +279,22 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="norm: l0"):
         _ = get_norm("l0").dual
     assert get_norm(get_norm("l2")) is get_norm("l2")
+
+
+@pytest.mark.parametrize("ends", ["numbers", "elements", "channels", "samples"])
+def test_clipping_is_that_of_numpy(ends: str) -> None:
+    """Whatever the ends are, also where they meet; NaN stays NaN."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 2, 2, generator=draw)
+    x[1, 2, 0, 1] = torch.nan
+    shape = {"elements": x.shape, "channels": (3, 1, 1), "samples": (5, 1, 1, 1)}.get(ends, ())
+    low = -torch.rand(shape, generator=draw)
+    high = low + torch.rand(shape, generator=draw).mul_(torch.rand(shape, generator=draw) > 0.3)
+    bounds = (float(low), float(high)) if ends == "numbers" else (low, high)
+    wanted, given = torch.tensor(np.clip(x.numpy(), *bounds)), x.clone()
+    torch.testing.assert_close(clip(x, *bounds), wanted, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(x.nan_to_num(), given.nan_to_num()) and clip_(x, *bounds) is x
+    torch.testing.assert_close(x, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("boxed", [False, True])

@@ -193,7 +193,7 @@ def test_a_pairing_of_ones_own() -> None:
                 live.points = feasible(ball, live, live.points + adam(live, estimate, rate=0.02), ends)
                 answer = session.ask(live.points, live, g)
                 best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
-                live.keep(~answer.met)
+                live.leave(answer.met)
                 if not len(live):
                     break
             return session.result(best.points, asked=True), seen.forwards

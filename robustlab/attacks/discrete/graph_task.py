@@ -127,7 +127,7 @@ class Task:
         points = self.pairs.flipped(live.x, flips, live.edges)
         answer = session.ask(points, live)
         best.keep(live, points, self.order(answer.logits, live))
-        live.keep(~answer.met)
+        live.leave(answer.met)
         return flips
 
 

@@ -128,5 +128,5 @@ def paraphrase(
             best.keep(live, live.points, live.value)
             live.left = live.left - (live.points != before).sum(dim=1)
             live.open = live.open.scatter(1, place, False)
-            live.keep(~live.met)
+            live.leave(live.met)
         return session.result(best.points, asked=True)

@@ -157,7 +157,7 @@ def _genetic(session: Session, live: Live, best: Best, g: LossFunction, queries:
         take_best(live, live.people, told.loss, told.met, live.value)
         best.keep(live, live.points, live.value)
         live.people = _children(live, told.loss, generation)
-        live.keep(~live.met)
+        live.leave(live.met)
 
 
 def _children(live: Live, loss: Tensor, generation: int) -> Tensor:
@@ -207,4 +207,4 @@ def _step(session: Session, live: Live, best: Best, g: LossFunction, tried: Tens
     live.chosen = take_best(live, tried, told.loss, nearest, live.value)
     best.keep(live, live.points, live.value)
     live.left = live.left - live.moved.long()
-    live.keep(~live.met)
+    live.leave(live.met)

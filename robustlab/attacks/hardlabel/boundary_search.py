@@ -145,7 +145,7 @@ class Search:
             live.keep(self.can_pay(live))
             if not len(live):
                 break
-            live.keep(~self.ask(starts.point(self.session, live, j), live))
+            live.leave(self.ask(starts.point(self.session, live, j), live))
         return self.found()
 
     def found(self) -> Live:

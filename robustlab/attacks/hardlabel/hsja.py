@@ -162,6 +162,6 @@ def _jump(search: Search, live: Live, normal: Tensor, halvings: int) -> Tensor:
         points = search.inside(torch.addcmul(trying.points, beside(trying.xi, landed), trying.normal))
         met = search.ask(points, trying)
         landed[trying.at[met]] = points[met]
-        trying.keep(~met)
+        trying.leave(met)
         trying.xi = trying.xi / 2
     return landed

@@ -99,7 +99,7 @@ class RaySearch(Search):
             middle = (seek.under + seek.over) / 2
             seek.at, seek.step = torch.where(outward, out, torch.where(inward, back, middle)), 2 * seek.step
             first = False
-            seek.keep(~done)
+            seek.leave(done)
         return g, points
 
     def _each_can_pay(self, live: Live) -> Tensor | None:

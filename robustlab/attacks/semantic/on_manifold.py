@@ -119,7 +119,7 @@ def on_manifold(
             points, answer, grad = _look(session, manifold, live, g, x.dtype, slope=bool(k < steps))
             best.keep(live, points, torch.where(answer.met, -torch.inf, answer.loss))
             live.z = clip(live.z - beside(live.alpha, grad) * grad.sign(), live.low, live.high)
-            live.keep(~answer.met)
+            live.leave(answer.met)
         return session.result(best.points, asked=True)
 
 

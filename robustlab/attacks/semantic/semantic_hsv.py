@@ -81,7 +81,7 @@ def semantic_hsv(
             points = clip(low + width * _shifted(live.hsv, *shift.unbind(1)), low, session.high)
             _, met = session.ask_labels(points, live)
             best.keep(live, (points, shift), torch.zeros_like(shift[:, 0]), met)
-            live.keep(~met)
+            live.leave(met)
         shifts = session.x.new_zeros(2, 1, len(session.x)).index_copy_(2, session.active, best.points[1].T[:, None])
         kept = {"hue": shifts[0], "saturation": shifts[1]} if trace else None
         return session.result(best.points[0], asked=True, trace=kept)

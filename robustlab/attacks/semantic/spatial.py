@@ -117,7 +117,7 @@ def spatial(
             best.keep(live, (moved, live.unit), torch.where(answer.met, -torch.inf, answer.loss))
             if slope:
                 live.unit = (live.unit - live.alpha[:, None] * grad.sign()).clamp(-1, 1)
-            live.keep(~answer.met)
+            live.leave(answer.met)
         found, unit = best.points
         kept = session.x.new_zeros(3, 1, len(session.x)).index_copy_(2, session.active, (unit * limits).T[:, None])
         traces = dict(zip(("rotation", "down", "right"), kept, strict=True)) if trace else None

@@ -126,7 +126,7 @@ def bandits(
             live.points = feasible(ball, live, live.points + move, ends)
             answer = session.ask(live.points, live, g)
             best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
-            live.keep(~answer.met)
+            live.leave(answer.met)
         return session.result(best.points, asked=True)
 
 

@@ -118,7 +118,7 @@ def nes(
             answer = session.ask(live.points, live, g)
             best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
             anneal(live, answer.loss)
-            live.keep(~answer.met)
+            live.leave(answer.met)
         return session.result(best.points, asked=True)
 
 

@@ -132,7 +132,7 @@ def nes_limited(
             anneal(live, heard.mean())
             met = _judge(session, live)
             best.keep(live, live.points, torch.where(met, -torch.inf, 0.0), allowed=live.radius <= live.eps)
-            live.keep(~met)
+            live.leave(met)
         return session.result(best.points, asked=True)
 
 

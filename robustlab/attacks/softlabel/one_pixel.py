@@ -99,7 +99,7 @@ def one_pixel(
                 live.fitness = torch.where(better, value, live.fitness)
             top, value = _best(live.genes, live.fitness, live.met)
             best.keep(live, _images(session, live.x, top)[:, 0], value)
-            live.keep(~live.met.any(dim=1))
+            live.leave(live.met.any(dim=1))
         return session.result(best.points, asked=True)
 
 

@@ -121,7 +121,7 @@ def query_reduction(
             live.points = feasible(ball, live, live.points + steepest_descent(ball, grad, live.alpha), box)
             answer = session.ask(live.points, live, g)
             best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
-            live.keep(~answer.met)
+            live.leave(answer.met)
         return session.result(best.points, asked=True)
 
 

@@ -12,7 +12,7 @@ an estimator of :mod:`robustlab.attacker.estimators`, and so can you::
             live.points = feasible(ball, live, live.points + adam(live, ĝ, rate=0.01), ends)     # … and a solver
             answer = session.ask(live.points, live, g)
             best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
-            live.keep(~answer.met)
+            live.leave(answer.met)
         result = session.result(best.points, asked=True)
 
 Functions return the *move* of every sample, which is added to its point. What a solver remembers from step to step it

@@ -109,7 +109,7 @@ def zo_ngd(
             live.points = feasible(ball, live, live.points + width * move, box)
             answer = session.ask(live.points, live, g)
             best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
-            live.keep(~answer.met)
+            live.leave(answer.met)
         return session.result(best.points, asked=True)
 
 

@@ -111,5 +111,5 @@ def zo_signsgd(
             answer = session.ask(live.points, live, precise(g))
             live.base = answer.loss
             best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
-            live.keep(~answer.met)
+            live.leave(answer.met)
         return session.result(best.points, asked=True)

@@ -141,7 +141,7 @@ def apgd(
                         if trace:
                             there = torch.full_like(eps, torch.nan).repeat(2, 1)  # NaN for who is done
                             kept.append(there.index_copy_(1, live.rows, torch.stack([answer.loss, live.step])))
-                        live.keep(~answer.met)
+                        live.leave(answer.met)
                     if k == count or not len(live):
                         break
                     if k in windows:

@@ -161,7 +161,7 @@ def bypass_detectors(
         success[session.active] = False
         x_adv, queries, gradients = x.detach().clone(), session.queries.clone(), torch.zeros_like(session.y)
         first_success = success.long() * 2 - 1
-        live.keep(~(success | session.lost))
+        live.leave(success | session.lost)
         for place in bar(range(tries), show=progress, label="targets"):
             if not len(live):
                 break
@@ -175,7 +175,7 @@ def bypass_detectors(
             first_success[rows[won]] = queries[rows[won]] + result.first_success[won]
             queries[rows] += result.queries
             gradients[rows] += result.gradients
-            live.keep(~won)
+            live.leave(won)
         return AttackResult(x_adv, success, measure(x_adv - session.x), queries, gradients, first_success)
 
 

@@ -100,7 +100,7 @@ def deepfool(
             aim = session.beyond(answer.logits, live)
             move, stuck = to_nearest(ball, answer.logits.gather(1, classes), aim, slopes, extra)
             live.delta = clip(live.x + (live.delta + move), session.low, session.high).sub_(live.x)
-            live.keep(~(won | stuck))
+            live.leave(won | stuck)
         return session.result(best.points, asked=True, revert=True)
 
 

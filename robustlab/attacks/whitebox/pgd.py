@@ -117,12 +117,16 @@ def pgd(
                     losses.append(torch.full_like(eps, torch.nan).index_put_((live.rows,), answer.loss))
                 if k < steps:
                     live.points = step(ball, live, answer.grad, box, sparse=2 * k >= steps)
-                live.keep(~answer.met)
+                live.leave(answer.met)
         return session.result(best.points, asked=True, trace={"loss": torch.stack(losses)} if losses else None)
 
 
 def begin(ball: Norm, at: Live | SimpleNamespace, delta: Tensor, box: tuple[Bound, Bound]) -> Tensor:
-    """x + P(δ) for samples ``at.x`` of radius ``at.eps``; notes as ``at.low`` and ``at.high`` what bounds each step."""
+    """x + P(δ) for samples ``at.x`` of radius ``at.eps``; notes as ``at.low`` and ``at.high`` what bounds each step.
+
+    α stands beside the elements of a sample from here on.
+    """
+    at.alpha = beside(at.alpha, at.x)
     at.low, at.high = box[0] - at.x, box[1] - at.x
     points = clip(at.x + ball.project_box(delta, at.eps, at.low, at.high), *box)
     if ball.name == "linf":  # ball ∩ box is a box, the same at every step
@@ -133,18 +137,17 @@ def begin(ball: Norm, at: Live | SimpleNamespace, delta: Tensor, box: tuple[Boun
 
 def step(ball: Norm, at: Live | SimpleNamespace, grad: Tensor, box: tuple[Bound, Bound], *, sparse: bool) -> Tensor:
     """x + P(δ − α·v(grad)) from ``at.points``; ``sparse``: ℓ1 moves as few elements as possible."""
-    alpha = beside(at.alpha, at.x)
     if ball.name == "linf":
         sign = grad.sign()
-        return clip_(torch.addcmul(at.points, sign, alpha, value=-1, out=sign), at.low, at.high)
+        return clip_(torch.addcmul(at.points, sign, at.alpha, value=-1, out=sign), at.low, at.high)
     delta = at.points - at.x
     if ball.name == "l1":
-        cap = alpha if sparse else alpha / max(1, round(0.01 * delta[0].numel()))
+        cap = at.alpha if sparse else at.alpha / max(1, round(0.01 * delta[0].numel()))
         low, high = torch.maximum(at.low - delta, -cap), torch.minimum(at.high - delta, cap)
-        delta += ball.linear_max(-grad, alpha, low, high)
+        delta += ball.linear_max(-grad, at.alpha, low, high)
     else:
-        rate = (-at.alpha / ball.length(grad)).nan_to_num_(0.0, 0.0, 0.0)  # where there is no slope
-        delta.addcmul_(grad, beside(rate, grad))
+        rate = (-at.alpha / beside(ball.length(grad), grad)).nan_to_num_(0.0, 0.0, 0.0)  # where there is no slope
+        delta.addcmul_(grad, rate)
     delta = ball.project_box(delta, at.eps, at.low, at.high)
     return clip_(delta.add_(at.x), *box)
 

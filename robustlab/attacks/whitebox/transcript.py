@@ -132,7 +132,7 @@ def transcript(
         live.noise, live.alpha = session.noise(seed), alpha.repeat(parts)
         live.low = (x - radius).clamp_min(session.low).repeat(parts, 1)
         live.high = (x + radius).clamp_max(session.high).repeat(parts, 1)
-        live.keep(~found.closed.repeat(parts))
+        live.leave(found.closed.repeat(parts))
         live.points = live.noise.uniform(0, x.shape[1:], x.dtype) * (live.high - live.low) + live.low
         for k in bar(range(steps + 1), show=progress, label="transcript"):
             live.keep(session.can_pay(live))
@@ -143,7 +143,7 @@ def transcript(
             grad = (answer.grad * live.mask).unflatten(0, (parts, -1)).sum(dim=0).repeat(parts, 1)
             live.points = live.points - beside(live.alpha, grad) * (1 - k / steps) * grad.sign()
             live.points = live.points.clamp(live.low, live.high)
-            live.keep(~met.repeat(parts))
+            live.leave(met.repeat(parts))
         return found.result(everyone)
 
 
