@@ -291,7 +291,7 @@ def test_clipping_is_that_of_numpy(ends: str) -> None:
     low = -torch.rand(shape, generator=draw)
     high = low + torch.rand(shape, generator=draw).mul_(torch.rand(shape, generator=draw) > 0.3)
     bounds = (float(low), float(high)) if ends == "numbers" else (low, high)
-    wanted, given = torch.tensor(np.clip(x.numpy(), *bounds)), x.clone()
+    wanted, given = torch.from_numpy(np.clip(x.numpy(), *map(np.asarray, bounds))).to(x), x.clone()
     torch.testing.assert_close(clip(x, *bounds), wanted, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(x.nan_to_num(), given.nan_to_num()) and clip_(x, *bounds) is x
     torch.testing.assert_close(x, wanted, rtol=0, atol=0, equal_nan=True)
