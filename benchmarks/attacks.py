@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.part in ("minnorm", "all"):
         peer_table(options, minimum_norm)
     if options.part in ("queries", "all"):
-        from queries import query_table  # which takes the clock and the judge from here
+        from queries import query_table  # it takes the clock and the judge from here
 
         query_table(options)
 

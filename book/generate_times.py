@@ -22,7 +22,7 @@ MEASURED = ROOT / "book" / "repository_times.yml"
 BUDGET_SECONDS = 60
 BUDGET_MB = 2000
 WORKERS = 2
-LIMIT_MINUTES = 25  # of `make test`, with all chapters
+LIMIT_MINUTES = 25  # for `make test`, with all chapters
 
 INTRODUCTION = f"""
 Every chapter should run on a laptop. The budget of a chapter is a median of **{BUDGET_SECONDS} s** and a

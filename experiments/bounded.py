@@ -12,7 +12,7 @@ from __future__ import annotations
 from experiments.federated import SEEDS, SETS, TESTED, Pooled, aggregators, attacked, bound, curves
 from experiments.record import Experiment
 
-ROUNDS = {"Krum": 10, "multi-Krum": 10, "median": 25, "trimmed mean": 25, "clipping": 25}  # by rule
+ROUNDS = {"Krum": 10, "multi-Krum": 10, "median": 25, "trimmed mean": 25, "clipping": 25}  # rounds for each rule
 FIRST = 3
 
 

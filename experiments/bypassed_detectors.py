@@ -35,7 +35,7 @@ BUDGETS = {"mnist_cnn": (0.15, 0.3), "mnist_resnet": (0.15,), "fashion_cnn": (0.
 NETS = tuple(kind + seed for kind in BUDGETS for seed in ("", "-1", "-2"))
 DETECTORS = ("squeezing", "mahalanobis", "density")
 ATTACKED, CLEAN, OTHERS = 50, 400, 300
-UNITS = (1, 10, 100)  # in which the joint function counts the score, in interquartile ranges of clean scores
+UNITS = (1, 10, 100)  # units of the score in the joint function, in interquartile ranges of clean scores
 
 
 class Versions(nn.Module):

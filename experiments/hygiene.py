@@ -64,7 +64,7 @@ def measure(model: str, draw: int) -> dict[str, Any]:
         entry = broken(draw)[model]
         net, claim, surrogate = entry.model, entry.claim, entry.undefended
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # which say what the checklist is to find out
+        warnings.simplefilter("ignore")  # they say what the checklist is to find out
         report = checklist(net, x, y, claim=claim, surrogate=surrogate, steps=12, queries=60)
     assert claim.robust_accuracy is not None
     answers = {asked.name: int(not asked.passed) for asked in report.checks if asked.passed is not None}

@@ -38,7 +38,7 @@ SEEDS, ATTACKED, EPS = (0, 1, 2), 100, 0.2
 BALLS, ONE_STEP = (0.1, 0.2, 0.3), (0.2, 0.3)
 UNLABELED, LABELED = (0, 1000, 3500), 500
 FEW, EPOCHS, EVERY = 500, 80, 4
-AGAINST_OVERFITTING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the objective, of the loop
+AGAINST_OVERFITTING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # settings of the objective and of the loop
     "plain": ({}, {}),
     "averaged": ({}, {"averaging": 0.98}),
     "perturbed": ({"weight_perturbation": 0.01}, {}),

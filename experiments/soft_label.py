@@ -25,13 +25,13 @@ from robustlab.intervals import Rate
 
 IMAGES, BUDGET, ENDLESS = 20, 2000, 10**6
 GRID = (25, 50, 100, 200, 500, 1000, BUDGET)
-FEWER = (100, 500, BUDGET)  # of attacks that run once with each
+FEWER = (100, 500, BUDGET)  # budgets of attacks that run once with each
 RADIUS = {
     "fashion_cnn_adv": {"linf": 0.15, "l2": 2.0},
     "sign_cnn": {"linf": 0.05, "l2": 1.5},
     "fashion_cnn": {"linf": 0.05},
 }
-SMALL = {"mnist_mlp": 0.2, "fashion_mlp": 0.1, "mnist_cnn": 0.15}  # and their ε in ℓ∞
+SMALL = {"mnist_mlp": 0.2, "fashion_mlp": 0.1, "mnist_cnn": 0.15}  # networks and their ε in ℓ∞
 FEW, ZOO_STEPS = 4, 500  # images and steps of ZOO where it runs to its end
 DIGITS, HEARD = (8, 2, 1), 500  # decimals of the scores that are told; queries of these runs
 PAIR = ("fashion_cnn_adv", "sign_cnn")

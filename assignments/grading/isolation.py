@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 24, 36, 38
 _MS_PRIVATE_RECURSIVE = (1 << 18) | (1 << 14)
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF, _CAPSET = 444, 445, 446, 126  # of x86-64; the first three everywhere
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF, _CAPSET = 444, 445, 446, 126  # on x86-64; the first three everywhere
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
 _READ_FILE = 1 << 0 | 1 << 2
 _DEVICES = 1 << 6 | 1 << 11  # make a device: never

@@ -71,7 +71,7 @@ def arrays(raw: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tenso
                     found[name] = _array(file, name, shape)
     except Unreadable:
         raise
-    except Exception as error:  # of zipfile, of each of its kinds of compression, and of NumPy's reader of headers
+    except Exception as error:  # zipfile, each of its kinds of compression and NumPy's reader of headers have their own
         raise Unreadable(f"the data cannot be read: {error}"[:200]) from None
     return found
 
@@ -217,7 +217,7 @@ def _from_zip(raw: bytes, ending: str) -> bytes:
                 text = file.read(MAX_FILE + 1)
     except Unreadable:
         raise
-    except Exception as error:  # of zipfile, and of each of its kinds of compression
+    except Exception as error:  # zipfile and each of its kinds of compression have their own
         raise Unreadable(f"the zip cannot be read: {error}"[:200]) from None
     if len(text) > MAX_FILE:
         raise Unreadable(f"what is in the zip has more than {MAX_FILE >> 20} MB")

@@ -147,7 +147,7 @@ class Box(Domain):
         out = torch.empty_like(x, memory_format=torch.channels_last) if last else None
         out = torch.clamp(x, low, high, out=out)  # type: ignore[arg-type]  # numbers or tensors
         seen = x if self._is_plain else x - out  # comparing x with out is five times as slow
-        return out, (seen.amin(), seen.amax())  # and aminmax half as slow again
+        return out, (seen.amin(), seen.amax())  # aminmax takes half as long again
 
     def either(self, evidence: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The extremes of both, in the memory of the first."""

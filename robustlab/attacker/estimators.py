@@ -74,7 +74,8 @@ class Directions:
         self.noise, self.draw, self.q, self.like, self.kind = noise, draw, q, like, kind
         self.dimension = like.shape[1:].numel()
         self.weight = 1.0 if kind == "gaussian" else float(self.dimension)
-        self.deviation = 1.0 if kind == "gaussian" else (self.dimension + 2) ** -0.5  # of a coordinate, near the ends
+        # The deviation of a coordinate, near the ends.
+        self.deviation = 1.0 if kind == "gaussian" else (self.dimension + 2) ** -0.5
         self._drawn: list[Tensor] | None = None
 
     def __iter__(self) -> Iterator[Tensor]:

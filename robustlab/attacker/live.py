@@ -144,10 +144,10 @@ class Best:
         self._points = copied(session.start.x if points is None else points)
         like = first(self._points)
         plain = isinstance(self._points, Tensor) and like.is_floating_point()
-        dtype = like.dtype if plain else torch.float64  # of what is no float the values may have any
+        dtype = like.dtype if plain else torch.float64  # values of what is no float may have any dtype
         self._value = torch.full((size(self._points),), torch.inf, dtype=dtype, device=like.device)
         self._scale = 1.0 - tolerance
-        self._live: Live | None = None  # whose samples' best points and values are in ``_now``
+        self._live: Live | None = None  # the best points and values of its samples are in ``_now``
         self._now: tuple[Batch, Tensor] = (self._points, self._value)
         session.bests.append(self)
 

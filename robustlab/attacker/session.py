@@ -94,7 +94,7 @@ class Session:
         n, device = size(x), first(x).device
         self._model, self.domain, self.access, self.budget = model, domain, access, budget
         self._questions = domain  # where the points are about which the model is asked
-        self._dtype = dtype  # of the caller's x, where that is another than the attack computes in
+        self._dtype = dtype  # the dtype of the caller's x, where the attack computes in another
         self.x, self.target, self.ids, self.kappa, self.answer, self._goal = x, target, ids, kappa, answer, goal
         if isinstance(domain, Box):
             self.low, self.high = domain.ends(x)
@@ -106,8 +106,8 @@ class Session:
         self._asking: Live | None = None  # about whom something was asked that is not yet in the counts
         self._strayed: Any = None  # tells whether any question was outside the domain
         self.bests = list[Best]()  # what the attack keeps; the first is what it will return
-        self._shared: tuple[Tensor, Tensor] | None = None  # of a universal attack: the best δ, and whom it moved
-        self._texture: tuple[Tensor, Tensor] | None = None  # of a physical attack: what is painted so far, and its mask
+        self._shared: tuple[Tensor, Tensor] | None = None  # a universal attack's best δ, and whom it moved
+        self._texture: tuple[Tensor, Tensor] | None = None  # what a physical attack has painted so far, and its mask
         # A gradient may be faster in channels-last. A model that fails there is asked with care from then on.
         images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
         self._fast = images and convolves and device.type == "cpu"
@@ -459,7 +459,7 @@ class Session:
         """
         if not live._asked:
             return
-        self._asking, rows = None, live.rows  # in which a place may be named twice
+        self._asking, rows = None, live.rows  # a place may be named twice
         met = live._met[: live._asked]  # (questions, n)
         after = torch.where(met.any(dim=0), self._queries[rows] + met.int().argmax(dim=0) + 1, _NEVER)
         self._first_success.scatter_reduce_(0, rows, after, "amin")

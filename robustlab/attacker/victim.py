@@ -197,7 +197,7 @@ class Victim:
             try:
                 yield session
             except BaseException as error:
-                with suppress(Exception):  # of a device that answers no more, say: the error itself is what matters
+                with suppress(Exception):  # a device that answers no more, say: the error itself is what matters
                     keep_so_far(error, session.so_far())
                 raise
 

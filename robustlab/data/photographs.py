@@ -75,7 +75,7 @@ def backgrounds(ids: int | Tensor, *, side: int = 48, part: Part = "train", seed
     checks.one_of("part", part, get_args(Part))
     images, noise, n = _images()[:_TRAIN] if part == "train" else _images()[_TRAIN:], Noise(seed, ids), len(ids)
     which = noise.integers((30,), (), len(images))
-    half = noise.uniform((31,), (), torch.float32, side / 128, 1.0)  # of the square, in halves of the photograph
+    half = noise.uniform((31,), (), torch.float32, side / 128, 1.0)  # half the square, in halves of the photograph
     center = noise.uniform((32,), (2,), torch.float32, -1.0, 1.0) * (1 - half[:, None])
     turn = torch.zeros(n, 2, 3)
     turn[:, 0, 0] = turn[:, 1, 1] = half

@@ -106,7 +106,7 @@ def synonyms(vocabulary: Vocabulary, *, by: Kinship = "wordnet", similar: float 
     allowed &= ~torch.isin(here * size + there, opposite.sum(dim=0))
     here, there, cosine = here[allowed], there[allowed], cosine[allowed]
     order = cosine.argsort(descending=True, stable=True)
-    order = order[here[order].argsort(stable=True)]  # by the word, and for each word the nearest first
+    order = order[here[order].argsort(stable=True)]  # sorted by the word, and for each word the nearest first
     here, there = here[order], there[order]
     rank = torch.arange(len(here)) - torch.searchsorted(here, here)
     few = rank < most

@@ -12,7 +12,7 @@ from pathlib import Path
 
 _GZIP = b"\x1f\x8b"
 _ROOM = 2**26  # bytes that a small compressed file may become
-_RATIO = 20  # and how many times its size a larger one: weights shrink by less, properties are small
+_RATIO = 20  # a larger file may grow so many times: weights shrink by less, properties are small
 _LARGEST = 2**31 - 1  # bytes, the limit of ONNX's own format
 
 

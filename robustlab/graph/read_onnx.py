@@ -181,7 +181,7 @@ def _fold(reader: OnnxReader, node: NodeProto) -> None:
             found = ReferenceEvaluator(alone).run(None, arrays)
         except MemoryError:
             raise
-        except Exception as error:  # of any kind: its operators are written in NumPy
+        except Exception as error:  # errors of any kind: its operators are written in NumPy
             raise ValueError(f"model: {node.op_type} of node {name_of(node)!r} cannot be computed: {error}") from error
     reader.values.update(
         (name, reader.constant(value)) for name, value in zip(filter(None, node.output), found, strict=False)

@@ -80,7 +80,7 @@ def kept(boxes: Tensor, scores: Tensor, *, threshold: float = 0.5, most: float =
     here = boxes.gather(1, order[..., None].expand_as(boxes))
     clash = overlap(here, here) > most
     keep = scores.gather(1, order) > threshold
-    for j in range(boxes.shape[1]):  # of candidates, for all images at once
+    for j in range(boxes.shape[1]):  # all images at once, candidate by candidate
         later = clash[:, j] & keep[:, j, None]
         later[:, : j + 1] = False
         keep &= ~later
@@ -137,7 +137,7 @@ def average_precision(
     order = scores.masked_fill(~keep, -1).argsort(dim=1, descending=True, stable=True)
     near = overlap(boxes, truth).gather(1, order[..., None].expand(-1, -1, truth.shape[1]))
     free, hits = there.clone(), []
-    for j in range(boxes.shape[1]):  # of candidates, for all images at once
+    for j in range(boxes.shape[1]):  # all images at once, candidate by candidate
         best, which = near[:, j].masked_fill(~free, -1).max(dim=1)
         hit = (best >= iou) & keep.gather(1, order[:, j : j + 1])[:, 0]
         free[hit.nonzero().flatten(), which[hit]] = False

@@ -23,7 +23,7 @@ class Probe:
 
         with Probe(model) as probe:
             logits = probe(x)                       # any model
-            logits, features = probe.features(x)    # of a layer
+            logits, features = probe.features(x)    # those of a layer
 
     Both can be differentiated with respect to x. At the end of the block the modes and every ``requires_grad`` are as
     before.

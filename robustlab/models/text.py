@@ -124,7 +124,7 @@ class _ReadInOrder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         states, _ = self.lstm(self.drop(self.embed(x)))
-        least = -1.0  # of a state of an LSTM, and what an empty text has
+        least = -1.0  # the least state of an LSTM, and what an empty text has
         pooled = states.masked_fill((x == 0)[:, :, None], least).amax(dim=1)
         return self.out(self.drop(pooled))
 

@@ -259,7 +259,7 @@ def _check(
     if not parameters:
         raise ValueError("model: want parameters that require gradients, got none")
     checks.finite("data", x)
-    check_inputs: Any = getattr(model, "check_inputs", None)  # of a net that takes no floats
+    check_inputs: Any = getattr(model, "check_inputs", None)  # a net that takes no floats has it
     if check_inputs is not None:
         check_inputs("data", x)
     checks.at_home(model, x, "data", device=False)  # batches are moved to the model

@@ -398,7 +398,7 @@ def _ray(cpus: int, memory: int, timeout: float) -> Iterator[Callable[[], None]]
     """Ray on so many CPUs; at the end nothing of it runs. Yields what ends its clients' processes at once."""
     import ray
 
-    psutil = importlib.import_module("psutil")  # which Ray brings along
+    psutil = importlib.import_module("psutil")  # Ray brings it along
     constants: Any = importlib.import_module("ray._private.ray_constants")
     if ray.is_initialized():
         raise RuntimeError("ray: want none that runs in this process already, since Flower ends it: ray.shutdown()")
@@ -451,5 +451,5 @@ def _started(folder: Path, options: Mapping[str, int], timeout: float) -> Iterat
             keeper.wait()
             keeper.stdin.close()  # type: ignore[union-attr]
         last = "".join((folder / "said").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:])
-        if "timed out during startup" not in last:  # which Ray says after half a minute, too soon for a busy machine
+        if "timed out during startup" not in last:  # Ray says so after half a minute, too soon for a busy machine
             raise RuntimeError(f"ray: did not come up with {what}: {last}")

@@ -69,7 +69,8 @@ def dirichlet_split(y: Tensor, clients: int, *, alpha: float, seed: int = 0, at_
     order = Noise(seed, torch.arange(len(y), device=y.device)).uniform(0, (), torch.float64).argsort()
     order = order[y[order].argsort(stable=True)]  # class by class, in a random order within each
     first, place = counts.cumsum(0) - counts, torch.arange(len(y), device=y.device)
-    number = torch.arange(len(labels), device=y.device).repeat_interleave(counts)  # of each place's class
+    # The number of each place's class.
+    number = torch.arange(len(labels), device=y.device).repeat_interleave(counts)
     for attempt in range(_ATTEMPTS):
         shares = _dirichlet(noise, attempt, clients, alpha)
         ends = first[:, None] + (shares.cumsum(dim=1) * counts[:, None]).round().to(torch.int64)

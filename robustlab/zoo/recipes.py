@@ -13,8 +13,8 @@ TEXTS = ("sentence_polarity", "banking77")
 Half = Literal["", "a", "b"]
 HALVES: tuple[tuple[Half, int], ...] = (("a", 0), ("b", 1))  # a half, and the number of the initial weights on it
 HALVED = ("cnn", "mlp", "resnet", "adv")  # what is trained on each half of Fashion-MNIST
-HALVED_HANDS = ("cnn", "resnet")  # and of the photographs of hands
-DATASETS = {  # by the beginning of a name
+HALVED_HANDS = ("cnn", "resnet")  # nets of the photographs of hands, too
+DATASETS = {  # the beginning of a name tells the data
     "mnist": "mnist5k", "fashion": "fashion", "sign": "sign_digits32", "road": "road_signs", "face": "rendered_faces",
 }  # fmt: skip
 PEOPLE = "people"

@@ -191,7 +191,7 @@ class _JointObjective:
         true, wanted = y.unbind(dim=1)
         attacked = max(1, round(self.rate * len(x)))
         end = attacked + max(1, round(self.cross_rate * len(x)))
-        other = x.roll(-(end % len(x) or 1), dims=0)  # of another part of the batch; never the image itself
+        other = x.roll(-(end % len(x) or 1), dims=0)  # images of another part of the batch; never the image itself
         pattern, mask = joint.trigger.parts(torch.cat([x[:attacked], other[attacked:end]]))
         mixed = x[:end] + (pattern - x[:end]) * mask
         logits = joint.model(torch.cat([mixed, x[end:]]))

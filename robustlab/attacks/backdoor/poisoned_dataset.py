@@ -90,7 +90,7 @@ class PoisonedDataset(Poisoned):
         if cover_rate and cover is None:
             raise ValueError(f"cover: want a module with cover_rate {cover_rate}, got None")
         wanted = target_of(target, y)
-        if isinstance(data, Dataset):  # which says how many classes there are; a pair does not
+        if isinstance(data, Dataset):  # it says how many classes there are; a pair does not
             checks.in_classes("target", wanted, len(data.classes))
         eligible = (wanted == y) if clean_label else torch.ones_like(y, dtype=torch.bool)
         if not clean_label and not include_target:

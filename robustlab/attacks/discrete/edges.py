@@ -17,7 +17,7 @@ from robustlab.geometry.projections import keep_largest
 
 Graph = tuple[Tensor, Tensor]
 """A batch of graphs: features (N, V, F) and adjacency (N, V, V)."""
-BISECTIONS = 30  # of an interval, before the piece that is left is solved for
+BISECTIONS = 30  # bisections of an interval, before the piece that is left is solved for
 
 
 class Pairs:

@@ -68,7 +68,7 @@ def enumerated(sizes: Tensor, left: Tensor, most: int) -> Choices:
     """
     places = sizes.shape[1]
     bits = torch.arange(1, 2**places, device=sizes.device)[:, None] >> torch.arange(places, device=sizes.device) & 1
-    subsets = bits[bits.sum(dim=1).argsort(stable=True)].bool()  # of places that are changed
+    subsets = bits[bits.sum(dim=1).argsort(stable=True)].bool()  # sets of places that are changed
     counts = torch.where(subsets, sizes[:, None], 1).prod(dim=2) * (subsets.sum(dim=1) <= left[:, None])
     ends = counts.cumsum(dim=1)
     total = ends[:, -1]

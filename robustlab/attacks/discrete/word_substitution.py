@@ -202,7 +202,7 @@ def _changed_at_random(live: Live, x: Tensor, number: Tensor, draw: int | tuple[
 def _step(session: Session, live: Live, best: Best, g: LossFunction, tried: Tensor, asked: Tensor) -> None:
     """Ask about points (n, m, T), go to the best, ``live.chosen``, if it is better, and stop where it is enough."""
     told = ask_some(session, live, tried, asked, g)
-    first = told.met.int().argmax(dim=1, keepdim=True)  # of those that fool the model the nearest word
+    first = told.met.int().argmax(dim=1, keepdim=True)  # the nearest word of those that fool the model
     nearest = torch.zeros_like(told.met).scatter(1, first, told.met.gather(1, first))
     live.chosen = take_best(live, tried, told.loss, nearest, live.value)
     best.keep(live, live.points, live.value)

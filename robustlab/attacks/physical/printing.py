@@ -32,7 +32,7 @@ def printable_colors(levels: int = 3, *, low: float = 0.1, high: float = 0.9, ch
 def non_printability(texture: Tensor, mask: Tensor, colors: Tensor) -> Tensor:
     """NPS, a number: the product of distances to the colors (P, C), summed over the pixels of the mask (1, H, W)."""
     pixels = texture.flatten(1).T[mask.flatten()]
-    distances = torch.linalg.vector_norm(pixels[:, None] - colors[None], dim=-1)  # whose slope at 0 is 0, not NaN
+    distances = torch.linalg.vector_norm(pixels[:, None] - colors[None], dim=-1)  # its slope at 0 is 0, not NaN
     return distances.prod(dim=1).sum()
 
 

@@ -58,7 +58,7 @@ def statistical_poisoning(
     normal = Noise(seed, torch.arange(p, device=x.device)).normal(0, (x.shape[1],), x.dtype)
     drawn = mean + (normal * values.clamp_min(0).sqrt()) @ vectors.mT
     corners = drawn.clamp(0, 1).round()
-    for group in one_hot:  # by the draw itself: rounded columns of a group may tie
+    for group in one_hot:  # the draw itself decides: rounded columns of a group may tie
         corners[:, list(group)] = round_one_hot(drawn[:, list(group)], (tuple(range(len(group))),))
     with torch.no_grad(), evaluating(model, device=x.device):
         response = (model(corners) < 0.5).to(y.dtype)

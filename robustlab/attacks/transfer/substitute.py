@@ -196,7 +196,7 @@ def _kept(bought: Bought, session: Session, net: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        vars(error).pop("so_far", None)  # of the question, or of the attack on the substitute, that was cut short
+        vars(error).pop("so_far", None)  # what the question, or the attack on the substitute, had when it was cut short
         with suppress(Exception):
             keep_so_far(error, _beside(bought, session.so_far(), net))
             error.add_note(

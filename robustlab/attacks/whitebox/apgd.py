@@ -41,7 +41,7 @@ from robustlab.attacks.whitebox.apgd_descent import Descent, checkpoints
 from robustlab.geometry.norms import Norm, ProperNorm, get_norm
 from robustlab.progress import bar
 
-_PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # of multi_eps: radius over ε, share of the steps
+_PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # multi_eps: radius over ε, share of the steps
 
 
 def apgd(

@@ -44,7 +44,7 @@ class Descent:
         low, high = self.low - live.x, self.high - live.x
         delta = self.ball.project_box(delta, radius, low, high)
         live.points = clip(live.x + delta, self.low, self.high)
-        live.low, live.high = low, high  # of δ; ℓ∞: the ends of ball ∩ box
+        live.low, live.high = low, high  # ends of δ; ℓ∞: the ends of ball ∩ box
         if self.ball.name == "linf":
             low, high = live.x - beside(radius, live.x), live.x + beside(radius, live.x)
             live.low, live.high = clip(low, self.low, self.high), clip(high, self.low, self.high)
@@ -106,7 +106,7 @@ class Descent:
         """η spread in equal parts over the k elements of largest gradient that can move (all that tie for the last)."""
         delta = (live.points - live.x).flatten(1)
         grad = -live.grad.flatten(1)
-        slack = 4 * torch.finfo(grad.dtype).eps * self.largest  # of rounding x + δ
+        slack = 4 * torch.finfo(grad.dtype).eps * self.largest  # what rounding x + δ may do
         room = torch.where(grad > 0, live.high.flatten(1) - delta, delta - live.low.flatten(1))
         grad = grad.masked_fill(room <= slack, 0.0)
         size, d = grad.abs(), grad.shape[1]

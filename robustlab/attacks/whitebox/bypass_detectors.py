@@ -170,7 +170,7 @@ def bypass_detectors(
             given |= {"norm": norm, "eps": live.eps, "target": live.goals[:, place], "seed": seed, "ids": live.ids}
             result = attack(joint, live.x.to(x.dtype), live.y, **given)
             won = result.success
-            kept = won if place else torch.ones_like(won)  # of the failures, the point of the likeliest class stays
+            kept = won if place else torch.ones_like(won)  # failures keep the point of the likeliest class
             x_adv[rows[kept]], success[rows] = result.x_adv[kept], won
             first_success[rows[won]] = queries[rows[won]] + result.first_success[won]
             queries[rows] += result.queries

@@ -27,7 +27,7 @@ from torch import Tensor
 from robustlab.attacker.domain import Bound
 from robustlab.geometry.norms import Norm
 
-_ROUNDING = 1e-8  # of the largest slope
+_ROUNDING = 1e-8  # relative to the largest slope
 
 
 def to_hyperplane(norm: Norm, points: Tensor, slope: Tensor, gap: Tensor, low: Bound, high: Bound) -> Tensor:

@@ -107,7 +107,8 @@ def transcript(
     checks.at_least("steps", steps, 1, integer=True)
     eps = checks.radius(eps, x, "linf", victim.bounds)
     alpha = eps / 5 if step_size is None else checks.per_sample("step_size", step_size, x)
-    radius = beside(eps, x) * (1 if movable is None else _mask("movable", movable, x))  # of each sample of the sound
+    # One radius for each sample of the sound.
+    radius = beside(eps, x) * (1 if movable is None else _mask("movable", movable, x))
     masks, wanted = _parts(x, y, target, also)  # (P, N, T) and (P, N, S)
     parts, sign = len(masks), -1 if target is None else 1
     ids = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)

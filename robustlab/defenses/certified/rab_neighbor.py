@@ -24,7 +24,7 @@ from robustlab.data.pairs import Pairs, read_labeled
 __all__ = ["neighbor_probabilities", "rab_neighbor"]
 
 LEAST = 1e-12  # no class is said to be less likely: the distribution's own rounding
-_NUMBERS = 1 << 22  # of probabilities in memory at once
+_NUMBERS = 1 << 22  # probabilities in memory at once
 
 
 def bucket_edges(d: int, sigma: float, buckets: int) -> np.ndarray:

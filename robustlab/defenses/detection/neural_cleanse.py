@@ -245,7 +245,7 @@ class _Search:
             wins += (logits.argmax(dim=1) == goal).view(len(self.classes), -1).sum(dim=1)
         by_mask, by_pattern = (leaf.grad for leaf in leaves)
         assert by_mask is not None
-        by_mask = by_mask + cost[:, None, None, None]  # of λ·‖m‖₁, since m ≥ 0
+        by_mask = by_mask + cost[:, None, None, None]  # the slope of λ·‖m‖₁, since m ≥ 0
         self.adam.zero_grad()
         torch.autograd.backward([mask, pattern], [by_mask, by_pattern])
         self.adam.step()

@@ -36,7 +36,7 @@ from robustlab.models.modes import evaluating
 
 __all__ = ["OverfittingCheck", "adversarial_training", "robust_validation"]
 
-CHECK_STEPS = 10  # of the PGD that checks
+CHECK_STEPS = 10  # steps of the PGD that checks
 SUSPICIOUS = 0.2  # this gap of accuracies is no longer that of a stronger attack
 
 

@@ -32,7 +32,7 @@ from robustlab.models.modes import evaluating
 __all__ = ["sprout"]
 
 CERTAINTY = 10.0  # concentration of the given label
-LEAST = 1e-3  # of u: a concentration of 0 has no distribution
+LEAST = 1e-3  # least u: a concentration of 0 has no distribution
 TURNS = 3  # steps of θ for each of u
 
 

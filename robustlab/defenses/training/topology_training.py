@@ -39,7 +39,7 @@ class TopologyTraining:
 
     def __init__(self, share: float, steps: int, step_size: float | None, pairs: Tensor | None) -> None:
         self.share, self.steps, self.step_size, self.pairs = share, steps, step_size, pairs
-        self._seen: tuple[Tensor, Graph, Pairs, Tensor] | None = None  # of the model's graph
+        self._seen: tuple[Tensor, Graph, Pairs, Tensor] | None = None  # what belongs to the model's graph
 
     def check_model(self, model: nn.Module, x: Tensor) -> None:
         """Raises unless the model is a net on a graph."""

@@ -116,7 +116,7 @@ def checklist(
     if found[0].passed:
         battery = ComparedAttacks(model, x, y, claim, surrogate, steps, queries, seed)
         checks.in_classes("y", y, battery.once(0).shape[1])
-        with checks.scores_are_judged():  # by one of the checks
+        with checks.scores_are_judged():  # one of the checks judges them
             for group in GROUPS:
                 found.extend(group(battery))
     return ChecklistReport(tuple(found), claim, len(x))

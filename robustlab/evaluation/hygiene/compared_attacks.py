@@ -21,7 +21,7 @@ from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.geometry.norms import get_norm
 from robustlab.models.modes import evaluating
 
-_DRAWS = 4  # of a random defense, to average; it is judged on twice as many
+_DRAWS = 4  # draws of a random defense, to average; it is judged on twice as many
 
 
 class ComparedAttacks:

@@ -17,7 +17,7 @@ Rule = Literal["krum", "trimmed mean", "median", "clipping"]
 Round = tuple[Tensor, int, float]
 """Updates u (m, d), how many clients may be malicious, and the bound R."""
 SIZES, DIMENSIONS = ((12, 4), (7, 2), (9, 1), (10, 3)), 3
-ROUNDS = 8  # of each size
+ROUNDS = 8  # rounds of each size
 
 
 def aggregation(function: Callable[..., Tensor], rule: Rule, *, seed: int = 0, hints: int = 1) -> None:

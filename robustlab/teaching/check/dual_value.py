@@ -120,7 +120,7 @@ def _at_prices(function: Value, sizes: Sequence[int], seed: int) -> None:
     a = torch.randn(ROWS, sizes[-1], generator=generator, dtype=torch.float64)
     prices = [torch.randn(ROWS, n, generator=generator, dtype=torch.float64) for n in sizes[1:-1]]
     for mu in prices:
-        mu[0] = 0.0  # of the first row nothing costs anything
+        mu[0] = 0.0  # nothing of the first row costs anything
         mu.requires_grad_()
     told = (layers, ends, a, prices, low, high)
     out, bare = _asked(function, *told), [mu.detach() for mu in prices]

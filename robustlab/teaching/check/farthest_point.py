@@ -21,7 +21,7 @@ from robustlab.teaching.check.finding import Wrong, blame, require_shape, requir
 Farthest = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 """(v (d,), mu (d,), e (d,), R (), S ()) → the point (d,)."""
 DIMENSIONS = (2, 3, 8)
-SLACK = 1e-7  # of R, in float64
+SLACK = 1e-7  # share of R, in float64
 WHERE_PARALLEL = (
     "Where v runs along e, no direction across is better than another.",
     "Take none of them: return mu + first * e where across is below 1e-12 of v.",

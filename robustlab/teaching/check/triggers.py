@@ -99,7 +99,8 @@ def smallest_size(network: nn.Sequential, x: Tensor, target: int) -> float:
     assert isinstance(layer, nn.Linear)
     weight, images = layer.weight.detach().double(), x.flatten(1).double()
     d, rivals = images.shape[1], [k for k in range(CLASSES) if k != target]
-    slopes = weight[target] - weight[rivals]  # of the leads: slopes · ((1 − m)·x + q) >= 0 for all images and rivals
+    # The leads are slopes · ((1 − m)·x + q), and must be >= 0 for all images and rivals.
+    slopes = weight[target] - weight[rivals]
     by_m = (slopes[None] * images[:, None]).flatten(0, 1)
     by_q = -slopes.repeat(len(images), 1)
     leads = by_m.sum(dim=1)

@@ -38,7 +38,7 @@ def worst_of(function: Worst, *, seed: int = 0, hints: int = 1) -> None:
     """
     model, x, y = worst_case(seed)
     try:
-        for k in (K, 2):  # of few draws all may be harmless, so that x itself is the worst
+        for k in (K, 2):  # few draws may all be harmless, so that x itself is the worst
             _of_all(function, model, x, y, k)
         _own_draws(function, model, x, y)
     except Wrong as wrong:

@@ -34,7 +34,7 @@ from robustlab.verification.complete.query import TIE, Case, Clock, Replay, Verd
 from robustlab.verification.complete.simplex import Simplex
 from robustlab.verification.complete.verify import verify
 
-_BROKEN = 1e-7  # by so much may a differ from max(b, 0)
+_BROKEN = 1e-7  # tolerance of a = max(b, 0)
 _REPAIRS = 5  # of one ReLU before it is split
 
 

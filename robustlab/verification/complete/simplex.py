@@ -26,7 +26,7 @@ from robustlab.graph.time_limit import OutOfTime, tick, time_left
 
 Array = NDArray[np.float64]
 
-TOLERANCE = 1e-9  # by so much may a bound be broken
+TOLERANCE = 1e-9  # of a bound
 _SMALL = 1e-10  # smaller coefficients count as 0
 _REFRESH = 50  # pivots after which the tableau is computed anew
 _FLOPS = 1e9  # per second, at least

@@ -51,7 +51,7 @@ from robustlab.geometry.norms import ProperNorm
 
 __all__ = ["higher_order_radius", "higher_order_smoothing"]
 
-_PROXY = 1.2  # of the variance of ε·1(answer is k)
+_PROXY = 1.2  # proxy of the variance of ε·1(answer is k)
 
 
 def higher_order_smoothing(

@@ -86,7 +86,7 @@ def count_votes(
     jobs = [
         Job(i, id_, start, min(CHUNK, n - start)) for i, id_ in enumerate(ids.tolist()) for start in range(0, n, CHUNK)
     ]
-    counts = x.new_zeros((len(x), 3), dtype=torch.int64)  # of an empty batch; else known with the first answer
+    counts = x.new_zeros((len(x), 3), dtype=torch.int64)  # for an empty batch; else known with the first answer
     rows = batch_size or (CHUNK if x.device.type == "cpu" else 4 * CHUNK)
     # Small points of several passes lie in it together, since what is done between passes costs as much as a short one.
     several = min(8 * CHUNK, 2**20 // max(1, x[:1].numel()))
