@@ -21,3 +21,8 @@ def portions(like: Tensor) -> Iterator[slice]:
     rows = max(1, IN_CACHE // max(1, like.shape[1:].numel())) if like.device.type == "cpu" else max(1, n)
     for first in range(0, n, rows):
         yield slice(first, first + rows)
+
+
+def fits(numbers: int) -> bool:
+    """Whether so many elements are no more than a portion."""
+    return numbers <= IN_CACHE

@@ -52,7 +52,7 @@ class Conv(Affine):
         if plain and self.weight.shape[1] <= 4:
             spread = self.weight.flatten(1).T @ coef.flatten(2)
             return F.fold(spread, tuple(size), self.weight.shape[2:], self.dilation, padding, self.stride)
-        geometry = zip(size, grid, self.stride, padding, self._reach, strict=True)
+        geometry = zip(size, grid, self.stride, padding, self.reach, strict=True)
         extra = [n - ((m - 1) * s - 2 * p + r + 1) for n, m, s, p, r in geometry]
         if self._rank == 2:
             coef = coef.contiguous(memory_format=torch.channels_last)
@@ -61,7 +61,7 @@ class Conv(Affine):
         return found.contiguous()
 
     @property
-    def _reach(self) -> list[int]:
+    def reach(self) -> list[int]:
         """Last minus first of what an output sees, in each dimension."""
         return [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
 
@@ -98,21 +98,36 @@ class Conv(Affine):
 
     def output_shape(self, shape: Shape) -> Shape:
         """Of one sample, without the batch."""
-        parts = zip(shape[1:], self.stride, self.padding, self._reach, strict=True)
+        parts = zip(shape[1:], self.stride, self.padding, self.reach, strict=True)
         return (self.weight.shape[0], *((n + 2 * p - r - 1) // s + 1 for n, s, p, r in parts))
 
     def _moved(self, forms: Forms, shape: Shape) -> Forms | None:
         """The receptive fields of windows; None where they are no smaller than the map."""
         window = forms.window
         assert window is not None
-        size = [(k - 1) * s + r + 1 for k, s, r in zip(forms.coef.shape[2:], self.stride, self._reach, strict=True)]
+        size = [(k - 1) * s + r + 1 for k, s, r in zip(forms.coef.shape[2:], self.stride, self.reach, strict=True)]
         if size[0] >= shape[1] or size[1] >= shape[2]:
             return None
         here = window.moved(self.stride, [-p for p in self.padding])
-        moved = Forms(self._transpose(forms.coef, (0, 0), size), forms.sample, here)
-        if any(here.margins(size, shape)):  # what falls on the padding multiplies zeros
-            moved = moved.to(moved.coef * moved.pick(moved.coef.new_ones(1, 1, *shape[1:])))
-        return moved
+        coef = self._transpose(forms.coef, (0, 0), size)
+        return replace(forms, coef=coef, window=here, loose=any(here.margins(size, shape)))  # beyond is padding
+
+    def scaled(self, after: ScaleShift) -> Conv | None:
+        """The convolution and a scale and shift of its channels, as one; None where they vary within a channel."""
+        scale, shift = (_by_channel(number, self.weight.dim(), self.weight.shape[0]) for number in
+                        (after.scale, after.shift))  # fmt: skip
+        if scale is None or shift is None:
+            return None
+        bias = shift if self.bias is None else scale * self.bias + shift
+        return replace(self, weight=self.weight * scale.reshape(-1, *(1,) * (self.weight.dim() - 1)), bias=bias)
+
+
+def _by_channel(number: Tensor, rank: int, channels: int) -> Tensor | None:
+    """A number that broadcasts against (N, channels, …), as one per channel; None where it varies within a channel."""
+    whole = number.reshape((1,) * (rank - number.dim()) + number.shape)
+    if whole.shape[0] > 1 or any(n > 1 for n in whole.shape[2:]):
+        return None
+    return whole.flatten().expand(channels)
 
 
 def average_pool(

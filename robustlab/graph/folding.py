@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from robustlab.graph.affine import Linear, ScaleShift
 from robustlab.graph.conv import Conv
 from robustlab.graph.node import Graph, Node
@@ -46,11 +44,7 @@ def _product(before: Node, node: Node) -> Operator | None:
     first, second = before.op, node.op
     vectors = len(before.shape) == len(node.shape) == 1
     if isinstance(first, Conv) and isinstance(second, ScaleShift):
-        scale, shift = (_by_channel(number, node) for number in (second.scale, second.shift))
-        if scale is None or shift is None:
-            return None
-        bias = shift if first.bias is None else scale * first.bias + shift
-        return replace(first, weight=first.weight * scale.reshape(-1, *(1,) * (first.weight.dim() - 1)), bias=bias)
+        return first.scaled(second) if len(before.shape) == first.weight.dim() - 1 else None
     if not vectors:
         return None
     if isinstance(second, ScaleShift):
@@ -70,11 +64,3 @@ def _product(before: Node, node: Node) -> Operator | None:
                 moved = bias if first.bias is None else second.weight @ first.bias + bias
                 return Linear(second.weight @ first.weight, moved)
     return None
-
-
-def _by_channel(number: Tensor, node: Node) -> Tensor | None:
-    """A number that broadcasts against (N, channels, …), as one per channel; None where it varies within a channel."""
-    whole = number.reshape((1,) * (1 + len(node.shape) - number.dim()) + number.shape)
-    if whole.shape[0] > 1 or any(n > 1 for n in whole.shape[2:]):
-        return None
-    return whole.flatten().expand(node.shape[0])

@@ -58,19 +58,32 @@ class Forms:
     Attributes:
         coef: (R, *shape of the node), or windows (R, C, kh, kw).
         sample: (R,) int64, the sample whose value each form is applied to.
-        window: where the windows lie; None for forms written out in full. Coefficients outside the map are 0.
+        window: where the windows lie; None for forms written out in full.
+        group: first sample and forms per sample, where samples that follow each other have equally many forms, one
+            after the other: then little is copied for each form.
+        loose: whether coefficients outside the map may be other than 0, which nothing there multiplies.
     """
 
     coef: Tensor
     sample: Tensor
     window: Window | None = None
+    group: tuple[int, int] | None = None
+    loose: bool = False
 
     def to(self, coef: Tensor) -> Forms:
         """Forms of the same samples, in the same windows, with other coefficients."""
         return replace(self, coef=coef)
 
+    def inside(self, shape: Sequence[int]) -> Forms:
+        """The same forms on a node of ``shape``, with coefficients of 0 outside the map."""
+        if not self.loose:
+            return self
+        return replace(self, coef=self.coef * self.pick(self.coef.new_ones(1, 1, *shape[1:])), loose=False)
+
     def pick(self, values: Tensor) -> Tensor:
         """``values`` (N, *shape) as each form meets them: of its sample, in its window; 0 outside the map."""
+        if self.group is not None and len(self.sample) == self.group[1] and values.shape[0] > 1:  # one sample
+            values = values[self.group[0]][None]
         if self.window is None:
             return values if values.shape[0] == 1 else values.index_select(0, self.sample)
         kh, kw = self.coef.shape[-2:]
@@ -83,6 +96,27 @@ class Forms:
     def dot(self, values: Tensor) -> Tensor:
         """⟨coef, values⟩ for values as ``pick`` gives them (or that broadcast), (R,)."""
         return torch.linalg.vecdot(self.coef.flatten(1), values.expand_as(self.coef).flatten(1))
+
+    def by_sample(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients and values that broadcast against each other.
+
+        They are (n, forms of each, *shape) and (n, 1, *shape) where forms in full stand in groups, else (R, *shape) and
+        what ``pick`` gives.
+        """
+        if self.group is None or self.window is not None or values.shape[0] <= 1:
+            return self.coef, self.pick(values)
+        first, each = self.group
+        coef = self.coef.unflatten(0, (-1, each))
+        return coef, values[first : first + len(coef)].unsqueeze(1)
+
+    def against(self, values: Tensor) -> Tensor:
+        """⟨coef, values⟩ for the values (N, *shape) of all samples, (R,)."""
+        alone = values.shape[0] == 1
+        if self.window is not None or self.coef.shape[1:] != values.shape[1:] or (self.group is None and not alone):
+            return self.dot(self.pick(values))
+        first, each = (0, len(self.sample)) if alone or self.group is None else self.group
+        rows = self.coef.flatten(1).unflatten(0, (-1, each)) if len(self.sample) else self.coef.flatten(1)[None]
+        return torch.linalg.vecdot(rows, values[first : first + len(rows)].flatten(1)[:, None]).flatten()
 
     def full(self, shape: Sequence[int]) -> Forms:
         """The same forms written out over a node of ``shape``."""
@@ -97,12 +131,13 @@ class Forms:
         padded = self.coef.new_zeros(rows, channels, height * width)
         padded = padded.scatter(2, place[:, None].expand(-1, channels, -1), self.coef.flatten(2))
         padded = padded.reshape(rows, channels, height, width)
-        return Forms(padded[..., top : height - bottom, left : width - right], self.sample)
+        coef = padded[..., top : height - bottom, left : width - right]
+        return Forms(coef, self.sample, group=self.group)
 
     def plus(self, other: Forms, shape: Sequence[int]) -> Forms:
         """The sum of two sets of forms on the same node, where two branches of the graph meet."""
         if self.window is other.window and self.coef.shape == other.coef.shape:
-            return self.to(self.coef + other.coef)
+            return replace(self, coef=self.coef + other.coef, loose=self.loose or other.loose)
         joint = self._joined(other, shape)
         if joint is not None:
             return joint
@@ -132,17 +167,22 @@ class Forms:
             bottom, right = last[0] - at[0] - kh, last[1] - at[1] - kw
             return F.pad(forms.coef, (left, right, top, bottom))
 
-        return Forms(placed(self, (0, 0)) + placed(other, shift), self.sample, a.moved((1, 1), first))
+        coef, loose = placed(self, (0, 0)) + placed(other, shift), self.loose or other.loose
+        return replace(self, coef=coef, window=a.moved((1, 1), first), loose=loose)
 
 
-def units(sample: Tensor, place: Tensor, shape: Sequence[int], sign: Tensor) -> Forms:
+def units(
+    sample: Tensor, place: Tensor, shape: Sequence[int], sign: Tensor, only: int | None = None
+) -> Forms:  # fmt: skip
     """The forms ±e_place on a node of ``shape``: one neuron each.
 
     Args:
         sample, place: (R,) int64, the sample and the flat index of the neuron.
         shape: of the node.
         sign: (R,) of +1 and −1.
+        only: the one sample of all, where that is known.
     """
+    group = None if only is None else (only, len(place))
     if len(shape) == 3:
         channels, height, width = shape
         channel, spot = place // (height * width), place % (height * width)
@@ -150,9 +190,10 @@ def units(sample: Tensor, place: Tensor, shape: Sequence[int], sign: Tensor) -> 
         own, owner = torch.unique(sample * (height * width) + spot, return_inverse=True)
         where, spot = own // (height * width), own % (height * width)
         corner = torch.stack([spot // width, spot % width], dim=1)
-        return Forms(coef[:, :, None, None], sample, Window(corner, where, owner, (0, 0), (height - 1, width - 1)))
+        window = Window(corner, where, owner, (0, 0), (height - 1, width - 1))
+        return Forms(coef[:, :, None, None], sample, window, group)
     size = 1
     for length in shape:
         size *= length
     coef = sign.new_zeros(len(place), size).scatter(1, place[:, None], sign[:, None])
-    return Forms(coef.reshape(-1, *shape), sample)
+    return Forms(coef.reshape(-1, *shape), sample, group=group)

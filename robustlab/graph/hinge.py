@@ -15,14 +15,14 @@ table 2 (adaptive).
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from robustlab.geometry.portions import fits, portions
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
 from robustlab.graph.operator import Backward, Operator, Priced, Rule, Shape
@@ -51,16 +51,27 @@ class Elementwise(Operator):
     affine: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
 
+    @property
+    def bends(self) -> tuple[float, ...] | None:
+        """Where a function is bent that is linear elsewhere; None for others."""
+        return None
+
     def backward(self, forms: Forms, shapes: Sequence[Shape], lines: Lines) -> Backward:
-        """a·f(z) ≥ a·(line below) where a ≥ 0, a·(line above) where a < 0."""
-        below = lines.lower_slope if lines.per_form else forms.pick(lines.lower_slope)
-        negative = forms.to(forms.coef.clamp_max(0.0))
-        positive = forms.to(forms.coef.clamp_min(0.0))
-        constant = negative.dot(forms.pick(lines.upper_bias))
+        """a·f(z) ≥ a·(line below) where a ≥ 0, a·(line above) where a < 0.
+
+        Slopes and constants are 0 outside the map, so that loose forms are so no more.
+        """
+        coef, above = forms.by_sample(lines.upper_slope)
+        below = lines.lower_slope.reshape(coef.shape) if lines.per_form else forms.by_sample(lines.lower_slope)[1]
+        negative, positive = coef.clamp_max(0.0), coef.clamp_min(0.0)
+        constant = forms.to(negative.reshape(forms.coef.shape)).against(lines.upper_bias)
         if lines.lower_bias is not None:
-            constant = constant + positive.dot(forms.pick(lines.lower_bias))
-        coef = torch.addcmul(positive.coef * below, negative.coef, forms.pick(lines.upper_slope))
-        return (forms.to(coef),), constant
+            constant = constant + forms.to(positive.reshape(forms.coef.shape)).against(lines.lower_bias)
+        if torch.is_grad_enabled():
+            coef = torch.addcmul(positive * below, negative, above)
+        else:  # the same where the numbers lie
+            coef = positive.mul_(below).addcmul_(negative, above)
+        return (replace(forms, coef=coef.reshape(forms.coef.shape), loose=False),), constant
 
     def secants(self, forms: Forms, lines: Lines) -> tuple[Tensor, ...]:
         """The slope of the line below where a ≥ 0, of the line above where a < 0."""
@@ -76,6 +87,11 @@ class Elementwise(Operator):
         the candidates need no gradient of their own.
         """
         a, mu = forms.coef, secants[0] * forms.coef + extra[0]
+        if self.bends is not None and not fits((2 + len(self.bends)) * a.numel()):  # few are done sooner as below
+            l, u = inputs[0].lower, inputs[0].upper
+            z = torch.stack([l, u, *(torch.full_like(l, bend).clamp(l, u) for bend in self.bends)], dim=1)
+            least, terms = _Least.apply(a, mu, *(forms.by_sample(point)[1] for point in (z, self.forward(z))))
+            return Priced((forms.to(mu),), least, terms)
         with torch.no_grad():
             l, u = (forms.pick(end).expand_as(a) for end in (inputs[0].lower, inputs[0].upper))
             z = torch.stack([l, u, *(point.clamp(l, u) for point in self.turns(a.detach(), mu.detach(), l, u))])
@@ -90,9 +106,47 @@ class Elementwise(Operator):
         least = least + (a - a.detach()) * f - (mu - mu.detach()) * z
         return Priced((forms.to(mu),), least.flatten(1).sum(1), terms)
 
-    @abstractmethod
     def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:
-        """Where a·f(z) − μ·z may be smallest between l and u."""
+        """Where a·f(z) − μ·z may be smallest between l and u: of a function that is made of lines, at its bends."""
+        return [torch.full_like(l, bend) for bend in self.bends or ()]
+
+
+class _Least(torch.autograd.Function):
+    """Σ min {a·f(z) − μ·z : z in some points}, (R,), and the sum of the largest absolute terms, (R,).
+
+    Its slope in a is the mean of f, in μ the mean of −z, over the points where the minimum is attained. Elements are
+    done in parts that fit a cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, mu: Tensor, z: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """``z`` and ``f`` (n, 1, points, *shape) of forms in groups, else (R or 1, points, *shape)."""
+        samples, count = (len(z), z.shape[2]) if z.dim() > a.dim() + 1 else (len(a), z.shape[1])
+        coef, slope = (t.detach().reshape(samples, -1, 1, a[:1].numel()) for t in (a, mu))
+        z, f = (t.reshape(len(t), 1, count, -1) for t in (z, f))
+        value, terms = (coef.new_empty(coef.shape[:2]) for _ in range(2))
+        mean_f, mean_z = (torch.empty_like(coef[:, :, 0]) for _ in range(2))
+        for part in portions(coef.expand(-1, -1, count, -1)):
+            z_here, f_here = (t if len(t) == 1 else t[part] for t in (z, f))
+            gain, cost = coef[part] * f_here, slope[part] * z_here
+            worth = gain - cost
+            least = worth.amin(dim=2)
+            value[part] = least.sum(2)
+            terms[part] = gain.abs_().add_(cost.abs_()).amax(dim=2).sum(2)
+            share = torch.eq(worth, least.unsqueeze(2), out=worth)
+            share /= share.sum(dim=2, keepdim=True)
+            torch.sum(share * f_here, dim=2, out=mean_f[part])
+            torch.sum(share.mul_(z_here), dim=2, out=mean_z[part])
+        ctx.save_for_backward(mean_f.reshape(a.shape), mean_z.reshape(a.shape))
+        ctx.mark_non_differentiable(terms)
+        return value.flatten(), terms.flatten()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The means, times what arrives."""
+        mean_f, mean_z = ctx.saved_tensors
+        up = grads[0].reshape(-1, *(1,) * (mean_f.dim() - 1))
+        return up * mean_f, -up * mean_z, None, None
 
 
 @dataclass(frozen=True)
@@ -117,9 +171,10 @@ class Hinge(Elementwise):
         crosses = (inputs[0].lower < 0) & (inputs[0].upper > 0)
         return Bounds(torch.where(crosses, 0.0, torch.minimum(low, high)), torch.maximum(low, high))
 
-    def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:
-        """At the bend."""
-        return [torch.zeros_like(l)]
+    @property
+    def bends(self) -> tuple[float, ...]:
+        """At 0."""
+        return (0.0,)
 
     def unstable(self, *inputs: Bounds) -> tuple[Tensor, ...]:
         """Where the bend lies inside."""
@@ -156,9 +211,10 @@ class Clamp(Elementwise):
         """The values at the ends."""
         return Bounds(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
 
-    def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:
-        """At both bends."""
-        return [torch.full_like(l, self.low), torch.full_like(l, self.high)]
+    @property
+    def bends(self) -> tuple[float, ...]:
+        """At both ends."""
+        return (self.low, self.high)
 
     def unstable(self, *inputs: Bounds) -> tuple[Tensor, ...]:
         """Where a bend lies inside."""

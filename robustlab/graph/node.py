@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from robustlab.graph.affine import Concat, Linear, Pad, Reshape
+from robustlab.graph.affine import Concat, Linear, Pad, Reshape, ScaleShift
 from robustlab.graph.conv import Conv
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.operator import Operator
@@ -105,6 +105,17 @@ class Graph:
     def uses(self) -> Counter[int]:
         """How many inputs of nodes the value of each node is."""
         return Counter(i for node in self.nodes for i in node.inputs)
+
+    @cached_property
+    def scaled(self) -> frozenset[int]:
+        """Scales and shifts of a convolution that nothing else uses: batch norm at rest."""
+        return frozenset(
+            node.index
+            for node in self.nodes
+            if isinstance(node.op, ScaleShift)
+            and isinstance(self.nodes[node.inputs[0]].op, Conv)
+            and self.uses[node.inputs[0]] == 1
+        )
 
     @cached_property
     def widest(self) -> int:

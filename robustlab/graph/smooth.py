@@ -133,7 +133,7 @@ class Smooth(Elementwise):
     ) -> Priced:  # fmt: skip
         """As of all functions of one number, less what the points of contact may be off."""
         found = super().priced(forms, shapes, secants, extra, inputs)
-        return found._replace(least=found.least - forms.to(forms.coef.abs()).dot(forms.pick(_rounding(inputs[0]))))
+        return found._replace(least=found.least - forms.to(forms.coef.abs()).against(_rounding(inputs[0])))
 
     def turns(self, a: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> list[Tensor]:
         """Where f′(z) = μ/a, on every piece where f is convex (for a > 0) or concave (for a < 0)."""

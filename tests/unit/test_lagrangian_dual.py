@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.graph.forms import Forms
-from robustlab.graph.hinge import Clamp, Hinge
+from robustlab.graph.hinge import Clamp, Elementwise, Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
 from robustlab.graph.operator import Operator, Rule
@@ -264,3 +264,35 @@ def test_the_dual_is_concave_in_what_is_free() -> None:
     for p, q in itertools.combinations(ends, 2):
         middle = {i: tuple((a + b) / 2 for a, b in zip(p[i], q[i], strict=True)) for i in p}
         assert value(middle) >= (value(p) + value(q)) / 2 - 1e-9
+
+
+@pytest.mark.parametrize("op", [Hinge(0.0, 1.0), Hinge(-1.0, 1.0), Hinge(0.2, 1.0), Clamp(-0.5, 0.25)])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_inner_minimum_and_its_slopes(op: Elementwise, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a dense grid; slopes are means over all points that attain it; however the elements are cut in parts."""
+    torch.manual_seed(0)
+    n, each, shape = 3, 4, (5, 2)
+    l = -torch.rand(n, *shape, dtype=torch.float64)
+    u = torch.rand(n, *shape, dtype=torch.float64)
+    l[:, 0], u[:, 1] = 0.1 * u[:, 0], 0.5 * l[:, 1]
+    sample = torch.arange(n).repeat_interleave(each)
+    a, mu = (torch.randn(n * each, *shape, dtype=torch.float64) for _ in range(2))
+    a[:, 2], mu[:, 2] = 0.0, 0.0  # every point attains it
+    forms = Forms(a.requires_grad_(), sample, group=(0, each) if grouped else None)
+    one, nu = torch.ones_like(a), (mu - a.detach()).requires_grad_()
+    z = (l + torch.linspace(0, 1, 2001).double().reshape(-1, *(1,) * l.dim()) * (u - l))[:, sample]
+    ends = torch.stack([l, u, *(torch.full_like(l, bend).clamp(l, u) for bend in op.bends or ())])[:, sample]
+    z = torch.cat([z, ends])
+    gain, cost, weight = a * op.forward(z), mu * z, torch.arange(1.0, 13.0).double()
+    worth = a * op.forward(ends) - mu * ends
+    share = (worth - worth.amin(0) <= 1e-13).double()
+    mean_z, mean_f = ((share * v).sum(0) / share.sum(0) for v in (ends, op.forward(ends)))
+    for size in (1, 30, 2**16):
+        monkeypatch.setattr("robustlab.geometry.portions.IN_CACHE", size)
+        found = op.priced(forms, [shape], [one], [nu], [Bounds(l, u)])
+        torch.testing.assert_close(found.least, (gain - cost).amin(0).flatten(1).sum(1), rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.forms[0].coef, mu, rtol=0, atol=1e-12)
+        assert bool((found.terms + 1e-12 >= (gain.abs() + cost.abs()).amax(0).flatten(1).sum(1)).all())
+        by_nu, by_a = torch.autograd.grad((found.least * weight).sum(), [nu, a])
+        torch.testing.assert_close(by_nu, -weight.reshape(-1, 1, 1) * mean_z)
+        torch.testing.assert_close(by_a, weight.reshape(-1, 1, 1) * (mean_f - mean_z))

@@ -24,9 +24,10 @@ from torch import Tensor
 from robustlab.graph.affine import Add, Linear, ScaleShift
 from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms
+from robustlab.graph.hinge import Elementwise
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Backward
+from robustlab.graph.operator import Backward, Operator
 from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.region import Region, box_minimum
 
@@ -70,6 +71,8 @@ def backward(
         if here is None:
             continue
         tick()
+        if not isinstance(node.op, Elementwise):
+            here = here.inside(node.shape)
         if extra is not None and node.index in extra:
             here = here.full(node.shape)
             here = here.to(here.coef + extra[node.index])
@@ -78,15 +81,28 @@ def backward(
                 lost = slack(_weighted(here, terms[node.index]))
             constant = constant - lost
         assert node.op is not None
-        if nonlinear is not None and not node.op.affine:
+        op, inputs = _with_scale(graph, node, terms, extra) if node.index in graph.scaled else (node.op, node.inputs)
+        if nonlinear is not None and not op.affine:
             arriving, left = nonlinear(node, here)
         else:
-            shapes = [graph.nodes[i].shape for i in node.inputs]
-            arriving, left = node.op.backward(here, shapes, lines.get(node.index))
+            shapes = [graph.nodes[i].shape for i in inputs]
+            arriving, left = op.backward(here, shapes, lines.get(node.index))
         constant = constant + left
-        for i, part in zip(node.inputs, arriving, strict=True):
+        for i, part in zip(inputs, arriving, strict=True):
             pending[i] = pending[i].plus(part, graph.nodes[i].shape) if i in pending else part
-    return pending[0], constant
+    return pending[0].inside(graph.input_shape), constant
+
+
+def _with_scale(
+    graph: Graph, node: Node, terms: Mapping[int, Tensor] | None, extra: Mapping[int, Tensor] | None
+) -> tuple[Operator, tuple[int, ...]]:
+    """A scale and the convolution before it as one operator, and its inputs: its weights are far fewer than the
+    coefficients. What either rounds is taken off where the forms stand, as ever."""
+    before = graph.nodes[node.inputs[0]]
+    assert isinstance(node.op, ScaleShift) and isinstance(before.op, Conv)
+    alone = before.index not in (terms or {}) and before.index not in (extra or {})
+    op = before.op.scaled(node.op) if alone else None
+    return (node.op, node.inputs) if op is None else (op, before.inputs)
 
 
 def concretize(region: Region, forms: Forms, constant: Tensor, *, exact: bool = True) -> Tensor:
@@ -95,7 +111,7 @@ def concretize(region: Region, forms: Forms, constant: Tensor, *, exact: bool = 
     if value.dtype == torch.float64:
         return value
     with torch.no_grad():  # as in ``backward``
-        lost = slack(forms.to(forms.coef.abs()).dot(forms.pick(region.hull.largest)) + constant.abs())
+        lost = slack(forms.to(forms.coef.abs()).against(region.hull.largest) + constant.abs())
     return value - lost
 
 
@@ -103,12 +119,12 @@ def rounding_terms(graph: Graph, bounds: Sequence[Bounds]) -> dict[int, Tensor]:
     """For every node that sums, the absolute sum of its terms, (N, *shape), from bounds of all nodes; {} in float64."""
     if bounds[0].lower.dtype == torch.float64:
         return {}
-    found = {}
+    found = dict[int, Tensor]()
     for node in graph.nodes[1 : len(bounds)]:
         assert node.op is not None
         terms = node.op.terms(*(bounds[i].largest for i in node.inputs))
         if terms is not None:
-            found[node.index] = terms
+            found = taken_over(graph, node, {**found, node.index: terms})
     return found
 
 
@@ -130,7 +146,7 @@ def taken_over(graph: Graph, node: Node, terms: Mapping[int, Tensor]) -> dict[in
 def _weighted(forms: Forms, terms: Tensor) -> Tensor:
     """⟨|a|, terms⟩, (R,); from above for windows, where each channel's largest terms stand for all its places."""
     if forms.window is None:
-        return forms.to(forms.coef.abs()).dot(forms.pick(terms))
+        return forms.to(forms.coef.abs()).against(terms)
     most = terms.flatten(2).amax(dim=2).index_select(0, forms.sample)
     return torch.linalg.vecdot(forms.coef.abs().sum(dim=(2, 3)), most)
 
@@ -162,4 +178,4 @@ def interval_bound(graph: Graph, layers: list[Bounds], forms: Forms, *, rounding
     value = box_minimum(box, forms) + constant
     if not rounding:
         return value
-    return value - slack(forms.to(forms.coef.abs()).dot(forms.pick(box.largest)) + constant.abs())
+    return value - slack(forms.to(forms.coef.abs()).against(box.largest) + constant.abs())

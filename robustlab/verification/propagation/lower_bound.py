@@ -30,11 +30,14 @@ def lower_bound(
         (N, M); with ``options.intersect`` never below interval arithmetic from the same layer bounds.
     """
     layers = layers if layers is not None else layer_bounds(graph, region, options)
-    whole, terms = as_forms(C, len(region)), rounding_terms(graph, layers.bounds)
-    found = []
-    rows = torch.arange(len(whole.sample), device=whole.sample.device)
-    for some in rows.split(max(1, BUDGET // graph.widest)):
-        forms = Forms(whole.coef[some], whole.sample[some])
+    whole, each, most = as_forms(C, len(region)), C.shape[-2], max(1, BUDGET // graph.widest)
+    terms = rounding_terms(graph, layers.bounds) if layers.terms is None else layers.terms
+    found, first = [], 0
+    together = 0 < each <= most
+    most = most - most % each if together else most
+    for coef, sample in zip(whole.coef.split(most), whole.sample.split(most), strict=True):
+        group = (first // each, each) if together else None
+        forms, first = Forms(coef, sample, group=group), first + len(sample)
         at_input, constant = backward(graph, layers.lines, forms, len(graph.nodes) - 1, terms=terms)
         value = concretize(region, at_input, constant)
         if options.intersect:

@@ -156,7 +156,7 @@ class Ball(Region):
         p, hull = self.p, self.hull
         if p == math.inf:
             return box_minimum(hull, forms)
-        center, eps = forms.dot(forms.pick(self.x)), self._eps[forms.sample]
+        center, eps = forms.against(self.x), self._eps[forms.sample]
         dual = math.inf if p == 1 else p / (p - 1)
         holder = center - eps * torch.linalg.vector_norm(forms.coef.flatten(1), dual, dim=1)
         if self.box is None:
@@ -175,4 +175,4 @@ class Ball(Region):
 
 def box_minimum(box: Bounds, forms: Forms) -> Tensor:
     """min {⟨a, x⟩ : x in the box of the form's sample}, (R,)."""
-    return forms.dot(forms.pick(box.center)) - forms.to(forms.coef.abs()).dot(forms.pick(box.radius))
+    return forms.against(box.center) - forms.to(forms.coef.abs()).against(box.radius)

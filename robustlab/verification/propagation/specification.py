@@ -29,4 +29,4 @@ def as_forms(C: Tensor, samples: int) -> Forms:
     """The rows of C, (N, M, K) or (M, K) for all, as N·M forms on the output, sample by sample."""
     C = C.expand(samples, *C.shape[-2:])
     sample = torch.arange(samples, device=C.device).repeat_interleave(C.shape[1])
-    return Forms(C.reshape(-1, C.shape[-1]), sample)
+    return Forms(C.reshape(-1, C.shape[-1]), sample, group=(0, C.shape[1]) if C.shape[1] else None)
