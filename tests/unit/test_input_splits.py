@@ -19,9 +19,11 @@ from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
 from robustlab.graph.trace import trace
 from robustlab.verification.complete import domain_search as search
-from robustlab.verification.complete.boxes import backward_cost, bound_boxes, clipped, effects, least, mixed
+from robustlab.verification.complete.boxes import bound_boxes, clipped, effects, least, mixed
+from robustlab.verification.complete.common_boxes import common_box
 from robustlab.verification.complete.descent import descend, evolve
 from robustlab.verification.complete.query import Case, Clock, Verdict
+from robustlab.verification.complete.refining import backward_cost, refining_costs, refining_pays, splits_saved
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.forward import ForwardLines
 from robustlab.verification.propagation.layers import layer_bounds
@@ -205,6 +207,28 @@ def test_bounds_that_are_no_numbers_close_no_box(number: float, monkeypatch: pyt
         assert verdict.status != "verified"
 
 
+def test_a_hidden_bound_that_is_no_number_keeps_its_own_box_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two boxes that are safe, whichever has such a bound; the box that both cases share, for both."""
+    graph = trace(dense((2, 4, 1), 0), (2,))
+    original, one = search.bound_boxes, torch.ones(1, 1).double()
+    monkeypatch.setattr(search, "refining_costs", lambda *_: 1.0)
+    for lows in ((0.0, 0.5), (0.0, 0.0)):
+        for spoilt_low in (0.0, 0.5, None):
+
+            def spoilt(*given: Any, at: float | None = spoilt_low, **options: Any) -> Any:
+                found = original(*given, **options)
+                if at is not None:
+                    rows = found.layers.bounds[0].lower[:, 0] == at
+                    found.layers.bounds[1].lower[rows] = torch.nan
+                return found
+
+            monkeypatch.setattr(search, "bound_boxes", spoilt)
+            ends = [torch.full((2,), low).double() for low in lows]
+            cases = [Case(low, low + 0.25, one, torch.full((1,), 100.0).double()) for low in ends]
+            verdict = search.solve(graph, cases, lambda points: None, Clock(0.3), branching="inputs")
+            assert (verdict.status == "verified") is (spoilt_low not in lows)
+
+
 def test_the_side_that_helps_most() -> None:
     """Of a net whose margin bends along one input only, that input is cut, though the bound is steeper in another."""
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double().requires_grad_(False)
@@ -254,6 +278,105 @@ def test_how_boxes_are_bounded_changes_no_answer(
     assert ask(graph, cube(2, one, torch.tensor([0.05 - lowest]).double())).status == "verified"
     assert modes[-1] is refined or (refined is None and not all(modes))
     assert ask(graph, cube(2, one, torch.tensor([-1e-6 - lowest]).double())).status == "falsified"
+
+
+def labels(graph: Graph, low: Tensor, high: Tensor, y: int, room: float) -> list[Case]:
+    """Cases that share their box: label y loses to another, by less than ``room`` at least."""
+    eye = torch.eye(graph.output_shape[0]).double()
+    return [Case(low, high, (eye[y] - eye[k])[None], torch.tensor([room]).double()) for k in range(len(eye)) if k != y]
+
+
+def test_cases_that_share_a_box_share_its_bounds() -> None:
+    """Hidden layers are bounded once for them, and every case gets the bounds that it gets alone."""
+    graph = trace(dense((3, 8, 8, 4), 0), (3,))
+    low, high = -rand(2, 3, seed=1), rand(2, 3, seed=2)
+    which = [1, 0, 1, 1]
+    C, d = 2 * rand(4, 2, 4, seed=3) - 1, rand(4, 2, seed=4)
+    for refine in (True, False):
+        together = bound_boxes(graph, Box(low[which], high[which]), C, d, refine=refine)
+        assert len(together.layers.bounds[0].lower) == 2
+        weights = torch.full((4, 2), 0.5).double()
+        moved = effects(graph, together, weights)
+        for i, k in enumerate(which):
+            alone = bound_boxes(graph, Box(low[[k]], high[[k]]), C[[i]], d[[i]], refine=refine)
+            torch.testing.assert_close(together.coef[[i]], alone.coef)
+            torch.testing.assert_close(together.constant[[i]], alone.constant)
+            torch.testing.assert_close(moved[[i]], effects(graph, alone, weights[[i]]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dear_bounds_are_shared_to_the_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where passes for hidden layers are dear, cases keep one box: fewer boxes are bounded, and no answer changes."""
+    graph = trace(dense((3, 24, 24, 4), seed), (3,))
+    low, high = -torch.ones(3).double(), torch.ones(3).double()
+    x = 2 * rand(40000, 3, seed=seed) - 1
+    y = int(graph(x[:1]).argmax())
+    gap = graph(x)[:, [y]] - graph(x)
+    gap[:, y] = torch.inf
+    lowest = float(gap.min())
+    boxes: list[int] = []
+    original = search.bound_boxes
+
+    def watched(*given: Any, refine: bool) -> Any:
+        found = original(*given, refine=refine)
+        boxes.append(len(found.layers.bounds[0].lower))
+        return found
+
+    monkeypatch.setattr(search, "bound_boxes", watched)
+    monkeypatch.setattr(search, "refining_pays", lambda *_: True)
+    counts = []
+    for cheap in (0.0, torch.inf):
+        monkeypatch.setattr(search, "CHEAP", cheap)
+        boxes.clear()
+        for room, status in ((0.01, "verified"), (-1e-3, "falsified")):
+            cases = labels(graph, low, high, y, room - lowest)
+
+            def replay(points: Tensor, cases: list[Case] = cases) -> Tensor | None:
+                with torch.no_grad():
+                    out = graph(points)
+                hits = torch.stack([case.margin(out) <= 0 for case in cases]).any(0)
+                return points[hits][0] if bool(hits.any()) else None
+
+            assert search.solve(graph, cases, replay, Clock(60.0), branching="inputs").status == status
+        counts.append(sum(boxes))
+    assert counts[0] < counts[1]
+
+
+def test_the_common_box_holds_what_is_left_of_each() -> None:
+    which, left = torch.tensor([0, 1, 0, 0]), torch.tensor([True, True, False, True])
+    at = torch.tensor([[0.0, 0.5], [0.125, 0.125], [-9.0, -9.0], [0.25, 0.375]]).double()
+    to = torch.tensor([[0.5, 0.625], [0.25, 0.25], [9.0, 9.0], [0.375, 0.875]]).double()
+    share = torch.tensor([[1.0, 2.0], [3.0, 4.0], [50.0, 0.0], [torch.nan, 0.5]]).double()
+    low, high, both = common_box(which, left, at, to, share)
+    for i in (0, 3):
+        assert low[i].tolist() == [0.0, 0.375] and high[i].tolist() == [0.5, 0.875] and both[i].tolist() == [1.0, 2.5]
+    assert (low[1].tolist(), high[1].tolist(), both[1].tolist()) == ([0.125, 0.125], [0.25, 0.25], [3.0, 4.0])
+
+
+def test_how_many_splits_a_refined_bound_saves() -> None:
+    """Each leaves the same share of what is missing; a bound that is positive saves any number."""
+    assert splits_saved(80.0, 40.0, 10.0) == pytest.approx(3.0)
+    assert splits_saved(80.0, 60.0, 45.0) == pytest.approx(2.0)
+    assert splits_saved(80.0, 40.0, 80.0) == splits_saved(80.0, 40.0, 90.0) == splits_saved(-1.0, -2.0, -3.0) == 0.0
+    assert splits_saved(80.0, 40.0, -1.0) == splits_saved(80.0, 80.0, 70.0) == float("inf")
+    assert 0 < splits_saved(80.0, -5.0, 10.0) < 1
+
+
+def test_deep_nets_are_refined_though_a_split_gains_more() -> None:
+    """Linear bounds that go forward grow with depth as no backward pass does; the first halving takes more off than
+    refinement leaves, and yet it would take many to get as far."""
+    graph = folded(trace(dense((4, *[30] * 6, 1), 0), (4,)))
+    C, d = torch.ones(1, 1, 1).double(), torch.zeros(1, 1).double()
+    low, high = -torch.ones(1, 4).double(), torch.ones(1, 4).double()
+    C = C * (1 if float(graph(torch.zeros(1, 4).double())) > 0 else -1)
+    first = {"low": low, "high": high, "case": torch.zeros(1).long(), "side": torch.zeros(1).long()}
+    plain, refined = (bound_boxes(graph, Box(low, high), C, d, refine=on) for on in (False, True))
+    missing = [-float(least(b.coef, b.constant, low, high)) for b in (plain, refined)]
+    assert missing[0] > 2 * missing[1] > 0
+    price = refining_costs(graph, first)
+    assert price > 4 and refining_pays(graph, first, C, d, 4.0)
+    told = dict(first, refined=torch.ones(1, dtype=torch.bool), bound=torch.tensor([-missing[0]]).double())
+    assert not refining_pays(graph, told, C, d, 4.0), "what is known is taken as it is"
 
 
 def test_backward_passes_cost_more_in_wide_nets() -> None:

@@ -13,8 +13,7 @@ Zhou et al., "Clip-and-Verify" (2025), for boxes that shrink by their own linear
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import log2, prod
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from robustlab.graph.hinge import Elementwise, Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.operator import Backward
-from robustlab.verification.complete.branching import Domains, halves, select
+from robustlab.verification.complete.common_boxes import distinct
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.forward import MOST, ForwardLines, varying
@@ -34,23 +33,24 @@ from robustlab.verification.propagation.specification import as_forms
 
 ROUNDS = 40  # of the search for weights
 SLOPE = 0.5  # what the bound's own slope counts
-PROBES = 8  # domains on which it is tried whether refined bounds pay
 CLIPS = 3  # rounds of clipping
 
 
 @dataclass(frozen=True, eq=False)
 class BoxBounds:
-    """Linear bounds on D boxes.
+    """Linear bounds on D boxes, U of which are distinct.
 
     Attributes:
-        layers: of the hidden layers.
-        carried: the linear bounds that went forward, or None with many inputs.
+        layers: of the hidden layers, on the distinct boxes.
+        carried: the linear bounds that went forward there, or None with many inputs.
+        which: (D,), the place of each box among them.
         coef, constant: (D, k, n) and (D, k): margin_i(x) ≥ ⟨coef_i, x⟩ + constant_i on the box.
         paid: (node, coefficients (D, k, *shape)) at each elementwise operator that the bounds went through.
     """
 
     layers: Layers
     carried: ForwardLines | None
+    which: Tensor
     coef: Tensor
     constant: Tensor
     paid: Sequence[tuple[Node, Tensor]]
@@ -60,13 +60,14 @@ class BoxBounds:
 def bound_boxes(graph: Graph, box: Box, C: Tensor, d: Tensor, *, refine: bool) -> BoxBounds:
     """Linear bounds of C·f(x) + d, (D, k, m) and (D, k).
 
-    With ``refine``, the neurons of hidden layers that are not stable are bounded by backward passes; else what goes
-    forward must do, where few inputs vary.
+    Hidden layers are bounded once for all cases that share a box. With ``refine``, their neurons that are not stable
+    are bounded by backward passes; else what goes forward must do, where few inputs vary.
     """
-    few = len(varying(box.hull)) <= MOST
-    carried = ForwardLines(graph, box.hull) if few else None
+    which, one = distinct(box.lower, box.upper)
+    few = len(varying(one.hull)) <= MOST
+    carried = ForwardLines(graph, one.hull) if few else None
     options = BoundOptions(intermediate="backward" if refine or not few else "interval")
-    layers = layer_bounds(graph, box, options, carried=carried)
+    layers = layer_bounds(graph, one, options, carried=carried)
     paid: list[tuple[Node, Tensor]] = []
     parts = C.shape[1]
 
@@ -77,10 +78,12 @@ def bound_boxes(graph: Graph, box: Box, C: Tensor, d: Tensor, *, refine: bool) -
             paid.append((node, forms.coef.unflatten(0, (-1, parts))))
         return node.op.backward(forms, [graph.nodes[i].shape for i in node.inputs], layers.lines[node.index])
 
-    last = len(graph.nodes) - 1
-    at_input, constant = backward(graph, layers.lines, as_forms(C, len(box)), last, nonlinear=through)
+    last, forms = len(graph.nodes) - 1, as_forms(C, len(box))
+    if len(one) < len(box):
+        forms = replace(forms, sample=which[forms.sample], group=None)
+    at_input, constant = backward(graph, layers.lines, forms, last, nonlinear=through)
     coef = at_input.full(graph.input_shape).coef.reshape(len(box), parts, -1)
-    return BoxBounds(layers, carried, coef, constant.reshape(-1, parts) + d, paid)
+    return BoxBounds(layers, carried, which, coef, constant.reshape(-1, parts) + d, paid)
 
 
 def least(coef: Tensor, constant: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -148,67 +151,20 @@ def effects(graph: Graph, bounds: BoxBounds, weights: Tensor) -> Tensor:
     line below, which is off by about half of that. The bound's own slope helps one half alone, and counts for half.
     """
     slope = (weights[:, None] @ bounds.coef)[:, 0].abs()
-    box = bounds.layers.bounds[0]
-    total = SLOPE * slope * box.radius.flatten(1)
+    box, which = bounds.layers.bounds[0], bounds.which
+    total = SLOPE * slope * box.radius.flatten(1)[which]
     if bounds.carried is None:
         return total
     at = bounds.carried.varying
     for node, coef in bounds.paid:
         before: Bounds = bounds.layers.bounds[node.inputs[0]]
         a = (weights[:, :, None] * coef.flatten(2)).sum(1)
-        l, u = before.lower.flatten(1), before.upper.flatten(1)
+        l, u = before.lower.flatten(1)[which], before.upper.flatten(1)[which]
         if isinstance(node.op, Hinge):
             steep = (l * l + u * u) / (u - l).clamp_min(torch.finfo(l.dtype).tiny) ** 2
             price = torch.where((l < 0) & (u > 0), torch.where(a < 0, -a * steep, 0.5 * a), 0.0)
         else:
             price = torch.where(l < u, 0.5 * a.abs(), 0.0)
-        spread = bounds.carried.spread(node.inputs[0]).flatten(2)
+        spread = bounds.carried.spread(node.inputs[0]).flatten(2)[which]
         total[:, at] += (spread @ price[:, :, None])[:, :, 0]
     return total
-
-
-def costs(graph: Graph) -> list[float]:
-    """Multiplications of each node for one sample, and an addition for each of its numbers."""
-    found = [0.0]
-    for node in graph.nodes[1:]:
-        weights = [value for value in vars(node.op).values() if isinstance(value, Tensor) and value.dim() > 1]
-        spots = prod(node.shape[1:])
-        found.append(prod(node.shape) + sum(spots * float(weight.numel()) for weight in weights))
-    return found
-
-
-def backward_cost(graph: Graph, layers: Layers) -> Tensor:
-    """The cost of backward passes for the hidden neurons that are not stable, (D,), in runs of the network.
-
-    Two forms a neuron, each through all that lies below it.
-    """
-    sizes, cost = costs(graph), torch.zeros_like(layers.bounds[0].lower.flatten(1)[:, 0])
-    for i in graph.pre_activations:
-        bounds, below = layers.bounds[i], sum(sizes[: i + 1]) / sum(sizes)
-        cost = cost + 2 * below * ((bounds.lower < 0) & (bounds.upper > 0)).flatten(1).sum(dim=1)
-    return cost
-
-
-def refining_pays(graph: Graph, domains: Domains, C: Tensor, d: Tensor, cheap: float) -> bool:
-    """Whether to bound hidden layers by backward passes too, judged on the first few domains.
-
-    They do where they cost at most ``cheap`` times as much as linear bounds alone. Else they must bring the bound up by
-    at least half as many splits as would cost as much, k splits making 2^k domains; half, since a split helps less the
-    more have gone before.
-    """
-
-    def lowest(some: Domains, refine: bool) -> tuple[Tensor, Layers]:
-        case, box = some["case"], Box(some["low"], some["high"])
-        found = bound_boxes(graph, box, C[case], d[case], refine=refine)
-        value = least(found.coef, found.constant, box.lower.flatten(1), box.upper.flatten(1))
-        return value.amax(dim=1), found.layers
-
-    some = select(domains, torch.arange(min(PROBES, len(domains["case"]))))
-    plain, layers = lowest(some, False)
-    varied = int((some["low"] < some["high"]).flatten(1).any(dim=0).sum())
-    price = 1 + float(backward_cost(graph, layers).mean()) / (2 * (1 + varied))
-    if price <= cheap:
-        return True
-    first = select(some, torch.arange(1))
-    rise = float(lowest(halves(graph, first), False)[0].mean() - plain[0])
-    return float(lowest(first, True)[0][0] - plain[0]) >= 0.5 * log2(price) * max(0.0, rise)

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustlab.graph.folding import folded
 from robustlab.graph.node import Graph
 from robustlab.graph.time_limit import OutOfTime, time_limit
-from robustlab.verification.complete.boxes import bound_boxes, clipped, costs, effects, mixed, refining_pays, with_mix
+from robustlab.verification.complete.boxes import bound_boxes, clipped, effects, mixed, with_mix
 from robustlab.verification.complete.branching import (
     Domains,
     ReluRule,
@@ -25,9 +25,11 @@ from robustlab.verification.complete.branching import (
     select,
     whole,
 )
+from robustlab.verification.complete.common_boxes import common_box, lowest_first, parts
 from robustlab.verification.complete.descent import EVALUATIONS, descend, evolve, lowest_points, stacked
 from robustlab.verification.complete.leaf import leaf_minimum
 from robustlab.verification.complete.query import Case, Clock, Replay, Verdict, graph_device, relative
+from robustlab.verification.complete.refining import costs, refining_costs, refining_pays
 from robustlab.verification.complete.rules import Branching, relu_rule
 from robustlab.verification.propagation.alpha_crown import AlphaScope, optimized_bound
 from robustlab.verification.propagation.bound_options import BoundOptions
@@ -90,17 +92,9 @@ def solve(
 
 class _Search:
     def __init__(
-        self,
-        graph: Graph,
-        cases: list[Case],
-        replay: Replay,
-        clock: Clock,
-        rule: ReluRule | None,
-        alpha: AlphaScope,
-        batch: int,
-        memory: float | None,
-        steps: int,
-    ) -> None:
+        self, graph: Graph, cases: list[Case], replay: Replay, clock: Clock, rule: ReluRule | None, alpha: AlphaScope,
+        batch: int, memory: float | None, steps: int,
+    ) -> None:  # fmt: skip
         self.graph, self.cases, self.replay, self.clock = graph, cases, replay, clock
         self.rule, self.alpha, self.steps = rule, alpha, steps  # no rule: inputs are split
         self.most = float("inf") if memory is None else 1e9 * memory
@@ -111,6 +105,7 @@ class _Search:
         numbers = graph.widest * max(self.C.shape[1], 8 * (1 + varying) if self.few else 1)
         self.batch = max(1, min(batch, TOGETHER // numbers, together(graph) if alpha == "joint" else batch))
         self.refine = True
+        self.dear = False  # whether that costs so much that cases do not leave their common box
         self.work = sum(costs(graph))
         self.attacks = 0
         self.lowest = self.low[:0, 0], self.low[:0, 0].long(), self.low[:0]  # lowest margins, their cases and points
@@ -122,7 +117,9 @@ class _Search:
         """Bound and branch until nothing is open, or the time is over."""
         from tqdm import tqdm
 
-        pool = self._bound(whole(self.graph, self.low, self.high, signs=self.rule is not None))
+        domains = whole(self.graph, self.low, self.high, signs=self.rule is not None)
+        self.dear = self.few and refining_costs(self.graph, domains) > CHEAP
+        pool = self._bound(domains)
         again, step = 0.0, 0
         with tqdm(disable=None if progress else True, leave=False, desc="branch and bound") as bar:
             while self.witness is None and len(pool["bound"]):
@@ -134,10 +131,10 @@ class _Search:
                     again = max(FIRST_AGAIN, 2 * self.count["domains"])
                     self._attack(pool["case"].unique())
                     continue
-                order = pool["bound"].argsort()
-                now, rest = select(pool, order[: self.batch]), select(pool, order[self.batch :])
+                now, rest = lowest_first(pool, self.batch, together=self.dear)
                 if self.few and step in (4**i for i in range(1 + step.bit_length())):
-                    self.refine = refining_pays(self.graph, now, self.C, self.d, CHEAP)
+                    self.dear = (price := refining_costs(self.graph, now)) > CHEAP
+                    self.refine = not self.dear or refining_pays(self.graph, now, self.C, self.d, price)
                 pool = joined([rest, self._bound(halves(self.graph, now))])
                 step += 1
                 bar.set_postfix(open=len(pool["bound"]))
@@ -169,8 +166,7 @@ class _Search:
         domains = {key: value for key, value in domains.items() if key not in ("side", "node", "place")}
         if self.rule is not None:
             return self._bound_signs(domains)
-        rows = torch.arange(len(domains["case"]), device=self.low.device)
-        return joined([self._bound_boxes(select(domains, some)) for some in rows.split(2 * self.batch)])
+        return joined([self._bound_boxes(select(domains, some)) for some in parts(domains, 2 * self.batch)])
 
     def _bound_boxes(self, domains: Domains) -> Domains:
         """Of boxes alone."""
@@ -179,15 +175,19 @@ class _Search:
         found = bound_boxes(self.graph, box, self.C[case], self.d[case], refine=self.refine)
         wanted = self._wanted(case)
         weights, bound = mixed(found.coef, found.constant, low, high)
-        numbers = finite(found.layers) & bound.isfinite() & found.coef.flatten(1).isfinite().all(dim=1)
+        numbers = finite(found.layers)[found.which] & bound.isfinite() & found.coef.flatten(1).isfinite().all(dim=1)
         self._look(domains, (weights[:, None] @ found.coef)[:, 0])
         at, to = clipped(*with_mix(found, weights), low, high, wanted)
         at, to = (torch.where(numbers[:, None], new, old) for new, old in ((at, low), (to, high)))
-        open_ = (~numbers | ((bound <= wanted) & (at <= to).all(dim=1))).nonzero().flatten()
+        left = ~numbers | ((bound <= wanted) & (at <= to).all(dim=1))
         share = effects(self.graph, found, weights) / (high - low).clamp_min(torch.finfo(low.dtype).tiny)
+        if self.dear:
+            at, to, share = common_box(found.which, left, at, to, share)
+        open_ = left.nonzero().flatten()
         side = (share.nan_to_num(0.0) * (to - at) + 1e-12 * (to - at)).argmax(dim=1)
         domains = dict(domains, low=at.reshape(domains["low"].shape), high=to.reshape(domains["high"].shape))
-        domains = select(dict(domains, bound=bound, side=side), open_)
+        refined = torch.full_like(left, self.refine)
+        domains = select(dict(domains, bound=bound, side=side, refined=refined), open_)
         thin = (high - low)[open_].amax(dim=1) <= _THIN  # before clipping: a new box gets bounds of its own
         if bool(thin.any()):
             self.tie = True  # no counterexample, and nothing left to split
