@@ -49,6 +49,9 @@ LIRPA = (
     " git+https://github.com/Verified-Intelligence/auto_LiRPA\n"
     "PYTHONPATH=PEERS python benchmarks/verification.py --lirpa"
 )
+OPERATIONS = 64
+"""Elementwise operations of a step of the dual on each ReLU's coefficients, autograd's and the optimizer's too, as
+dispatched on mnist_cnn; one on the three points of an inner minimum counts three."""
 SPEED = ("ibp", "crown_ibp", "fast_lin", "crown", "cnn_cert", "alpha_crown")
 
 
@@ -82,7 +85,8 @@ def speed(name: str, eps: float, batches: list[int], rounds: int) -> None:
 
 
 def dual_step(name: str, eps: float, n: int, rounds: int) -> None:
-    """One step of the Lagrangian dual's ascent over one pass of as many rows through the net and back to its input."""
+    """One step of the Lagrangian dual's ascent over one pass of as many rows through the net and back to its input, and
+    over that pass and the step's elementwise operations alone, each a multiplication in place."""
     model = zoo.load(name).requires_grad_(False)
     x, y = images(name, n)
     C, region, graph = margins(y, 10), Ball(x, eps), trace(model, x)
@@ -96,23 +100,37 @@ def dual_step(name: str, eps: float, n: int, rounds: int) -> None:
     def both_ways() -> tuple[Tensor, ...]:
         return torch.autograd.grad(model(rows).sum(), rows)
 
-    short, long, floor = in_turns([partial(ascent, 1), partial(ascent, 6), both_ways], rounds)
+    sizes = [rows.new_ones(len(rows), *node.shape) for node in graph.nonlinear]
+
+    def bare() -> None:
+        both_ways()
+        for numbers in sizes:
+            for _ in range(OPERATIONS):
+                numbers.mul_(numbers)
+
+    short, long, floor, with_operations = in_turns([partial(ascent, 1), partial(ascent, 6), both_ways, bare], rounds)
     step = [(b - a) / 5 for a, b in zip(short, long, strict=True)]
     print(
         f"{name:16} {eps:<6} {'dual step':12} {n:4} {1e3 * min(step) / n:9.2f} ms/image   "
-        f"{ratio(step, floor):5.2f} of {len(rows)} rows forward and back",
+        f"{ratio(step, floor):5.2f} of {len(rows)} rows forward and back, {ratio(step, with_operations):5.2f} of "
+        "these and the elementwise operations",
         flush=True,
     )
 
 
 @torch.no_grad()
-def beside_lirpa(peer: ModuleType, name: str, eps: float, n: int, rounds: int) -> None:
-    """Time over auto_LiRPA's for the same lower bounds of nine margins an image; graphs of both are built before."""
+def beside_lirpa(peer: ModuleType, name: str, eps: float, n: int, rounds: int, mode: str) -> None:
+    """Time over auto_LiRPA's for the same lower bounds of nine margins an image; graphs of both are built before.
+
+    ``mode`` is the peer's own, how it holds convolutions. Its hidden bounds are held against the values at the center.
+    """
     model = zoo.load(name).requires_grad_(False)
     x, y = images(name, n)
-    C, region, graph, theirs = margins(y, 10), Ball(x, eps), trace(model, x), peer.BoundedModule(model, x)
+    C, region, graph = margins(y, 10), Ball(x, eps), trace(model, x)
+    theirs = peer.BoundedModule(model, x, bound_opts={"conv_mode": mode})
     ends = {"x_L": region.hull.lower, "x_U": region.hull.upper}
     held = peer.BoundedTensor(x, peer.PerturbationLpNorm(norm=float("inf"), **ends))
+    before = [graph.values(x)[i] for i in graph.relus]
     for method, called in (("ibp", "IBP"), ("crown_ibp", "CROWN-IBP"), ("crown", "CROWN")):
 
         def own(method: str = method) -> Tensor:
@@ -122,11 +140,16 @@ def beside_lirpa(peer: ModuleType, name: str, eps: float, n: int, rounds: int) -
             return theirs.compute_bounds(x=(held,), C=C, method=called, bound_upper=False)[0]
 
         a, b = own(), other()
+        bends = [node.inputs[0] for node in theirs.nodes() if type(node).__name__ == "BoundRelu"]
+        outside = sum(
+            int(((z < h.lower - 1e-3) | (z > h.upper + 1e-3)).sum()) for z, h in zip(before, bends, strict=True)
+        )
         ours, peers = in_turns([own, other], 1 if method == "crown" and n > 20 else rounds)
         apart = (a - b) / b.abs().amax()
         print(
-            f"{name:16} {eps:<6} {method:12} {n:4} {1e3 * min(ours) / n:9.2f} ms/image   {ratio(ours, peers):5.2f} of "
-            f"auto_LiRPA's, bounds apart by {float(apart.min()):+.1e} to {float(apart.max()):+.1e} of the largest",
+            f"{name:16} {eps:<6} {method:12} {n:4} {mode:8} {1e3 * min(ours) / n:9.2f} ms/image   "
+            f"{ratio(ours, peers):5.2f} of auto_LiRPA's, bounds apart by {float(apart.min()):+.1e} to "
+            f"{float(apart.max()):+.1e} of the largest; {outside} values at the center are outside its hidden bounds",
             flush=True,
         )
 
@@ -191,6 +214,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="one image, one round")
     parser.add_argument("--lirpa", action="store_true", help="beside auto_LiRPA, and no more")
+    parser.add_argument(
+        "--mode", default="patches", choices=("patches", "matrix"), help="auto_LiRPA's, for convolutions"
+    )
     parser.add_argument("--pairs", type=int, help="try so many certified pairs of random nets and boxes, and no more")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs")
     args = parser.parse_args()
@@ -205,7 +231,7 @@ def main() -> None:
             print(f"auto_LiRPA is left out ({error}). To have it beside us:\n{LIRPA}")
             return
         for name, n in itertools.product(args.models, args.batches):
-            beside_lirpa(lirpa, name, RADII[name], n, args.rounds)
+            beside_lirpa(lirpa, name, RADII[name], n, args.rounds, args.mode)
         return
     for name in args.models:
         speed(name, RADII[name], [1] if args.tiny else args.batches, 1 if args.tiny else args.rounds)
