@@ -36,7 +36,8 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
     others = ["zo_ngd", "zoo", "autozoom", "zo_admm", "bo_admm", "boundary", "opt", "sign_opt", "hsja", "hsja"]
     assert [row[1] for row in asking] == [name for name in budgeted for _ in range(2)] + others
     assert all(float(row[9]) <= 60 for row in asking), "no more rows per sample than the limit"
-    assert [row[2] for row in bare] == ["one-sided", "pairs", "labels", "walk"]
+    loops = ["one-sided", "pairs", "labels", "walk", "rays", "enlarged", "tiles", "squares"]
+    assert [row[2] for row in bare] == loops
     assert all(0 < float(row[3]) < 100 for row in bare), "a share of the time"
     assert [(row[2], row[3]) for row in floor] == [("2", "linf"), ("2", "l2"), ("3", "linf"), ("3", "l2")]
     assert all(float(row[-1]) > 0 for row in floor), "a ratio to the floor"
