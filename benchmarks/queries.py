@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from robustlab import attacks
 from robustlab.attacker.victim import Victim
 from robustlab.geometry.keyed import Noise
+from robustlab.geometry.projections import l2_filling, onto_l2_box
 
 RADIUS = {"linf": 0.05, "l2": 1.0}
 BUDGETED = ("square", "bandits", "nes", "query_reduction", "zo_svrg", "zo_signsgd", "zo_ngd")
@@ -179,11 +180,77 @@ def walk(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
     return 1
 
 
+def rays(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
+    """Five points on one ray, as of the first directions of OPT and Sign-OPT: noise, and a distance that is halved."""
+    toward = (x + noise.normal((k, 0), x.shape[1:])).clamp_(0, 1).lerp_(x, 0.5).sub_(x).flatten(1)
+    size, sign = toward.abs(), toward.sign()
+    room = torch.where(toward > 0, 1 - x.flatten(1), x.flatten(1))
+    far, near = toward.norm(dim=1), torch.zeros(len(x), device=x.device)
+    for _ in range(5):
+        at = (far + near) / 2
+        delta = torch.minimum(size * l2_filling(size, room, at[:, None]), room).mul_(sign)
+        met = model((x + delta.reshape(x.shape)).clamp_(0, 1)).argmax(dim=1) != y
+        far, near = torch.where(met, at, far), torch.where(met, near, at)
+    return 5
+
+
+def enlarged(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
+    """A step of AutoZOOM before a success: a difference in an image of half the height, by the logistic function."""
+    small, large = x.shape[2] // 2, x.shape[2]
+    z = noise.quick_normal((k, 0), (x.shape[1], small, small))
+    z /= z.flatten(1).norm(dim=1)[:, None, None, None]
+    wide = nn.functional.interpolate(torch.eye(small, device=x.device)[None], large, mode="linear")[0]
+    points = torch.stack([x, x + wide.T @ (z @ wide)], dim=1).mul_(2).sigmoid_()
+    scores = model(points.flatten(0, 1))
+    own = scores.gather(1, y.repeat_interleave(2)[:, None]).reshape(len(x), 2)
+    total = (points - x[:, None]).flatten(2).double().square_().sum(dim=2) + own
+    z.mul_((total[:, 1] - total[:, 0]).float()[:, None, None, None])
+    return 2
+
+
+def tiles(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
+    """A round of bandits in l2: two probes of a prior of tiles, and a step back into ball and box."""
+    u, side = noise.quick_normal(k, (1, x.shape[1], 9, 9)), torch.arange(x.shape[2], device=x.device) * 9 // x.shape[2]
+    tile = (9 * side[:, None] + side).flatten()
+    pair = torch.cat([u, -u], dim=1).reshape(-1, 81).index_select(1, tile).reshape(len(x), 2, *x.shape[1:])
+    pair *= (0.01 / pair.flatten(2).norm(dim=2))[..., None, None, None]
+    scores = model((x[:, None] + pair).clamp_(0, 1).flatten(0, 1))
+    value = nn.functional.cross_entropy(scores, y.repeat_interleave(2), reduction="none").reshape(len(x), 2)
+    move = pair[:, 0] * (100 * (value[:, 0] - value[:, 1]).sign())[:, None, None, None]
+    inside = onto_l2_box(move.flatten(1), torch.full_like(x[:, 0, 0, :1], 0.5), -x.flatten(1), 1 - x.flatten(1))
+    nn.functional.cross_entropy(model((x + inside.reshape(x.shape)).clamp_(0, 1)), y, reduction="none")
+    return 3
+
+
+def squares(model: nn.Module, x: Tensor, y: Tensor, noise: Noise, k: int) -> int:
+    """A proposal of Square Attack in l2: a bump in one window, paid for by another, and the length of all restored."""
+    delta, height, side = (0.5 - x).flatten(1), x.shape[2], x.shape[2] // 3
+    unit = noise.uniform((k, 0), (5,), torch.float64)
+    corner = (unit[:, :4] * (height - side + 1)).long()
+    along = torch.arange(side, device=x.device)
+    window = (along[:, None] * height + along).flatten()
+    into, out_of = (corner[:, i, None] * height + corner[:, i + 1, None] + window for i in (0, 2))
+    old = delta.gather(1, into)
+    room = old.square().sum(dim=1) + delta.gather(1, out_of).square().sum(dim=1)
+    fresh = old / old.norm(dim=1, keepdim=True) + (unit[:, 4:] - 0.5).sign().to(x.dtype)
+    fresh *= (room.sqrt() / fresh.norm(dim=1))[:, None]
+    delta = delta.scatter(1, out_of, 0.0).scatter_(1, into, fresh)
+    delta /= delta.norm(dim=1, keepdim=True)
+    scores = model((x + delta.reshape(x.shape)).clamp_(0, 1))
+    own = scores.gather(1, y[:, None])
+    assert len(own - scores.scatter(1, y[:, None], -torch.inf).amax(dim=1, keepdim=True)) == len(x)
+    return 1
+
+
 BARE: dict[str, tuple[Callable[..., int], str]] = {
     "one-sided": (one_sided, "zo_signsgd, zo_svrg, zo_ngd, zo_admm"),
     "pairs": (pairs, "nes"),
     "labels": (labels, "hsja, sign_opt"),
     "walk": (walk, "boundary"),
+    "rays": (rays, "opt, sign_opt"),
+    "enlarged": (enlarged, "autozoom"),
+    "tiles": (tiles, "bandits l2"),
+    "squares": (squares, "square l2"),
 }
 
 

@@ -12,6 +12,7 @@ An attack's loop keeps its state as attributes of one :class:`Live`, which filte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -103,16 +104,20 @@ class Live:
             self.place = index
         self._met = self._met.new_empty(0, len(self))
 
-    def part(self, mask: Tensor | None = None) -> Live:
+    def part(self, mask: Tensor | None = None, only: Sequence[str] | None = None) -> Live:
         """A Live of its own of the samples of a mask (n,), or of all, with their tensors; this one stays as it is.
 
         For questions that only some of the samples have. What is asked about them is in the same books.
+
+        Args:
+            only: which tensors go along, beside the samples and their labels; None for all.
         """
+        kept = None if only is None else {"x", "y", "target", "rows", "place", *only}
         index = None if mask is None else mask.nonzero().flatten()
         fields: dict[str, Any] = {
             name: value if value is None else filtered(value, index)
             for name, value in vars(self).items()
-            if not name.startswith("_")
+            if not name.startswith("_") and (kept is None or name in kept)
         }
         if self.place is None and index is not None:
             fields["place"] = index

@@ -138,8 +138,9 @@ def spare(own: Tensor, other: Tensor, at_x: Tensor, dtype: torch.dtype) -> Tenso
     Rounding grows with the numbers that are compared and with those that they were computed from, of which s tells also
     where both logits are near 0. Where the ``dtype`` of the model is half precision, it is two of its last places.
     """
-    size = torch.maximum(own.detach().abs(), other.detach().abs())
-    return max(1e-4, 2 * torch.finfo(dtype).eps) * torch.maximum(size, at_x)
+    with torch.no_grad():
+        size = torch.maximum(own.abs(), other.abs())
+        return max(1e-4, 2 * torch.finfo(dtype).eps) * torch.maximum(size, at_x)
 
 
 def probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:

@@ -33,7 +33,7 @@ _ID, _SEED, _DRAW, _ELEMENT = 0x243F6A8885A308D3, 0x13198A2E03707344, -0x5BF6C7D
 
 _ONE = 0x3FF0000000000000  # the bits of 1.0
 
-Draw = int | Sequence[int]
+Draw = int | Sequence[int | Tensor]
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -48,7 +48,7 @@ def _mix(z: Tensor) -> Tensor:
     return z.bitwise_xor_(_shift(z, 31))
 
 
-def _named(state: Tensor, key: int) -> Tensor:
+def _named(state: Tensor, key: int | Tensor) -> Tensor:
     """The state of a draw, from that of the keys before."""
     return _mix(state + _signed(int(key) * _GOLDEN + _DRAW))
 
@@ -86,7 +86,8 @@ class Noise:
         device: where numbers are made; default is that of ``ids``.
 
     Every draw takes ``draw``, an integer or a tuple of integers that names it, for example ``(restart, step)``, and
-    ``shape``, the shape for one sample, and returns (N, *shape).
+    ``shape``, the shape for one sample, and returns (N, *shape). The last of a tuple may be (N,) int64, a number for
+    each sample.
     """
 
     def __init__(self, seed: int, ids: Tensor, device: torch.device | str | None = None) -> None:
@@ -95,7 +96,7 @@ class Noise:
         self.seed = int(seed)
         ids = ids.to(device=device or ids.device, dtype=torch.int64)
         self._state = _mix(_mix(ids * _GOLDEN + _ID) + _signed(self.seed * _GOLDEN + _SEED))
-        self._named: tuple[tuple[int, ...], Tensor] = (), self._state
+        self._named: tuple[tuple[int | Tensor, ...], Tensor] = (), self._state
         # What was drawn (keys, count and kind), the first draw, and numbers of it and of draws that follow.
         self._ahead: tuple[object, int, Tensor] = None, 0, self._state.new_empty(0, len(ids), 0)
 
@@ -120,7 +121,7 @@ class Noise:
         *names, last = (draw,) if isinstance(draw, int) else draw
         return _filled(self._states(names, last), count, torch.int64, lambda mixed, out: out.copy_(mixed))
 
-    def _states(self, names: Sequence[int], first: int, draws: int = 1) -> Tensor:
+    def _states(self, names: Sequence[int | Tensor], first: int | Tensor, draws: int = 1) -> Tensor:
         """The states of consecutive draws whose keys are ``names`` and a number from ``first`` on, (draws, N)."""
         known, state = self._named
         if known != tuple(names):  # many draws in turn share all but the last of their keys
@@ -129,7 +130,8 @@ class Noise:
                 state = _named(state, key)
             self._named = tuple(names), state
         steps = torch.arange(draws, device=state.device)[:, None] * _GOLDEN
-        return _mix(state + steps + _signed(int(first) * _GOLDEN + _DRAW))
+        last = first * _GOLDEN + _DRAW if isinstance(first, Tensor) else _signed(int(first) * _GOLDEN + _DRAW)
+        return _mix(state + steps + last)
 
     def uniform(
         self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32, low: float = 0.0, high: float = 1.0
@@ -143,8 +145,9 @@ class Noise:
     def normal(self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal, by the inverse distribution function."""
         count = math.prod(shape)
-        if dtype == torch.float32 and self._state.device.type == "cpu" and count * len(self) > IN_CACHE:
-            *names, last = (draw,) if isinstance(draw, int) else draw
+        *names, last = (draw,) if isinstance(draw, int) else draw
+        many = isinstance(last, Tensor) or count * len(self) > IN_CACHE  # few are made ahead, by the other way
+        if dtype == torch.float32 and self._state.device.type == "cpu" and many:
             return _filled(self._states(names, last), count, dtype, _put_normal).reshape(len(self), *shape)
         return torch.special.ndtri(self._unit(draw, shape)).to(dtype)
 
@@ -191,6 +194,8 @@ class Noise:
         but on calls. So of few numbers, the second draw in turn makes the next ones too.
         """
         *names, last = (draw,) if isinstance(draw, int) else draw
+        if isinstance(last, Tensor):
+            return _filled(self._states(names, last), count, dtype, put)
         fits, wanted = min(64, IN_CACHE // max(1, count * len(self))), (names, count, put)
         drawn, first, numbers = self._ahead
         if drawn != wanted or not first <= last < first + len(numbers):

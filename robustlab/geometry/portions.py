@@ -15,10 +15,13 @@ IN_CACHE = 2**16
 """Elements of a portion."""
 
 
-def portions(like: Tensor) -> Iterator[slice]:
-    """Slices of the rows of a batch (n, ...), in order; none for an empty one."""
+def portions(like: Tensor, elements: int = IN_CACHE) -> Iterator[slice]:
+    """Slices of the rows of a batch (n, ...), in order; none for an empty one.
+
+    ``elements``: of a portion. Where each takes many short calls, more of them pay.
+    """
     n = like.shape[0]
-    rows = max(1, IN_CACHE // max(1, like.shape[1:].numel())) if like.device.type == "cpu" else max(1, n)
+    rows = max(1, elements // max(1, like.shape[1:].numel())) if like.device.type == "cpu" else max(1, n)
     for first in range(0, n, rows):
         yield slice(first, first + rows)
 

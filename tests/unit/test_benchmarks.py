@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str, path: Path, script: str = "attacks.py") -> str:
+def run(*arguments: str, path: Path, script: str = "attacks.py", model: str = "mnist_cnn") -> str:
     """Its output, with ``path`` first on Python's search path."""
     where = os.pathsep.join([str(path), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / script, *arguments, "--tiny", "--models", "mnist_cnn"],
+        [sys.executable, ROOT / "benchmarks" / script, *arguments, "--tiny", "--models", model],
         cwd=path, env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -36,7 +36,8 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
     others = ["zo_ngd", "zoo", "autozoom", "zo_admm", "bo_admm", "boundary", "opt", "sign_opt", "hsja", "hsja"]
     assert [row[1] for row in asking] == [name for name in budgeted for _ in range(2)] + others
     assert all(float(row[9]) <= 60 for row in asking), "no more rows per sample than the limit"
-    assert [row[2] for row in bare] == ["one-sided", "pairs", "labels", "walk"]
+    loops = ["one-sided", "pairs", "labels", "walk", "rays", "enlarged", "tiles", "squares"]
+    assert [row[2] for row in bare] == loops
     assert all(0 < float(row[3]) < 100 for row in bare), "a share of the time"
     assert [(row[2], row[3]) for row in floor] == [("2", "linf"), ("2", "l2"), ("3", "linf"), ("3", "l2")]
     assert all(float(row[-1]) > 0 for row in floor), "a ratio to the floor"
@@ -46,6 +47,15 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
     text = "\n".join(lines)
     assert "foolbox is left out: no foolbox here" in text
     assert all(word in text for word in ("pip install", "torchattacks==3.5.1", "foolbox==3.3.4", "adv-lib==0.2.8"))
+
+
+@pytest.mark.slow
+def test_operations_of_a_step(tmp_path: Path) -> None:
+    lines = run(path=tmp_path, script="operations.py", model="mnist_mlp").splitlines()
+    found = {line[:28].rstrip(): [int(n) for n in line[28:].split()] for line in lines[2:]}
+    ours, bare, floor = (found[name] for name in ("pgd linf", "bare loop", "floor"))
+    assert floor[0] < bare[0] < ours[0] <= bare[0] + 8 and floor[1] == 0, "the five of a look at the box, and few more"
+    assert ours[1] <= 2 and {"pgd l2", "ddn l2", "fmn l2"} < found.keys()
 
 
 @pytest.mark.slow

@@ -241,6 +241,16 @@ def test_draws_in_turn_are_those_drawn_alone() -> None:
     assert torch.equal(rest.uniform((5, 80), (2, 3)), Noise(5, ids[kept]).uniform((5, 80), (2, 3)))
 
 
+@pytest.mark.parametrize("shape", [(3,), (100, 100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_sample_may_have_a_draw_of_its_own(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    noise, number = Noise(3, torch.arange(20, 26)), torch.tensor([0, 4, 4, 1, 0, 2**40])
+    for name in ("uniform", "normal", "exponential", "sign", "quick_normal"):
+        drawn = getattr(noise, name)((2, number), shape, dtype)
+        for i, k in enumerate(number.tolist()):
+            assert torch.equal(drawn[i], getattr(Noise(3, torch.tensor([20 + i])), name)((2, k), shape, dtype)[0])
+
+
 def test_many_numbers_are_those_of_each_sample() -> None:
     """More than the block in which they are made."""
     ids, shape = torch.arange(5), (1 << 15,)

@@ -245,6 +245,9 @@ def test_a_part_has_its_own_questions_in_the_same_books() -> None:
             part = live.part(None if mask is None else torch.tensor(mask, dtype=torch.bool))
             assert part.rows.tolist() == rows and part.size.tolist() == rows and torch.equal(part.x, x[rows])
             assert torch.equal(part.noise.bits(0, (2,)), session.noise(3).bits(0, (2,))[rows])
+            few = live.part(None if mask is None else torch.tensor(mask, dtype=torch.bool), only=("size",))
+            assert few.rows.tolist() == rows and few.size.tolist() == rows and torch.equal(few.x, x[rows])
+            assert few.y.tolist() == part.y.tolist() and not hasattr(few, "noise")
         assert len(live) == 4
         session.ask(points([False] * 4), live)
         met = session.ask(points([True, False]), part).met

@@ -20,6 +20,12 @@ def test_each_row_once(shape: tuple[int, ...]) -> None:
     assert len(parts) <= 1 or len(parts[0]) == len(parts[-2]), "as many as fit in each but the last"
 
 
+def test_portions_of_another_size() -> None:
+    batch = torch.arange(1000).reshape(100, 10)
+    parts = [batch[rows] for rows in portions(batch, 70)]
+    assert torch.equal(torch.cat(parts), batch) and {len(part) for part in parts} == {7, 2}
+
+
 def test_whole_where_calls_are_launches() -> None:
     batch: Any = SimpleNamespace(shape=torch.Size((10_000, 784)), device=SimpleNamespace(type="cuda"))
     assert list(portions(batch)) == [slice(0, 10_000)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -180,3 +181,30 @@ def test_of_many_directions_the_nearest_is_aimed_at_and_the_worse_cost_one_query
         improving = int((g[order].cummin(0).values[1:] < g[order].cummin(0).values[:-1]).sum()) + 1
         assert int(search.session.queries) <= 1 + (len(pool) - improving) + 45 * improving
         assert improving < len(pool) and seen.forwards == int(search.session.queries)
+
+
+@pytest.mark.parametrize("budget", [None, 3, 9, 17, 30, 45, 61])
+def test_all_ask_in_each_round_and_find_what_they_find_one_start_after_the_other(budget: int | None) -> None:
+    """Held to a search in which all wait for the slowest at each start: outcome and queries equal, fewer rounds."""
+    w, limit, tries = plane()[1], {} if budget is None else {"budget": budget}, 12
+    x, starts = -torch.linspace(0.2, 1.5, N, dtype=torch.float64)[:, None] * w, Starts(None, None, tries, normal=True)
+    with search_from(x, (-2.0, 2.0), **limit) as (search, seen), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the budget ends, no start may be found
+        live = search.aim(starts, 1e-6)
+        found, queries, rounds = search.best.points, search.session.queries.clone(), seen.calls
+    with search_from(x, (-2.0, 2.0), **limit) as (slow, waiting):
+        turn = slow.session.live(noise=slow.session.noise(0))
+        starts.prepare(slow.session, turn)
+        for j in range(tries):
+            turn.keep(slow.can_pay(turn))
+            if not len(turn):
+                break
+            away = starts.point(slow.session, turn, torch.full_like(turn.rows, j)) - turn.x
+            length = torch.minimum(slow.ball.length(away), slow.best.of(turn))
+            slow.nearer(turn, slow.ball.steepest(away), length, torch.full_like(length, 1e-6))
+        torch.testing.assert_close(found, slow.best.points, rtol=0, atol=1e-12)
+        assert torch.equal(queries, slow.session.queries)
+    assert rounds == int(queries.max()), "a round is wasted, or somebody waits"
+    if budget is None:
+        assert len(live) == N and 2 * rounds < waiting.calls
+        torch.testing.assert_close(live.theta * live.g[:, None], found - x, rtol=0, atol=1e-12)

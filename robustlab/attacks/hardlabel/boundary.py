@@ -112,10 +112,10 @@ def boundary(
             live.keep(_goes_on(live, search.can_pay(live, 1 + checked)))
             if not len(live):
                 break
-            around = search.inside(_sideways(live, live.noise.quick_normal((2, k), live.x.shape[1:])))
+            around = search.clip_(_sideways(live, live.noise.quick_normal((2, k), live.x.shape[1:])))
             if checked:
                 live.sphere_won += search.ask(around, live)
-            points = search.inside(_inwards(live, around))
+            points = search.clip_(_inwards(live, around))
             dist = ball.length(points - live.x)
             met = search.ask(points, live, dist)
             live.source_won += met
@@ -141,7 +141,8 @@ def _sideways(live: Live, normal: Tensor) -> Tensor:
     """p′: a random point of the sphere around x through p, at about δ times its radius from p."""
     away = (live.points - live.x).flatten(1)
     eta = normal.to(away.dtype).flatten(1)
-    eta = eta - away * ((eta * away).sum(dim=1) / live.dist.square())[:, None]
+    along = eta * away
+    eta -= torch.mul(away, (along.sum(dim=1) / live.dist.square())[:, None], out=along)
     length = torch.linalg.vector_norm(eta, dim=1).clamp_min(torch.finfo(eta.dtype).tiny)
     eta *= (live.delta * live.dist / length)[:, None]
     eta.add_(away).div_((1 + live.delta.square()).sqrt()[:, None])

@@ -27,7 +27,7 @@ from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Victim
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.geometry.norms import Norm
-from robustlab.geometry.projections import clip
+from robustlab.geometry.projections import clip, clip_
 
 _TOGETHER = 2**15  # elements of the directions of one sample that are in memory at a time
 
@@ -76,6 +76,8 @@ class Starts:
 
     def prepare(self, session: Session, live: Live) -> None:
         """Leave at the samples what :meth:`point` needs."""
+        weight = [live.noise.uniform((1, j), (), live.x.dtype) for j in range(1, self.tries)]
+        live.weight = torch.stack([torch.ones_like(live.x.flatten(1)[:, 0]), *weight], dim=1)
         if self.init is not None:
             live.init = clip(self.init[live.rows].to(live.x), session.low, session.high)
         if self.pool is None:
@@ -86,22 +88,23 @@ class Starts:
         order = torch.where(fits, far, torch.inf).argsort(dim=1, stable=True)[:, : self.tries]
         live.order = torch.where(fits.gather(1, order), order, -1)
 
-    def point(self, session: Session, live: Live, j: int) -> Tensor:
-        """The j-th point of each sample."""
-        if j == 0 and self.init is not None:
-            return live.init
+    def point(self, session: Session, live: Live, number: Tensor) -> Tensor:
+        """The point of each sample that has the ``number`` (n,), from 0 on."""
         width = session.high - session.low
         if self.normal:
-            noise = live.x + width * live.noise.normal((0, j), live.x.shape[1:], live.x.dtype)
+            noise = live.x + width * live.noise.normal((0, number), live.x.shape[1:], live.x.dtype)
             noise = clip(noise, session.low, session.high)
         else:
-            noise = session.low + width * live.noise.uniform((0, j), live.x.shape[1:], live.x.dtype)
-        weight = live.noise.uniform((1, j), (), live.x.dtype) if j else torch.ones_like(live.x.flatten(1)[:, 0])
+            noise = session.low + width * live.noise.uniform((0, number), live.x.shape[1:], live.x.dtype)
+        weight = live.weight.gather(1, number[:, None])[:, 0]
         points = clip(blend(live.x, noise, weight), session.low, session.high)
-        k = j - (self.init is not None)
-        if self.pool is not None and k < live.order.shape[1]:
-            index = live.order[:, k]
-            overwrite(points, index >= 0, self.pool[0].to(points)[index.clamp_min(0)])
+        if self.pool is not None:
+            k = number - int(self.init is not None)
+            known = (k >= 0) & (k < live.order.shape[1])
+            index = live.order.gather(1, torch.where(known, k, 0)[:, None])[:, 0]
+            overwrite(points, known & (index >= 0), self.pool[0].to(points)[index.clamp_min(0)])
+        if self.init is not None:
+            overwrite(points, number == 0, live.init)
         return points
 
 
@@ -128,6 +131,10 @@ class Search:
         """``points`` clipped to the box."""
         return clip(points, self.session.low, self.session.high)
 
+    def clip_(self, points: Tensor) -> Tensor:
+        """``inside`` in place."""
+        return clip_(points, self.session.low, self.session.high)
+
     def ask(self, points: Tensor, live: Live, length: Tensor | None = None) -> Tensor:
         """Whether the goal is met at ``points``, (n,), one query each; the nearest successes are kept.
 
@@ -145,7 +152,8 @@ class Search:
             live.keep(self.can_pay(live))
             if not len(live):
                 break
-            live.leave(self.ask(starts.point(self.session, live, j), live))
+            number = torch.full_like(live.rows, j)
+            live.leave(self.ask(starts.point(self.session, live, number), live))
         return self.found()
 
     def found(self) -> Live:

@@ -14,11 +14,13 @@ from robustlab.attacker.live import Live
 from robustlab.attacker.parts import beside
 from robustlab.attacker.session import Session
 from robustlab.attacks.hardlabel.boundary_search import Search, Starts
-from robustlab.geometry.portions import portions
+from robustlab.geometry.portions import IN_CACHE, portions
 from robustlab.geometry.projections import clip_, l2_filling, room_of
 
 BRACKET = 20
 """Queries that a search along a ray costs, about."""
+AT_ONCE = 4 * IN_CACHE
+"""Elements of points on rays that are made together: that takes many short calls."""
 
 
 class RaySearch(Search):
@@ -27,22 +29,45 @@ class RaySearch(Search):
     def aim(self, starts: Starts, accuracy: float) -> Live:
         """The samples for which a start was found, with the unit direction ``live.theta`` of the nearest boundary.
 
-        All starts are tried. A direction is bisected only if the goal is met in it nearer than in those before.
+        All starts are tried. A direction is bisected only if the goal is met in it nearer than in those before. Who is
+        done with one start goes on to the next at once, so that all samples ask in each round.
         ``live.g`` is the distance to the boundary along it.
         """
         live = self.session.live(noise=self.session.noise(self._seed))
         starts.prepare(self.session, live)
-        for j in range(starts.tries):
-            live.keep(self.can_pay(live))
-            if not len(live):
-                break
-            away = starts.point(self.session, live, j) - live.x
-            length = torch.minimum(self.ball.length(away), self.best.of(live))
-            self.nearer(live, self.ball.steepest(away), length, torch.full_like(length, accuracy))
+        rays = live.part()
+        rays.slot, rays.number = torch.arange(len(rays), device=live.rows.device), torch.zeros_like(live.rows)
+        rays.points, rays.done = live.x.clone(), torch.ones_like(live.rows, dtype=torch.bool)
+        rays.keep(self.can_pay(rays))
+        while len(rays):
+            self._next_start(starts, accuracy, live, rays)
+            asked, met, done = self._ask_along(rays, only_nearer=True)
+            won = met.nonzero().flatten()
+            rays.points.index_copy_(0, won, asked[won])
+            paying = self.can_pay(rays)
+            rays.done = done if paying is None else done | ~paying
+            length = self.ball.length(rays.points - rays.x)
+            self.best.keep(rays, rays.points, length, rays.done & rays.over.isfinite())
+            rays.number = rays.number + rays.done
+            more = rays.number < starts.tries
+            rays.keep(more if paying is None else more & paying)
         live = self.found()
         away = live.points - live.x
         live.theta, live.g = self.ball.steepest(away), self.ball.length(away)
         return live
+
+    def _next_start(self, starts: Starts, accuracy: float, live: Live, rays: Live) -> None:
+        """Turn the ``rays`` that are done to the next start of their samples, of which ``live`` knows all."""
+        done = rays.done.nonzero().flatten()
+        if not len(done):
+            return
+        among = torch.zeros_like(live.rows, dtype=torch.bool).index_fill_(0, rays.slot[done], True)
+        some = live.part(among, only=("noise", "weight", "init", "order"))
+        away = starts.point(self.session, some, rays.number[done]) - some.x
+        length = torch.minimum(self.ball.length(away), self.best.of(rays)[done])
+        ray = self._ray(some.x, self.ball.steepest(away), length, torch.full_like(length, accuracy))
+        for name, value in ray.items():
+            setattr(rays, name, getattr(rays, name).index_copy_(0, done, value) if hasattr(rays, name) else value)
 
     def nearer(self, live: Live, theta: Tensor, length: Tensor, accuracy: Tensor) -> Tensor:
         """The distance of the boundary along ``theta`` where that is below ``length``, (n,); ∞ elsewhere."""
@@ -68,39 +93,45 @@ class RaySearch(Search):
         Returns:
             g (n,), ∞ where the goal was not met or the budget ended before, and the points (n, ...).
         """
-        session, points, g = self.session, live.x.clone(), torch.full_like(guess, torch.inf)
-        fine = guess * accuracy.clamp_min(8 * torch.finfo(guess.dtype).eps)
-        seek = live.part()
-        seek.place, seek.slot, seek.theta, seek.fine = None, torch.arange(len(g), device=g.device), theta, fine
-        seek.room = rooms(session, live.x, theta)
-        seek.end = self.ball.length(seek.room)
-        seek.at, seek.step = torch.minimum(guess, seek.end), 0.01 * guess
-        seek.under, seek.over = torch.zeros_like(guess), torch.full_like(guess, torch.inf)
-        first = True
+        points, g, seek = live.x.clone(), torch.full_like(guess, torch.inf), live.part()
+        seek.place, seek.slot = None, torch.arange(len(g), device=g.device)
+        for name, value in self._ray(live.x, theta, guess, accuracy).items():
+            setattr(seek, name, value)
         while len(seek):
             seek.keep(self._each_can_pay(seek))
             if not len(seek):
                 break
-            asked = torch.empty_like(seek.x)
-            for rows in portions(asked):
-                self.on_ray(seek.x[rows], seek.theta[rows], seek.room[rows], seek.at[rows], out=asked[rows])
-            met = session.ask_labels(asked, seek)[1]
+            asked, met, done = self._ask_along(seek, only_nearer)
             won = met.nonzero().flatten()
             points.index_copy_(0, seek.slot[won], asked[won])
-            seek.under, seek.over = torch.where(met, seek.under, seek.at), torch.where(met, seek.at, seek.over)
             g[seek.slot] = seek.over
-            outward = seek.over.isinf()
-            inward = (seek.under == 0) & ~outward
-            done = (seek.over - seek.under <= seek.fine) | (outward & (seek.under >= seek.end))
-            if first and only_nearer:
-                done |= outward
-            out = torch.minimum(seek.under + seek.step, seek.end)
-            back = torch.maximum(seek.over - seek.step, seek.over / 2)
-            middle = (seek.under + seek.over) / 2
-            seek.at, seek.step = torch.where(outward, out, torch.where(inward, back, middle)), 2 * seek.step
-            first = False
             seek.leave(done)
         return g, points
+
+    def _ray(self, x: Tensor, theta: Tensor, guess: Tensor, accuracy: Tensor) -> dict[str, Tensor]:
+        """What a search in the directions ``theta`` keeps of each: the ray, and where on it the boundary may be."""
+        room = rooms(self.session, x, theta)
+        end = self.ball.length(room)
+        return {
+            "theta": theta, "room": room, "end": end, "at": torch.minimum(guess, end), "step": 0.01 * guess,
+            "fine": guess * accuracy.clamp_min(8 * torch.finfo(guess.dtype).eps),
+            "under": torch.zeros_like(guess), "over": torch.full_like(guess, torch.inf),
+        }  # fmt: skip
+
+    def _ask_along(self, seek: Live, only_nearer: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """One question about each ray: the points (n, ...), whether the goal is met there, and whose search is over."""
+        asked = torch.empty_like(seek.x)
+        for rows in portions(asked, AT_ONCE):
+            self.on_ray(seek.x[rows], seek.theta[rows], seek.room[rows], seek.at[rows], out=asked[rows])
+        met = self.session.ask_labels(asked, seek)[1]
+        seek.under, seek.over = torch.where(met, seek.under, seek.at), torch.where(met, seek.at, seek.over)
+        outward = seek.over.isinf()
+        done = (seek.over - seek.under <= seek.fine) | (outward if only_nearer else outward & (seek.under >= seek.end))
+        back = torch.maximum(seek.over - seek.step, seek.over / 2)
+        inward = torch.where(seek.under == 0, back, (seek.under + seek.over) / 2)
+        out = torch.minimum(seek.under + seek.step, seek.end)
+        seek.at, seek.step = torch.where(outward, out, inward), 2 * seek.step
+        return asked, met, done
 
     def _each_can_pay(self, live: Live) -> Tensor | None:
         """As :meth:`can_pay`, where a place is named more than once: its first rows, as far as its budget goes."""

@@ -32,7 +32,7 @@ from robustlab.attacker.live import Live
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.hardlabel.boundary_search import Starts, parts
-from robustlab.attacks.hardlabel.ray_search import BRACKET, RaySearch, refine, rooms, turned, unit_
+from robustlab.attacks.hardlabel.ray_search import AT_ONCE, BRACKET, RaySearch, refine, rooms, turned, unit_
 from robustlab.data.pairs import Pairs
 from robustlab.geometry.norms import get_norm
 from robustlab.geometry.portions import portions
@@ -113,7 +113,7 @@ def _signs(search: RaySearch, live: Live, t: int, k: int) -> Tensor:
     for number, m in parts(k, math.prod(shape)):
         u = live.noise.quick_normal((2, t, number), (m, *shape)).to(live.x.dtype)
         points = torch.empty_like(u)
-        for rows in portions(u):
+        for rows in portions(u, AT_ONCE):
             theta = turned(live.theta[rows], live.beta[rows], unit_(u[rows])).flatten(0, 1)
             x, g = (part[rows].repeat_interleave(m, dim=0) for part in (live.x, live.g))
             search.on_ray(x, theta, rooms(search.session, x, theta), g, out=points[rows].flatten(0, 1))

@@ -160,7 +160,7 @@ def _estimate(session: Session, penalty: Penalty, live: Live, k: int, q: int, re
     """ĝ of every sample, along ``q`` directions or, after a success, ``refine``."""
     grad = torch.zeros_like(live.z)
     for among, count in ((~live.ever, q), (live.ever, refine)):
-        part = live.part(None if bool(among.all()) else among)
+        part = live.part(None if bool(among.all()) else among, only=("z", "w", "c", "aim", "total", "noise"))
         if len(part):
             directions = Directions(part.noise, k, count, part.z, "sphere")
             grad[among] = forward(penalty.values(part, part.aim), part.z, directions, beta, base=part.total)

@@ -52,8 +52,8 @@ class Penalty:
 
     def total(self, live: Live, points: Tensor, margin: Tensor, aim: Tensor) -> Tensor:
         """The objective (n, m) in float64, from points (n, m, ...) and the goal margins there; ``aim``: (n,)."""
-        delta = (points - live.x[:, None]).flatten(2).double() / self.session.width
-        return delta.square().sum(dim=2) + live.c[:, None] * (aim[:, None] - margin.double()).clamp_min(0)
+        delta = (points - live.x[:, None]).flatten(2).double().div_(self.session.width)
+        return delta.square_().sum(dim=2) + live.c[:, None] * (aim[:, None] - margin.double()).clamp_min(0)
 
     def values(self, live: Live, aim: Tensor) -> Values:
         """The objective as a function of z (n, m, *shape) → (n, m), which asks."""
