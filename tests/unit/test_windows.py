@@ -18,8 +18,9 @@ from robustlab.verification.propagation import backward as backward_file
 from robustlab.verification.propagation import layers as layers_file
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.bound_options import BoundOptions
-from robustlab.verification.propagation.layers import largest_form, layer_bounds
+from robustlab.verification.propagation.layers import layer_bounds
 from robustlab.verification.propagation.lower_bound import lower_bound
+from robustlab.verification.propagation.parts import largest_form, parts
 from robustlab.verification.propagation.region import Box
 
 DTYPE = torch.float64
@@ -80,7 +81,7 @@ def test_windows_are_whole_maps(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert any(loose), "some forms reach beyond their maps"
     monkeypatch.setattr(layers_file, "units", lambda *told: units(*told[:4]).full(told[2]))
     monkeypatch.setattr(backward_file, "_with_scale", lambda graph, node, *_: (node.op, node.inputs))
-    monkeypatch.setattr(layers_file, "_parts", lambda sample, n, most: [(torch.arange(len(sample)), None)])
+    monkeypatch.setattr(layers_file, "parts", lambda sample, n, most: [(torch.arange(len(sample)), None)])
     same(found.bounds, layer_bounds(graph, region, options).bounds)
 
 
@@ -126,11 +127,11 @@ def test_forms_in_groups_meet_the_same_values() -> None:
 def test_parts_hold_every_row_once(most: int) -> None:
     for counts in ((3, 0, 5, 2), (7,), (0, 0), (1, 1, 1), (0, 9)):
         sample = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        parts = layers_file._parts(sample, len(counts), most)
-        rows = [int(row) for some, _ in parts for row in some]
+        found = parts(sample, len(counts), most)
+        rows = [int(row) for some, _ in found for row in some]
         assert rows == list(range(sum(counts)))
-        assert all(0 < len(some) <= most for some, _ in parts)
-        for some, only in parts:
+        assert all(0 < len(some) <= most for some, _ in found)
+        for some, only in found:
             assert only is None or bool((sample[some] == only).all())
 
 
@@ -157,3 +158,39 @@ def test_a_batch_is_its_samples(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
             rtol=0.1 * apart,
             atol=apart,
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_deciding_side_first(seed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer forms; sampled values lie within; the same neurons are unstable, with both ends as they were where nothing
+    before them had a looser interval; and the end that made a neuron stable is the tight one."""
+    x = images(3, seed).to(dtype)
+    model = net(seed).to(dtype)
+    graph, region = trace(model, x), Ball(x, 0.02)
+    counts: list[int] = []
+
+    def counted(sample: Tensor, *rest: Any) -> Forms:
+        counts.append(len(sample))
+        return units(sample, *rest)
+
+    monkeypatch.setattr(layers_file, "units", counted)
+    both = layer_bounds(graph, region, BoundOptions()).bounds
+    every = sum(counts)
+    counts.clear()
+    found = layer_bounds(graph, region, BoundOptions(sides="deciding")).bounds
+    assert 0 < sum(counts) < every
+    values = graph.values(
+        (region.hull.lower + torch.rand(200, *x.shape, dtype=dtype) * region.hull.width).flatten(0, 1)
+    )
+    room = 1e-9 if dtype == torch.float64 else 1e-5
+    for i in graph.pre_activations:
+        value, b = values[i].unflatten(0, (200, 3)), found[i]
+        assert bool((value >= b.lower - room).all() and (value <= b.upper + room).all())
+    for i in graph.pre_activations[:2]:  # the first has exact intervals, so the second is bounded from the same lines
+        a, b = both[i], found[i]
+        open_ = (a.lower < 0) & (a.upper > 0)
+        assert torch.equal(open_, (b.lower < 0) & (b.upper > 0)) and bool(open_.any())
+        torch.testing.assert_close(b.lower[open_], a.lower[open_], rtol=room, atol=room)
+        torch.testing.assert_close(b.upper[open_], a.upper[open_], rtol=room, atol=room)
+        assert torch.equal(a.lower >= 0, b.lower >= 0) and torch.equal(a.upper <= 0, b.upper <= 0)

@@ -25,13 +25,14 @@ from robustlab.graph.node import Graph, Node
 from robustlab.graph.operator import Backward
 from robustlab.verification.complete.common_boxes import distinct
 from robustlab.verification.propagation.backward import backward
-from robustlab.verification.propagation.bound_options import BoundOptions
+from robustlab.verification.propagation.bound_options import BoundOptions, Sides
 from robustlab.verification.propagation.forward import MOST, ForwardLines, varying
 from robustlab.verification.propagation.layers import Layers, layer_bounds
 from robustlab.verification.propagation.region import Box
 from robustlab.verification.propagation.specification import as_forms
 
 ROUNDS = 40  # of the search for weights
+SIDES: Sides = "deciding"
 SLOPE = 0.5  # what the bound's own slope counts
 CLIPS = 3  # rounds of clipping
 
@@ -66,7 +67,7 @@ def bound_boxes(graph: Graph, box: Box, C: Tensor, d: Tensor, *, refine: bool) -
     which, one = distinct(box.lower, box.upper)
     few = len(varying(one.hull)) <= MOST
     carried = ForwardLines(graph, one.hull) if few else None
-    options = BoundOptions(intermediate="backward" if refine or not few else "interval")
+    options = BoundOptions(intermediate="backward" if refine or not few else "interval", sides=SIDES)
     layers = layer_bounds(graph, one, options, carried=carried)
     paid: list[tuple[Node, Tensor]] = []
     parts = C.shape[1]

@@ -14,7 +14,8 @@ Networks with few inputs are split in the input: along the side that, halved, wo
 are clipped by their own linear bounds before. Hidden layers are bounded by what goes forward from the inputs, and by
 backward passes too where, on a sample of domains, these save more splits than they cost (a lattice of thousands of
 neurons over two inputs is better split; a deep net of few neurons better bounded). Cases that have one box, as those of
-one label, share the bounds of its hidden layers, and keep their box in common where these are dear.
+one label, share the bounds of its hidden layers, and keep their box in common where these are dear. Of a neuron's
+interval, passes bound the end nearer to 0 first, and the other only where the neuron is not stable by then.
 
 Others are split at ReLUs: at the one whose relaxation costs the bound most, or at the one that BaBSR ranks first. Where
 every ReLU of a domain is decided the network is linear there, and a linear program in x gives the exact answer.

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from robustlab.graph.affine import Add, Pad, Reshape, ScaleShift, Sub
+from robustlab.graph.affine import Pad, Reshape, ScaleShift
 from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms, units
-from robustlab.graph.hinge import Elementwise
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
 from robustlab.graph.operator import Backward
@@ -25,9 +23,9 @@ from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.backward import backward, concretize, slack, taken_over
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.forward import ForwardLines
+from robustlab.verification.propagation.parts import largest_form, parts
 from robustlab.verification.propagation.region import Region
 
-Place = tuple[tuple[int, int, int], ...] | None
 BUDGET = 2**20
 """How many coefficients a backward pass may carry at once at a node: its forms are cut into parts of that size."""
 IN_CACHE = 2**17
@@ -152,79 +150,48 @@ def _bounded_again(
     passes: Passes | None,
 ) -> Bounds:
     """``here`` with the neurons that matter bounded by backward passes, two forms a neuron: z and −z."""
-    lower, upper = here.lower.flatten(1), here.upper.flatten(1)
-    wanted = torch.ones_like(lower, dtype=torch.bool)
+    wanted = torch.ones_like(here.lower, dtype=torch.bool)
     if options.intersect:
-        wanted = _unstable(graph, node, here).flatten(1)
-    sample, place = wanted.nonzero(as_tuple=True) if passes is None else passes.places(node.index, wanted)
+        wanted = _unstable(graph, node, here)
+    sample, place = wanted.flatten(1).nonzero(as_tuple=True) if passes is None else passes.places(node.index, wanted)
+    told = graph, region, options, node, bounds, lines, terms, passes
+    if options.sides == "both" or passes is not None:
+        return _with_passes(*told, here, sample, place, (1.0, -1.0))
+    sign = torch.where(here.center.flatten(1)[sample, place] > 0, 1.0, -1.0).to(here.lower.dtype)  # the end nearer to 0
+    here = _with_passes(*told, here, sample, place, (sign,))
+    left = _unstable(graph, node, here).flatten(1)[sample, place]
+    return _with_passes(*told, here, sample[left], place[left], (-sign[left],))
+
+
+def _with_passes(
+    graph: Graph, region: Region, options: BoundOptions, node: Node, bounds: Sequence[Bounds], lines: Mapping[int, Any],
+    terms: Mapping[int, Tensor], passes: Passes | None, here: Bounds, sample: Tensor, place: Tensor,
+    signs: Sequence[float | Tensor],
+) -> Bounds:  # fmt: skip
+    """``here`` with some neurons bounded by a pass for each sign (R,): from below for 1, from above for −1."""
     found = []
     budget = BUDGET if any(isinstance(node.op, Conv) for node in graph.nodes) else IN_CACHE
-    for part, (some, only) in enumerate(_parts(sample, len(lower), max(1, budget // (2 * largest_form(graph, node))))):
+    most = max(1, budget // (len(signs) * largest_form(graph, node)))
+    every = [here.lower.new_ones(len(sample)) * sign for sign in signs]
+    for part, (some, only) in enumerate(parts(sample, len(here.lower), most)):
         through = None if passes is None else passes.through((node.index, part), lines, bounds)
-        sign = lower.new_ones(len(some))
-        forms = units(sample[some].repeat(2), place[some].repeat(2), node.shape, torch.cat([sign, -sign]), only)
+        n, sign = len(signs), torch.cat([sign[some] for sign in every])
+        forms = units(sample[some].repeat(n), place[some].repeat(n), node.shape, sign, only)
         at_input, constant = backward(graph, lines, forms, node.index, terms=terms, nonlinear=through)
-        found.append(concretize(region, at_input, constant, exact=False).reshape(2, -1))
+        found.append(concretize(region, at_input, constant, exact=False).reshape(n, -1))
     if not found:
         return here
-    new_lower, negated = torch.cat(found, dim=1)
-    new_upper = -negated
-    if options.intersect:
-        new_lower = torch.maximum(new_lower, lower[sample, place])
-        new_upper = torch.minimum(new_upper, upper[sample, place])
-    return Bounds(
-        lower.index_put((sample, place), new_lower).reshape(here.lower.shape),
-        upper.index_put((sample, place), new_upper).reshape(here.upper.shape),
-    )
-
-
-def _parts(sample: Tensor, n: int, most: int) -> list[tuple[Tensor, int | None]]:
-    """Rows in parts of at most ``most``, and the one sample of each part where there is one; ``sample`` ascends.
-
-    Samples with many rows have parts of their own, which then need no copies of what is known of each sample.
-    """
-    rows = torch.arange(len(sample), device=sample.device)
-    if n > 1 and len(rows) < n * most // 2:
-        return [(some, None) for some in rows.split(most) if len(some)]
-    each = rows.split([len(rows)] if n == 1 else sample.bincount(minlength=n).tolist())
-    return [(some, i) for i, own in enumerate(each) for some in own.split(most) if len(some)]
-
-
-def largest_form(graph: Graph, start: Node) -> int:
-    """How many numbers a form from one neuron of a node has at most on its way to the input, windows as windows.
-
-    A window has a corner at stride·(corner of the neuron) + shift and a length in each of two dimensions; what is no
-    window has all numbers of its node.
-    """
-    pending: dict[int, Place] = {start.index: ((1, 0, 1), (1, 0, 1)) if len(start.shape) == 3 else None}
-    most = 1
-    for node in reversed(graph.nodes[: start.index + 1]):
-        if node.index not in pending:
-            continue
-        here, before = pending.pop(node.index), None
-        if here is not None and isinstance(node.op, Conv):
-            parts = zip(here, node.op.stride, node.op.padding, node.op.reach, strict=True)
-            before = _smaller([(s * by, t * by - p, (k - 1) * by + r + 1) for (s, t, k), by, p, r in parts],
-                              graph.nodes[node.inputs[0]])  # fmt: skip
-        elif isinstance(node.op, (ScaleShift, Add, Sub, Elementwise)):
-            before = here
-        if here is None or (before is None and node.op is not None):  # written out here
-            most = max(most, prod(node.shape))
-        else:
-            most = max(most, node.shape[0] * here[0][2] * here[1][2])
-        for i in node.inputs:
-            other = pending.get(i, before)
-            if before is None or other is None or any(a[0] != b[0] for a, b in zip(before, other, strict=True)):
-                pending[i] = None
-                continue
-            ends = [(s, min(t, v), max(t + k, v + m)) for (s, t, k), (_, v, m) in zip(before, other, strict=True)]
-            pending[i] = _smaller([(s, first, last - first) for s, first, last in ends], graph.nodes[i])
-    return most
-
-
-def _smaller(window: list[tuple[int, int, int]], node: Node) -> tuple[tuple[int, int, int], ...] | None:
-    """The window, or None where it is no smaller than the map of a node."""
-    return None if any(k >= n for (_, _, k), n in zip(window, node.shape[1:], strict=True)) else tuple(window)
+    lower, upper = here.lower.flatten(1), here.upper.flatten(1)
+    for sign, value in zip(every, torch.cat(found, dim=1), strict=True):
+        old_lower, old_upper = lower[sample, place], upper[sample, place]
+        low, high = (
+            (torch.maximum(old_lower, value), torch.minimum(old_upper, -value))
+            if options.intersect
+            else (value, -value)
+        )
+        lower = lower.index_put((sample, place), torch.where(sign > 0, low, old_lower))
+        upper = upper.index_put((sample, place), torch.where(sign > 0, old_upper, high))
+    return Bounds(lower.reshape(here.lower.shape), upper.reshape(here.upper.shape))
 
 
 def _meet(one: Bounds, other: Bounds) -> Bounds:
