@@ -3,7 +3,9 @@
 A row is one network and one search, with a filter or without. All searches share the table of synonyms and the bound of
 a fifth of the words; success counts texts that were read rightly before. "Judge" is the share of the successes in which
 a second, independent model, naive Bayes on words and pairs, changes its mind about the text as well. The rows of
-"augmented" retrain the recipe on paraphrases that fool the network, and attack what comes out as the other rows do.
+"augmented" retrain the recipe on paraphrases that fool the network, and attack what comes out as the other rows do;
+their control is retrained on the same texts with as many words changed, in places and to words of the table that chance
+draws.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from experiments import nets
@@ -22,6 +25,7 @@ from robustlab.attacker.victim import Victim, predict
 from robustlab.attacks import augmented_by_paraphrases, paraphrase, sentence_paraphrases, word_substitution
 from robustlab.data import Dataset, load_texts, load_tokens, synonyms, vocabulary_of
 from robustlab.data.texts import LENGTHS
+from robustlab.geometry.keyed import Noise
 from robustlab.intervals import Rate
 from robustlab.models import NaiveBayes
 from robustlab.models.ngram import Trigrams
@@ -99,12 +103,27 @@ def measure(net: str, search: str, filters: str) -> dict[str, Rate | float]:
     x, y = augmented_by_paraphrases(victim, data, neighbors=given["synonyms"], share=0.5, combinations=64)
     made_by = replace(recipe(base), seed=int(seed or 0))
     taught = train(made_by, dataset=replace(data, x_train=x, y_train=y))
-    found: dict[str, Rate | float] = {"added": float(len(x) - len(data.x_train))}
-    for name, other in (("plain", model), ("taught", taught)):
+    n = len(data.x_train)
+    drawn = torch.cat([data.x_train, by_chance(x[n:], data.x_train, given["synonyms"])])
+    control = train(made_by, dataset=replace(data, x_train=drawn, y_train=y))
+    found: dict[str, Rate | float] = {"added": float(len(x) - n)}
+    for name, other in (("plain", model), ("taught", taught), ("control", control)):
         found[f"{name}: accuracy"] = Rate.of(predict(other, data.x_test) == data.y_test)
         shown = counted(other, given, attacked(other, given, "gradient", filters))
         found |= {f"{name}: {key}": value for key, value in shown.items() if key in ("success", "queries")}
     return found
+
+
+def by_chance(paraphrases: Tensor, texts: Tensor, table: Tensor) -> Tensor:
+    """The texts (N, T) that paraphrases (n, T) were made of, with as many words changed, where and to what is drawn."""
+    origin = [int((texts != one).sum(dim=1).argmin()) for one in paraphrases]
+    x = texts[torch.tensor(origin, dtype=torch.int64)]
+    noise, choices = Noise(0, torch.arange(len(x))), table[x]
+    sizes = (choices >= 0).sum(dim=2)
+    rank = noise.uniform(0, x.shape[1:]).masked_fill(sizes == 0, 2.0).argsort(dim=1).argsort(dim=1)
+    which = (noise.uniform(1, x.shape[1:], torch.float64) * sizes).long()
+    word = choices.gather(2, which[:, :, None])[:, :, 0]
+    return torch.where((rank < (paraphrases != x).sum(dim=1)[:, None]) & (sizes > 0), word, x)
 
 
 EXPERIMENT = Experiment(
@@ -126,7 +145,7 @@ EXPERIMENT = Experiment(
     nets=SEEDS,
     tolerance={
         "queries": 5.0, "gradients": 0.1, "words changed": 0.1, "added": 150.0,
-        "plain: queries": 30.0, "taught: queries": 30.0,
+        "plain: queries": 30.0, "taught: queries": 30.0, "control: queries": 30.0,
     },
 )  # fmt: skip
 
