@@ -33,7 +33,6 @@ Goal = Callable[[Reply, Tensor], Tensor]
 it, by the model's answer for them."""
 Found = TypeVar("Found")
 _NEVER = torch.iinfo(torch.int64).max
-_NEXT_TO_0 = 1e-33  # a ten-thousandth of it is no subnormal number
 _CUT_OFF = "an output that is differentiable in its input, got one that is cut off from it"
 _NO_GRADIENT = {  # what PyTorch says of a model without a gradient, and we
     "used in the graph": _CUT_OFF,
@@ -375,7 +374,7 @@ class Session:
     def secure(self, logits: Tensor, live: Live) -> Tensor:
         """Goal met with κ and what :func:`~robustlab.attacker.losses.spare` says, so that rounding cannot undo it."""
         lead, spared = self._lead(logits, live)
-        return lead >= (self.kappa + spared if self.kappa else spared)  # which is above 0
+        return (lead > 0) & (lead >= (self.kappa + spared if self.kappa else spared))
 
     def beyond(self, logits: Tensor, live: Live) -> Tensor:
         """The margin at which to aim, (n,): 1 % more than is spared, since a threshold is approached forever."""
@@ -391,10 +390,10 @@ class Session:
 
     @cached_property
     def _logit_size(self) -> Tensor:
-        """(N,), :func:`robustlab.attacker.losses.logit_size` at x; next to 0, but above, where no logits are seen."""
+        """(N,), :func:`robustlab.attacker.losses.logit_size` at x; 0 where no logits are seen."""
         if self.clean is None or self.answer != "classes":
-            return torch.full((len(self.y),), _NEXT_TO_0, device=self.y.device)
-        return logit_size(self.clean, self.y, self.target).clamp_min(_NEXT_TO_0)
+            return torch.zeros(len(self.y), device=self.y.device)
+        return logit_size(self.clean, self.y, self.target)
 
     def shortfall(self, live: Live) -> LossFunction:
         """The loss κ + margin aimed at − goal margin: 0 or less where the goal is met clearly. Not cut off at 0."""

@@ -241,11 +241,12 @@ def test_nothing_outlives_the_caller(how: signal.Signals, tmp_path: Path) -> Non
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
-        import os, sys, time
+        import os, signal, sys, time
         from robustlab.verification.complete import processes
         from tests.unit import test_processes as work
 
         if __name__ == "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
             processes.answers(
                 work.note_and_hang, [sys.argv[1] + "/a", sys.argv[1] + "/b"], [work.nothing] * 2,
                 rows=[0, 1], processes=2, timeout=None, lost=None,

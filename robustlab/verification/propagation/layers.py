@@ -153,7 +153,8 @@ def _bounded_again(
     wanted = torch.ones_like(here.lower, dtype=torch.bool)
     if options.intersect:
         wanted = _unstable(graph, node, here)
-    sample, place = wanted.flatten(1).nonzero(as_tuple=True) if passes is None else passes.places(node.index, wanted)
+    wanted = wanted.flatten(1)
+    sample, place = wanted.nonzero(as_tuple=True) if passes is None else passes.places(node.index, wanted)
     told = graph, region, options, node, bounds, lines, terms, passes
     if options.sides == "both" or passes is not None:
         return _with_passes(*told, here, sample, place, (1.0, -1.0))
