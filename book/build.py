@@ -7,6 +7,7 @@ the stock command cannot leave out the extensions that put other hosts' scripts 
 from __future__ import annotations
 
 import argparse
+import gc
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pybtex.plugin
+from docutils.nodes import document
 from jupyter_book.config import get_final_config
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -104,9 +106,20 @@ def _run_sphinx(root: Path, output: Path, doctrees: Path) -> Sphinx:
             warningiserror=True,
             keep_going=True,
         )
+        app.connect("doctree-read", _one_document)
         app.connect("env-updated", _write_on_two_processes)
         app.build()
     return app
+
+
+def _one_document(_app: Sphinx, page: document) -> None:
+    """All nodes of a page belong to it.
+
+    MyST reads directives of reStructuredText into a document of their own, whose settings lead to all that is known of
+    the book. Pickled with each page of the reference that is 4 MB, and most of the time of reading and writing it.
+    """
+    for node in page.findall():
+        node.document = page
 
 
 def _write_on_two_processes(app: Sphinx, _env: BuildEnvironment) -> None:
@@ -119,6 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build the web book to _build/html.")
     parser.add_argument("--fresh", action="store_true", help="build from nothing")
     arguments = parser.parse_args()
+    gc.set_threshold(50_000, 10, 10)  # of the many small objects of a page nearly all stay: looking for others is dear
     from book.generate import write_generated
 
     try:
