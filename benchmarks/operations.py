@@ -20,7 +20,7 @@ from typing import Any
 
 import peers
 import torch
-from attacks import net_and_batch, setting
+from attacks import floor, net_and_batch, setting
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,12 +54,6 @@ def of_a_step(run: Callable[[int], object], steps: int = 20) -> tuple[int, int]:
             run(k)
         counts.append(count)
     return counts[1].all - counts[0].all, counts[1].waits - counts[0].waits
-
-
-def floor(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
-    for _ in range(steps):
-        point = x.detach().requires_grad_(True)
-        torch.autograd.grad(F.cross_entropy(model(point), y, reduction="sum"), point)
 
 
 def bare(model: nn.Module, x: Tensor, y: Tensor, steps: int, eps: float, step_size: float) -> tuple[Tensor, Tensor]:

@@ -171,9 +171,7 @@ class Forms:
         return replace(self, coef=coef, window=a.moved((1, 1), first), loose=loose)
 
 
-def units(
-    sample: Tensor, place: Tensor, shape: Sequence[int], sign: Tensor, only: int | None = None
-) -> Forms:  # fmt: skip
+def units(sample: Tensor, place: Tensor, shape: Sequence[int], sign: Tensor, only: int | None = None) -> Forms:
     """The forms ±e_place on a node of ``shape``: one neuron each.
 
     Args:

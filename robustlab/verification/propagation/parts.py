@@ -41,9 +41,9 @@ def largest_form(graph: Graph, start: Node) -> int:
             continue
         here, before = pending.pop(node.index), None
         if here is not None and isinstance(node.op, Conv):
-            parts = zip(here, node.op.stride, node.op.padding, node.op.reach, strict=True)
-            before = _smaller([(s * by, t * by - p, (k - 1) * by + r + 1) for (s, t, k), by, p, r in parts],
-                              graph.nodes[node.inputs[0]])  # fmt: skip
+            geometry = zip(here, node.op.stride, node.op.padding, node.op.reach, strict=True)
+            seen = [(s * by, t * by - p, (k - 1) * by + r + 1) for (s, t, k), by, p, r in geometry]
+            before = _smaller(seen, graph.nodes[node.inputs[0]])
         elif isinstance(node.op, (ScaleShift, Add, Sub, Elementwise)):
             before = here
         if here is None or (before is None and node.op is not None):  # written out here
