@@ -23,6 +23,7 @@ from robustlab.attacker.domain import Tokens
 from robustlab.attacker.results import AttackResult
 from robustlab.attacker.victim import Victim, predict
 from robustlab.attacks import augmented_by_paraphrases, paraphrase, sentence_paraphrases, word_substitution
+from robustlab.attacks.discrete.substitutes import changed_at_random
 from robustlab.data import Dataset, load_texts, load_tokens, synonyms, vocabulary_of
 from robustlab.data.texts import LENGTHS
 from robustlab.geometry.keyed import Noise
@@ -116,14 +117,9 @@ def measure(net: str, search: str, filters: str) -> dict[str, Rate | float]:
 
 def by_chance(paraphrases: Tensor, texts: Tensor, table: Tensor) -> Tensor:
     """The texts (N, T) that paraphrases (n, T) were made of, with as many words changed, where and to what is drawn."""
-    origin = [int((texts != one).sum(dim=1).argmin()) for one in paraphrases]
-    x = texts[torch.tensor(origin, dtype=torch.int64)]
-    noise, choices = Noise(0, torch.arange(len(x))), table[x]
-    sizes = (choices >= 0).sum(dim=2)
-    rank = noise.uniform(0, x.shape[1:]).masked_fill(sizes == 0, 2.0).argsort(dim=1).argsort(dim=1)
-    which = (noise.uniform(1, x.shape[1:], torch.float64) * sizes).long()
-    word = choices.gather(2, which[:, :, None])[:, :, 0]
-    return torch.where((rank < (paraphrases != x).sum(dim=1)[:, None]) & (sizes > 0), word, x)
+    x = texts[torch.cdist(paraphrases.double(), texts.double(), p=0).argmin(dim=1)]  # the nearest by changed words
+    words, noise = table[x], Noise(0, torch.arange(len(x)))
+    return changed_at_random(x, words, (words >= 0).any(dim=2), (paraphrases != x).sum(dim=1), noise, ())
 
 
 EXPERIMENT = Experiment(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustlab.attacker.domain import Tokens
 from robustlab.attacker.session import Session
+from robustlab.geometry.keyed import Noise
 
 
 def checked_neighbors(neighbors: object, vocabulary: int | None = None) -> Tensor:
@@ -79,6 +80,18 @@ def enumerated(sizes: Tensor, left: Tensor, most: int) -> Choices:
     digit = (number - (ends - counts).gather(1, which))[:, :, None] // (radix.cumprod(dim=2) // radix) % radix
     exists = number < total[:, None]
     return Choices(torch.where(inside & exists[:, :, None], 1 + digit, 0), exists)
+
+
+def changed_at_random(
+    x: Tensor, words: Tensor, free: Tensor, number: Tensor, noise: Noise, draw: tuple[int, ...]
+) -> Tensor:
+    """Texts x (n, T) with a random one of words (n, T, K) in ``number`` (n,) random places among the free (n, T)."""
+    score = noise.uniform((*draw, 0), x.shape[1:]).masked_fill(~free, 2.0)
+    rank = score.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    sizes = (words >= 0).sum(dim=2)
+    which = (noise.uniform((*draw, 1), x.shape[1:], torch.float64) * sizes).long().clamp_max(words.shape[2] - 1)
+    word = words.gather(2, which[:, :, None])[:, :, 0]
+    return torch.where((rank < number[:, None]) & free, word, x)
 
 
 def substituted(x: Tensor, words: Tensor, place: Tensor, choice: Tensor) -> Tensor:

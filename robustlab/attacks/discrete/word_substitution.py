@@ -32,7 +32,7 @@ from robustlab.attacker.results import AttackResult
 from robustlab.attacker.session import Session
 from robustlab.attacker.tokens import ask_some
 from robustlab.attacker.victim import Model
-from robustlab.attacks.discrete.substitutes import substitutes
+from robustlab.attacks.discrete.substitutes import changed_at_random, substitutes
 from robustlab.attacks.discrete.word_search import Language, begun, padding, take_best, victim_of_tokens
 from robustlab.progress import bar
 
@@ -141,13 +141,16 @@ def _random(session: Session, live: Live, best: Best, g: LossFunction, queries: 
         live.keep(session.can_pay(live))
         if not len(live):
             break
-        tried = _changed_at_random(live, live.x, live.most, k)
+        tried = changed_at_random(live.x, live.words, live.open, live.most, live.noise, (k,))
         _step(session, live, best, g, tried[:, None], torch.ones(len(live), 1, dtype=torch.bool, device=tried.device))
 
 
 def _genetic(session: Session, live: Live, best: Best, g: LossFunction, queries: int, show: bool) -> None:
     """Generations of ``POPULATION`` sentences: the fittest stays, children take words of two parents and mutate."""
-    start = [_changed_at_random(live, live.x, torch.ones_like(live.left), -1 - i) for i in range(POPULATION)]
+    start = [
+        changed_at_random(live.x, live.words, live.open, torch.ones_like(live.left), live.noise, (-1 - i,))
+        for i in range(POPULATION)
+    ]
     live.people = torch.stack(start, dim=1)
     for generation in bar(range(-(-queries // POPULATION)), show=show, label="word_substitution"):
         live.keep(session.can_pay(live))
@@ -169,7 +172,10 @@ def _children(live: Live, loss: Tensor, generation: int) -> Tensor:
     both = live.people.gather(1, parents[:, :, None].expand(-1, -1, length)).unflatten(1, (2, size))
     child = torch.where(live.noise.uniform((2, generation), (size, length)) < 0.5, both[:, 0], both[:, 1])
     mutated = [
-        _changed_at_random(live, child[:, i], torch.ones_like(live.left), (3, generation, i)) for i in range(size)
+        changed_at_random(
+            child[:, i], live.words, live.open, torch.ones_like(live.left), live.noise, (3, generation, i)
+        )
+        for i in range(size)
     ]
     child = torch.stack(mutated, dim=1)
     changed = child != live.x[:, None]
@@ -184,19 +190,6 @@ _SEARCHES: dict[Search, Callable[[Session, Live, Best, LossFunction, int, bool],
     "random": _random,
     "genetic": _genetic,
 }
-
-
-def _changed_at_random(live: Live, x: Tensor, number: Tensor, draw: int | tuple[int, ...]) -> Tensor:
-    """Texts x (n, T) with a random neighbor in ``number`` (n,) random places among those that have one."""
-    name = (draw,) if isinstance(draw, int) else draw
-    score = live.noise.uniform((*name, 0), x.shape[1:]).masked_fill(~live.open, 2.0)
-    rank = score.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    sizes = (live.words >= 0).sum(dim=2)
-    which = (
-        (live.noise.uniform((*name, 1), x.shape[1:], torch.float64) * sizes).long().clamp_max(live.words.shape[2] - 1)
-    )
-    word = live.words.gather(2, which[:, :, None])[:, :, 0]
-    return torch.where((rank < number[:, None]) & live.open, word, x)
 
 
 def _step(session: Session, live: Live, best: Best, g: LossFunction, tried: Tensor, asked: Tensor) -> None:
