@@ -155,44 +155,37 @@ def _bounded_again(
         wanted = _unstable(graph, node, here)
     wanted = wanted.flatten(1)
     sample, place = wanted.nonzero(as_tuple=True) if passes is None else passes.places(node.index, wanted)
-    told = graph, region, options, node, bounds, lines, terms, passes
-    if options.sides == "both" or passes is not None:
-        return _with_passes(*told, here, sample, place, (1.0, -1.0))
-    sign = torch.where(here.center.flatten(1)[sample, place] > 0, 1.0, -1.0).to(here.lower.dtype)  # the end nearer to 0
-    here = _with_passes(*told, here, sample, place, (sign,))
-    left = _unstable(graph, node, here).flatten(1)[sample, place]
-    return _with_passes(*told, here, sample[left], place[left], (-sign[left],))
-
-
-def _with_passes(
-    graph: Graph, region: Region, options: BoundOptions, node: Node, bounds: Sequence[Bounds], lines: Mapping[int, Any],
-    terms: Mapping[int, Tensor], passes: Passes | None, here: Bounds, sample: Tensor, place: Tensor,
-    signs: Sequence[float | Tensor],
-) -> Bounds:  # fmt: skip
-    """``here`` with some neurons bounded by a pass for each sign (R,): from below for 1, from above for −1."""
-    found = []
     budget = BUDGET if any(isinstance(node.op, Conv) for node in graph.nodes) else IN_CACHE
-    most = max(1, budget // (len(signs) * largest_form(graph, node)))
-    every = [here.lower.new_ones(len(sample)) * sign for sign in signs]
-    for part, (some, only) in enumerate(parts(sample, len(here.lower), most)):
-        through = None if passes is None else passes.through((node.index, part), lines, bounds)
-        n, sign = len(signs), torch.cat([sign[some] for sign in every])
-        forms = units(sample[some].repeat(n), place[some].repeat(n), node.shape, sign, only)
-        at_input, constant = backward(graph, lines, forms, node.index, terms=terms, nonlinear=through)
-        found.append(concretize(region, at_input, constant, exact=False).reshape(n, -1))
-    if not found:
-        return here
-    lower, upper = here.lower.flatten(1), here.upper.flatten(1)
-    for sign, value in zip(every, torch.cat(found, dim=1), strict=True):
-        old_lower, old_upper = lower[sample, place], upper[sample, place]
-        low, high = (
-            (torch.maximum(old_lower, value), torch.minimum(old_upper, -value))
-            if options.intersect
-            else (value, -value)
-        )
-        lower = lower.index_put((sample, place), torch.where(sign > 0, low, old_lower))
-        upper = upper.index_put((sample, place), torch.where(sign > 0, old_upper, high))
-    return Bounds(lower.reshape(here.lower.shape), upper.reshape(here.upper.shape))
+    form = largest_form(graph, node)
+
+    def bounded(here: Bounds, sample: Tensor, place: Tensor, signs: Sequence[Tensor]) -> Bounds:
+        """``here`` with some neurons bounded by a pass for each sign (R,): from below for 1, from above for −1."""
+        found, n = [], len(signs)
+        for part, (some, only) in enumerate(parts(sample, len(here.lower), max(1, budget // (n * form)))):
+            through = None if passes is None else passes.through((node.index, part), lines, bounds)
+            sign = torch.cat([sign[some] for sign in signs])
+            forms = units(sample[some].repeat(n), place[some].repeat(n), node.shape, sign, only)
+            at_input, constant = backward(graph, lines, forms, node.index, terms=terms, nonlinear=through)
+            found.append(concretize(region, at_input, constant, exact=False).reshape(n, -1))
+        if not found:
+            return here
+        lower, upper = here.lower.flatten(1), here.upper.flatten(1)
+        for sign, value in zip(signs, torch.cat(found, dim=1), strict=True):
+            old_lower, old_upper = lower[sample, place], upper[sample, place]
+            low, high = value, -value
+            if options.intersect:
+                low, high = torch.maximum(old_lower, value), torch.minimum(old_upper, -value)
+            lower = lower.index_put((sample, place), torch.where(sign > 0, low, old_lower))
+            upper = upper.index_put((sample, place), torch.where(sign > 0, old_upper, high))
+        return Bounds(lower.reshape(here.lower.shape), upper.reshape(here.upper.shape))
+
+    below = here.lower.new_ones(len(sample))
+    if options.sides == "both" or passes is not None:
+        return bounded(here, sample, place, (below, -below))
+    nearer = torch.where(here.center.flatten(1)[sample, place] > 0, below, -below)  # the end nearer to 0 decides
+    here = bounded(here, sample, place, (nearer,))
+    left = _unstable(graph, node, here).flatten(1)[sample, place]
+    return bounded(here, sample[left], place[left], (-nearer[left],))
 
 
 def _meet(one: Bounds, other: Bounds) -> Bounds:
