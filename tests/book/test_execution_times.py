@@ -9,7 +9,14 @@ from pathlib import Path
 import yaml
 
 from book import generate_times
-from book.generate_times import checkout_bytes, projected_minutes, projection_blocks, repository_blocks, times_page
+from book.generate_times import (
+    COUNTED,
+    checkout_bytes,
+    projected_minutes,
+    projection_blocks,
+    repository_blocks,
+    times_page,
+)
 
 MEASURED = {
     "machine": "an abacus",
@@ -19,21 +26,32 @@ MEASURED = {
 
 
 def test_what_git_tracks_is_counted(tmp_path: Path) -> None:
-    assert checkout_bytes(tmp_path) is None, "no checkout"
+    assert checkout_bytes(root=tmp_path) is None, "no checkout"
     (tmp_path / "a b").write_bytes(b"x" * 300)
     (tmp_path / "untracked").write_bytes(b"x" * 5000)
-    for command in (["init", "--quiet"], ["add", "a b"]):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "c").write_bytes(b"x" * 20)
+    for command in (["init", "--quiet"], ["add", "a b", "data"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    assert checkout_bytes(tmp_path) == 300
+    assert checkout_bytes(root=tmp_path) == 320
+    assert checkout_bytes("data/", tmp_path) == 20
+
+
+def test_what_is_shipped_keeps_to_its_limits() -> None:
+    for what, under, most in COUNTED:
+        size = checkout_bytes(under)
+        assert size is None or most is None or 1e6 < size <= most * 1e6, what
 
 
 def test_the_rest_is_stated_with_its_day_and_machine() -> None:
-    heading, origin, table = repository_blocks(MEASURED, 18_740_000)
+    heading, origin, table = repository_blocks(MEASURED, [38_740_000, 18_240_000, 8_000_000])
     assert heading.startswith("## ")
-    assert " ".join(origin.split()).endswith("not: they were measured on March 2, 1642, on an abacus.")
+    assert " ".join(origin.split()).endswith("are not: they were measured on March 2, 1642, on an abacus.")
     cells = [[line.strip(" -") for line in row.splitlines()[:3]] for row in table.split("\n* - ")[2:]]
-    assert [row[1:] for row in cells] == [["18.7 MB", "40 MB"], ["3 days", "–"], ["2 s", "9 s"]]
-    assert "not counted" in repository_blocks(MEASURED, None)[2]
+    assert [row[1:] for row in cells] == [
+        ["38.7 MB", "–"], ["18.2 MB", "20 MB"], ["8.0 MB", "25 MB"], ["3 days", "–"], ["2 s", "9 s"],
+    ]  # fmt: skip
+    assert "not counted" in repository_blocks(MEASURED, [None] * 3)[2]
 
 
 def test_what_the_tests_will_take_is_the_sum_of_their_parts() -> None:
