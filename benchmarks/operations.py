@@ -1,9 +1,10 @@
-"""How many operations a step of a gradient attack dispatches, and how often it waits for the host.
+"""How many operations a step of a gradient attack dispatches, how often it waits for the host, and what it costs.
 
     python benchmarks/operations.py
 
-Of a small model it is these, and not the arithmetic, that take the time. What a run of one step more dispatches beyond
-the other is a step's, at an ε at which nobody is fooled, so that all samples take all steps. Beside ours stand:
+Of a small model it is these, and not the arithmetic, that take the time, which is told over that of the floor. What a
+run of one step more dispatches beyond the other is a step's, at an ε at which nobody is fooled, so that all samples
+take all steps. Beside ours stand:
 
 * the *floor*: a forward and an input-gradient backward;
 * the *bare loop*: PGD in ℓ∞ that keeps the best point of each sample, counts, looks who is done, and takes for 0 what
@@ -20,7 +21,7 @@ from typing import Any
 
 import peers
 import torch
-from attacks import floor, net_and_batch, setting
+from attacks import floor, in_turns, net_and_batch, ratio, setting
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -80,20 +81,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["mnist_mlp"], help="checkpoints of the zoo")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9, help="runs of 40 steps each, in turns")
     parser.add_argument("--tiny", action="store_true", help="a smoke run: an untrained model")
     options = parser.parse_args(arguments)
     for name in options.models:
-        table(name, *net_and_batch(name, options.batch, "cpu", options.tiny))
+        table(name, *net_and_batch(name, options.batch, "cpu", options.tiny), 1 if options.tiny else options.rounds)
 
 
-def table(name: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
-    def row(what: str, run: Callable[[int], object]) -> None:
-        operations, waits = of_a_step(run)
-        print(f"{what:28} {operations:10} {waits:6}", flush=True)
-
-    print(f"a step on {name}, {setting()}\n{'':28} operations  waits")
-    row("floor", lambda k: floor(model, x, y, k))
-    row("bare loop", lambda k: bare(model, x, y, k, **HARMLESS))
+def table(name: str, model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> None:
+    rows: dict[str, Callable[[int], object]] = {
+        "floor": lambda k: floor(model, x, y, k),
+        "bare loop": lambda k: bare(model, x, y, k, **HARMLESS),
+    }
     found, _ = peers.available()
     makers = {peer: peers.MAKERS[peer](package) for peer, package in found.items()}
     ours: dict[str, tuple[Callable[..., object], dict[str, float]]] = {
@@ -101,10 +100,16 @@ def table(name: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
         "ddn l2": (ddn, {}), "fmn l2": (partial(fmn, norm="l2"), {}),
     }  # fmt: skip
     for title, (attack, settings) in ours.items():
-        row(title, lambda k, a=attack, s=settings: a(model, x, y, steps=k, **s))
+        rows[title] = partial(lambda k, a, s: a(model, x, y, steps=k, **s), a=attack, s=settings)
         for peer, made in makers.items():
             if title in made:
-                row(f"  {peer}", lambda k, m=made[title], s=settings: m(**s, steps=k)(model, x, y))
+                call = partial(lambda k, m, s: m(**s, steps=k)(model, x, y), m=made[title], s=settings)
+                rows[f"{title}, {peer}"] = call
+    base, *_ = times = in_turns([partial(run, 40) for run in rows.values()], rounds)
+    print(f"a step on {name}, batch {len(x)}, {setting()}\n{'':28} operations  waits  over the floor")
+    for (what, run), spent in zip(rows.items(), times, strict=True):
+        operations, waits = of_a_step(run)
+        print(f"{what:28} {operations:10} {waits:6} {ratio(spent, base):15.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,11 @@ def test_smoke_run_without_peers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_operations_of_a_step(tmp_path: Path) -> None:
     lines = run(path=tmp_path, script="operations.py", model="mnist_mlp").splitlines()
-    found = {line[:28].rstrip(): [int(n) for n in line[28:].split()] for line in lines[2:]}
+    found = {line[:28].rstrip(): [float(n) for n in line[28:].split()] for line in lines[2:]}
     ours, bare, floor = (found[name] for name in ("pgd linf", "bare loop", "floor"))
     assert floor[0] < bare[0] < ours[0] <= bare[0] + 8 and floor[1] == 0, "the five of a look at the box, and few more"
     assert ours[1] <= 2 and {"pgd l2", "ddn l2", "fmn l2"} < found.keys()
+    assert floor[2] == 1 and all(row[2] > 0 for row in found.values())
 
 
 @pytest.mark.slow
