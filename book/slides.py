@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,26 @@ TEMPLATES = ROOT / "book" / "templates"
 NOTE_WORDS = 220
 _FENCE = re.compile(r"^(:{3,}|`{3,})\{([\w:-]+)\} ?(.*?)\n(.*?)^\1 *$", re.MULTILINE | re.DOTALL)
 _DISPLAY = re.compile(r"^\$\$\n(.*?)^\$\$.*?$", re.MULTILINE | re.DOTALL)
-_LEFT_OUT = {"part-symbols", "part-exercises", "solution", "remove-cell", "quiz", "part-references"}
+_ASIDE = re.compile(r"^(:{3,})\{admonition\} (Answer|Method card: [^\n]*)\n(.*?)^\1 *$", re.MULTILINE | re.DOTALL)
+LEFT_OUT = {"part-symbols", "part-exercises", "solution", "remove-cell", "quiz", "part-references"}
 
 
 def slides(path: Path) -> NotebookNode:
     """A notebook whose cells are the slides of the chapter at ``path``, each with its type in the metadata."""
     notebook: Notebook = json.loads(path.read_text(encoding="utf-8"))
-    reading = [cell for cell in notebook["cells"] if not _LEFT_OUT & set(tags(cell))]
+    reading = [cell for cell in notebook["cells"] if not LEFT_OUT & set(tags(cell))]
     cells: list[NotebookNode] = []
-    section = ""
+    section = asked = ""
     for cell in reading:
-        heading = re.match(r"## (.*)", source(cell)) if cell["cell_type"] == "markdown" else None
-        section = plain(heading[1]) if heading else section
-        for slide in _of_text(cell) if cell["cell_type"] == "markdown" else _of_output(cell):
-            if section and slide.metadata["slideshow"]["slide_type"] == "subslide":
-                slide.source = f'<p class="section">{section}</p>\n\n{slide.source}'
-            cells.append(slide)
+        is_text = cell["cell_type"] == "markdown"
+        for text in _sections(source(cell)) if is_text else [""]:
+            heading = re.match(r"## (.*)", text)
+            section = plain(heading[1]) if heading else section
+            for slide in _of_text(text, set(tags(cell)), asked) if is_text else _of_output(cell):
+                if section and slide.metadata["slideshow"]["slide_type"] == "subslide":
+                    slide.source = f'<p class="section">{section}</p>\n\n{slide.source}'
+                cells.append(slide)
+            asked = (_paragraphs(plain(text)) or [asked])[-1]
     cells += _of_quiz(path)
     return new_notebook(cells=cells, metadata={"title": cells[0].source.splitlines()[0].removeprefix("# ")})
 
@@ -58,6 +63,7 @@ def plain(text: str) -> str:
     text = re.sub(r"^:{3,}\{margin\}.*?^:{3,} *$|^`{3,}\{margin\}.*?^`{3,} *$|^%.*?$", "", text, flags=re.M | re.S)
     while _FENCE.search(text):
         text = _FENCE.sub(_opened, text)
+    text = re.sub(r"^(\$\$) \([\w-]+\)", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^:(?:label|class|nonumber|name):.*\n?", "", text, flags=re.MULTILINE)
     text = re.sub(r"\{cite:[pt]\}`([^`]+)`", lambda found: _cited(found[0], found[1]), text)
     text = re.sub(r"\{(?:numref|eq|prf:ref)\}`[^`]+`", "this", text)
@@ -79,28 +85,57 @@ def write_slides(path: Path, folder: Path = SLIDES) -> Path:
     return page
 
 
-def _of_text(cell: Cell) -> Iterator[NotebookNode]:
-    """A stack begins at each heading of the second level; a displayed equation gets a slide with what leads to it."""
-    text = plain(source(cell)).strip()
-    head, _, rest = text.partition("\n")
-    prose = _DISPLAY.sub("", rest if head.startswith("#") else text).strip()
+def _sections(text: str) -> list[str]:
+    """A cell's text, cut before each heading of the second level: a cell may hold several sections."""
+    inside = [found.span() for found in _FENCE.finditer(text)]
+    starts = [found.start() for found in re.finditer(r"^## ", text, re.MULTILINE)]
+    cuts = [cut for cut in starts if cut > 0 and not any(start <= cut < end for start, end in inside)]
+    return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+
+
+def _of_text(text: str, marks: set[str], asked: str) -> Iterator[NotebookNode]:
+    """A section begins a stack; its equations and questions follow in their order, each with what leads to it."""
+    shown = plain(text).strip()
+    head, _, rest = shown.partition("\n")
+    prose = _DISPLAY.sub("", rest if head.startswith("#") else shown).strip()
     if head.startswith(("# ", "## ")):
         yield _slide(f"{head}\n\n{_sentences(prose, 2)}", "slide")
-    elif {"part-objectives", "part-threat-model"} & set(tags(cell)):
+    elif {"part-objectives", "part-threat-model"} & marks:
         yield _slide(prose, "subslide")
-    start = 0
-    for found in _DISPLAY.finditer(text):
-        before = [
-            part for part in text[start : found.start()].split("\n\n") if part.strip() and not part.startswith("#")
-        ]
-        yield _slide(f"{before[-1] if before else ''}\n\n$$\n{found[1]}$$", "subslide")
-        start = found.end()
-    question, _, answer = text.partition("**Answer**")
-    if answer:
-        yield _slide(question.split("\n\n")[-2 if question.endswith("\n\n") else -1], "subslide")
-        yield _slide(answer, "fragment")
+    yield from _in_order(text, asked)
     if prose:
         yield _slide(" ".join(prose.split()[:NOTE_WORDS]), "notes")
+
+
+def _in_order(text: str, asked: str, card: str = "") -> Iterator[NotebookNode]:
+    """Equations, and questions with their answers; what stands on a method's card bears the card's title.
+
+    Where a figure or a table stands between them, a question was ``asked`` at the end of the cell before.
+    """
+    start = 0
+    for aside in _ASIDE.finditer(text):
+        before = text[start : aside.start()]
+        yield from _equations(before, card)
+        if aside[2] == "Answer":
+            yield _slide((_paragraphs(plain(before)) or [asked])[-1], "subslide")
+            yield _slide(plain(aside[3]).strip(), "fragment")
+        else:
+            yield from _in_order(aside[3], asked, f"**{plain(aside[2])}**\n\n")
+        start = aside.end()
+    yield from _equations(text[start:], card)
+
+
+def _equations(text: str, card: str) -> Iterator[NotebookNode]:
+    """A displayed equation gets a slide with the paragraph that leads to it."""
+    text, start = plain(text).strip(), 0
+    for found in _DISPLAY.finditer(text):
+        before = [part for part in _paragraphs(text[start : found.start()]) if not part.startswith("#")]
+        yield _slide(f"{card}{before[-1] if before else ''}\n\n$$\n{found[1]}$$", "subslide")
+        start = found.end()
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in text.split("\n\n") if part.strip()]
 
 
 def _of_output(cell: Cell) -> Iterator[NotebookNode]:

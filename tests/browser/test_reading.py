@@ -184,6 +184,32 @@ def test_figures_keep_their_words_on_a_phone(browser: Browser, site: str, page: 
         assert visit.complaints == []
 
 
+@pytest.mark.parametrize("page", _containing('class="filterable'))
+def test_words_of_long_tables_stay_whole_on_a_phone(browser: Browser, site: str, page: str) -> None:
+    """The table scrolls in its box; nothing but a key in code letters is cut within a word."""
+    with Visit(browser, site, page) as visit:
+        visit.page.set_viewport_size({"width": 390, "height": 900})
+        cut = visit.page.evaluate(
+            """() => [...document.querySelectorAll('table.filterable td')].slice(0, 200).flatMap(cell => {
+                 const found = [], walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+                 while (walker.nextNode()) {
+                   const node = walker.currentNode;
+                   if (node.parentElement.closest('code')) continue;
+                   for (const word of node.data.matchAll(/[A-Za-z]+/g)) {
+                     const range = document.createRange();
+                     range.setStart(node, word.index);
+                     range.setEnd(node, word.index + word[0].length);
+                     if (range.getClientRects().length > 1) found.push(word[0]);
+                   }
+                 }
+                 return found;
+               })"""
+        )
+        assert cut == []
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert visit.complaints == []
+
+
 @some_chapters
 def test_paper_is_white_and_nothing_on_it_is_cut(browser: Browser, site: str, page: str) -> None:
     with Visit(browser, site, page, color_scheme="dark") as visit:

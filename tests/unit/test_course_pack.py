@@ -121,6 +121,23 @@ def test_no_markup_of_the_book_is_left_on_a_slide(path: Path) -> None:
     assert left == [] and len(shown) > 20
 
 
+@pytest.mark.notebook
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_each_section_begins_a_stack_and_an_answer_shows_nothing_but_itself(path: Path) -> None:
+    """A cell may hold several sections, and a question may stand anywhere in one."""
+    made = [(cell.metadata["slideshow"]["slide_type"], cell.source) for cell in slides.slides(path).cells]
+    begun = [re.match(r"## (.+)", text) for kind, text in made if kind == "slide"]
+    headings, answers = [], []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown" and not slides.LEFT_OUT & set(cell.metadata.get("tags", [])):
+            headings += re.findall(r"^## (.+)", cell.source, re.MULTILINE)
+            answers += re.findall(r"^(:{3,})\{admonition\} Answer\n(.*?)^\1 *$", cell.source, re.MULTILINE | re.DOTALL)
+    assert [words(head[1]) for head in begun if head] == [words(slides.plain(head)) for head in headings]
+    shown = [text for kind, text in made if kind == "fragment" and not text.startswith("<b>")]
+    assert [words(text) for text in shown] == [words(slides.plain(body)) for _, body in answers]
+    assert not [text for kind, text in made if kind != "notes" and re.search(r"^\(eq-|\$\$ \(eq-", text, re.MULTILINE)]
+
+
 def test_the_course_map_has_a_row_per_chapter_and_the_syllabi_name_chapters_that_are_there() -> None:
     chapters = read_chapters()
     table = course_map(chapters)
