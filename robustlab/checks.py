@@ -9,9 +9,17 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+@runtime_checkable
+class HasTensors(Protocol):
+    """A model that is no module, such as a :class:`robustlab.graph.node.Graph`."""
+
+    def tensors(self) -> Iterator[Tensor]: ...
 
 
 def warn(message: str) -> None:
@@ -294,7 +302,7 @@ def at_home(model: object, x: Tensor, name: str = "x", *, device: bool = True) -
     """Raises unless ``x`` has the dtype and the device of the model's weights; tokens (int32, int64) have any dtype.
 
     Args:
-        model: a module; anything else has no weights to compare with.
+        model: a module, or a graph read from one; anything else has no weights to compare with.
         x: inputs (N, ...).
         name: of the argument.
         device: whether the device matters.
@@ -302,9 +310,7 @@ def at_home(model: object, x: Tensor, name: str = "x", *, device: bool = True) -
     Raises:
         TypeError: for another dtype. ValueError: for another device.
     """
-    if not isinstance(model, torch.nn.Module):
-        return
-    weight = next((w for w in chain(model.parameters(), model.buffers()) if w.is_floating_point()), None)
+    weight = next((w for w in _weights(model) if w.is_floating_point()), None)
     if weight is None:
         return
     if weight.dtype != x.dtype and x.dtype not in (torch.int32, torch.int64):
@@ -315,6 +321,13 @@ def at_home(model: object, x: Tensor, name: str = "x", *, device: bool = True) -
         )
     if device and weight.device != x.device:
         raise ValueError(f"{name}: want the model's device {weight.device}, got {x.device}")
+
+
+def _weights(model: object) -> Iterator[Tensor]:
+    if isinstance(model, torch.nn.Module):
+        yield from chain(model.parameters(), model.buffers())
+    elif isinstance(model, HasTensors):
+        yield from model.tensors()
 
 
 def labels(name: str, value: int | Tensor, x: Tensor) -> Tensor:

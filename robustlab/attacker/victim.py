@@ -288,17 +288,12 @@ class Victim:
                 "model: want one that was made outside torch.inference_mode, through which gradients pass, "
                 "got one from inside; say copy.deepcopy(model) outside"
             ) from error
-        weight = next((p for p in self._tensors() if p.is_floating_point()), None)
-        if weight is None or not x.is_floating_point() or not re.search(r"dtype|\btype|device", str(error)):
-            return
-        if weight.device != x.device:
-            raise ValueError(f"x: want the model's device {weight.device}, got {x.device}") from error
-        if weight.dtype != x.dtype:
-            short = str(weight.dtype).removeprefix("torch.")
-            raise TypeError(
-                f"x: want the model's dtype {weight.dtype}, got {x.dtype}; "
-                f"say x.to(torch.{short}) or model.to({x.dtype}) (for example model.double() or x.float())"
-            ) from error
+        follows = isinstance(self.model, Graph)  # whatever x is
+        if x.is_floating_point() and not follows and re.search(r"dtype|\btype|device", str(error)):
+            try:
+                checks.at_home(self.model, x)
+            except (TypeError, ValueError) as clearer:
+                raise clearer from error
 
     def _convolves(self) -> bool:
         """Whether another layout and another way to its gradients may pay for the model."""

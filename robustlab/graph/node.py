@@ -7,7 +7,7 @@ operator on one sample of zeros; what would take gigabytes is refused before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
@@ -121,6 +121,12 @@ class Graph:
     def widest(self) -> int:
         """How many numbers the largest node has."""
         return max(torch.Size(node.shape).numel() for node in self.nodes)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that the operators hold: weights, shifts, places."""
+        for node in self.nodes:
+            held = vars(node.op).values() if node.op is not None else ()
+            yield from (value for value in held if isinstance(value, Tensor))
 
     def require_finite(self) -> None:
         """Raise a ValueError that names the node, where weights are NaN or infinite: nothing follows from them."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from robustlab import checks
 from robustlab.graph import convert_shape
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.convert import FUNCTIONS, METHODS, MODULES
@@ -72,15 +74,16 @@ def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
     if isinstance(model, Graph):
         return model
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: want an nn.Module, got {type(model).__name__}")
+        hint = "; say read_onnx(path, dtype=x.dtype)" if isinstance(model, (str, Path)) else ""
+        raise TypeError(f"model: want an nn.Module or a Graph, got {type(model).__name__}{hint}")
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     like = sample if isinstance(sample, Tensor) else weight
     shape = sample.shape[1:] if isinstance(sample, Tensor) else tuple(sample)
     dtype, device = (like.dtype, like.device) if like is not None else (torch.float32, None)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"model: verifiers want float32 or float64, got {dtype}; say model.float()")
-    if isinstance(sample, Tensor) and weight is not None and weight.dtype != dtype:
-        raise TypeError(f"inputs: want the model's dtype {weight.dtype}, got {dtype}")
+    if isinstance(sample, Tensor) and weight is not None:
+        checks.at_home(model, sample, "sample", device=False)
     wrapped = nn.Sequential(model) if _whole(model) else model
     try:
         with evaluating(wrapped, freeze=False):

@@ -95,8 +95,13 @@ def perturbed(graph: Graph, model: nn.Module, weights: Mapping[str, float]) -> G
         weights: name of a parameter, as ``model.named_parameters()`` has it → ε ≥ 0, a bound of every element's change.
 
     Raises:
+        TypeError: if weights are named and the model is no module.
         ValueError: if a name is unknown, is no weight or bias of a dense layer or convolution, or an ε is negative.
     """
+    if not weights:
+        return graph
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: want the module whose parameters weights names, got {type(model).__name__}")
     known = dict(model.named_parameters())
     unused = set(weights)
     for name, eps in weights.items():

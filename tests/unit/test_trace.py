@@ -12,6 +12,7 @@ from robustlab.graph.arithmetic import full_precision
 from robustlab.verification import Ball, Box, bounds, branch_and_bound, certify, lirpa, milp, trace
 from robustlab.verification.complete.milp import minimum
 from robustlab.verification.complete.query import Case, Clock
+from robustlab.verification.propagation.certify import METHODS
 
 
 class Block(nn.Module):
@@ -141,8 +142,28 @@ def test_other_numbers_are_refused() -> None:
     model = Block(lambda m, z: z.relu())
     with pytest.raises(TypeError, match=r"want float32 or float64, got torch\.float16; say model\.float\(\)"):
         certify(model.half(), torch.rand(2, 4).half(), eps=0.1)
-    with pytest.raises(TypeError, match=r"inputs: want the model's dtype torch\.float32, got torch\.float64"):
+    with pytest.raises(TypeError, match=r"region: want the model's dtype torch\.float32, got torch\.float64"):
         bounds(model.float(), Ball(torch.rand(2, 4, dtype=torch.float64), 0.1))
+    with pytest.raises(TypeError, match=r"sample: want the model's dtype torch\.float32, got torch\.float64"):
+        trace(model, torch.rand(2, 4, dtype=torch.float64))
+
+
+def test_a_graph_is_a_model_too() -> None:
+    """In its own numbers alone, as a module is; what only a module has is said."""
+    model, x = Block(lambda m, z: z.relu()).double(), torch.rand(2, 4, dtype=torch.float64)
+    graph = trace(model, (4,))
+    for method in METHODS:
+        read, given = (certify(m, x, eps=0.01, method=method) for m in (graph, model))
+        assert torch.equal(read.verified, given.verified) and torch.equal(read.radius, given.radius)
+        with pytest.raises(TypeError, match=r"x: want the model's dtype torch\.float64, got torch\.float32"):
+            certify(graph, x.float(), eps=0.01, method=method)
+    with pytest.raises(TypeError, match=r"region: want the model's dtype torch\.float64, got torch\.float32"):
+        bounds(graph, Ball(x.float(), 0.01))
+    assert torch.equal(lirpa(graph, x, eps=0.01).verified, lirpa(model, x, eps=0.01).verified)
+    with pytest.raises(TypeError, match="model: want the module whose parameters weights names, got Graph"):
+        lirpa(graph, x, eps=0.01, weights={"first.weight": 0.1})
+    with pytest.raises(TypeError, match=r"model: want an nn\.Module or a Graph, got str; say read_onnx\(path"):
+        certify("net.onnx", x, eps=0.01)  # type: ignore[arg-type]
 
 
 def test_regions_are_finite_and_inside() -> None:

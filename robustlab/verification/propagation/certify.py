@@ -78,6 +78,7 @@ def bounds(
         ValueError, TypeError: naming the argument, or the node that cannot be bounded.
     """
     checks.one_of("method", method, METHODS)
+    checks.at_home(model, region.hull.lower, "region")
     graph = trace(model, region.hull.lower)
     if region.hull.lower.shape[1:] != graph.input_shape:
         raise ValueError(f"region: want inputs of shape {graph.input_shape}, got {tuple(region.hull.lower.shape[1:])}")
