@@ -20,7 +20,7 @@ from torch import Tensor
 from robustlab import data, zoo
 from robustlab.attacks import pgd
 from robustlab.graph.node import Graph
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification import certify
 from robustlab.verification.complete.branch_and_bound import solve
 from robustlab.verification.complete.query import Clock, Verdict, label_cases

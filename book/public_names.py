@@ -22,7 +22,7 @@ ELSEWHERE = {
         "Bounds": "robustlab.graph.interval",
         "Graph": "robustlab.graph.node",
         "read_onnx": "robustlab.graph.read_onnx",
-        "trace": "robustlab.graph.trace",
+        "trace": "robustlab.graph.tracing",
     },
 }
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from experiments.record import Experiment
 from robustlab import data, defenses, models
 from robustlab.graph.node import Graph
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.training.fit import cross_entropy, fit
 from robustlab.verification import Ball, bounds
 from robustlab.verification.complete import milp

@@ -29,7 +29,7 @@ from robustlab.attacker.victim import predict
 from robustlab.attacks.physical import mesh
 from robustlab.attacks.physical.camera import PLAIN, Camera
 from robustlab.attacks.physical.eyeglasses import frames
-from robustlab.attacks.physical.few import Few
+from robustlab.attacks.physical.few_scenes import Few
 from robustlab.attacks.physical.mounted import Mounted
 from robustlab.attacks.physical.patch import disk
 from robustlab.attacks.physical.printing import printable_colors, printed

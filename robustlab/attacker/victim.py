@@ -45,7 +45,7 @@ class Victim:
 
     Args:
         model: a module from inputs to answers, a graph that :func:`robustlab.graph.read_onnx.read_onnx` or
-            :func:`robustlab.graph.trace.trace` read, or the path of an ONNX file, which is asked in the dtype and on
+            :func:`robustlab.graph.tracing.trace` read, or the path of an ONNX file, which is asked in the dtype and on
             the device of x; under soft or hard access any such callable. It may return a tensor, a tuple whose first
             part is the tensor, a mapping with ``"logits"``, or an object with ``.logits``.
         bounds: the box [low, high] of valid inputs, in the units of ``x``: numbers, or tensors that broadcast with a

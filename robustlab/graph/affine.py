@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Affine, Backward, Operator, Shape
+from robustlab.graph.operators import Affine, Backward, Operator, Shape
 
 
 @dataclass(frozen=True, eq=False)

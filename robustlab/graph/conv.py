@@ -19,7 +19,7 @@ from torch import Tensor
 from robustlab.graph.affine import Pad, ScaleShift
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Affine, Backward, Operator, Shape
+from robustlab.graph.operators import Affine, Backward, Operator, Shape
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

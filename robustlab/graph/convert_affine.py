@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustlab.graph.affine import Add, Linear, Pad, Reduce, ScaleShift, Sub
 from robustlab.graph.conv import Conv, around, average_pool
 from robustlab.graph.convert_shape import move
-from robustlab.graph.operator import broadcast_shape
+from robustlab.graph.operators import broadcast_shape
 from robustlab.graph.product import Product
 from robustlab.graph.reader import Convert, Reader, Symbol, as_tuple
 from robustlab.graph.transposed import ConvTranspose, along_each

@@ -16,7 +16,7 @@ from robustlab.graph.convert_affine import matmul
 from robustlab.graph.convert_shape import move
 from robustlab.graph.convex import Convex
 from robustlab.graph.hinge import Clamp, Hinge
-from robustlab.graph.operator import Operator
+from robustlab.graph.operators import Operator
 from robustlab.graph.pool import MaxPool
 from robustlab.graph.product import Product
 from robustlab.graph.reader import Convert, Reader, Symbol, as_pair, as_tuple

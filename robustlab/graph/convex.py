@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustlab.graph.hinge import Elementwise, Lines
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Rule
+from robustlab.graph.operators import Rule
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from robustlab.graph.affine import Linear, ScaleShift
 from robustlab.graph.conv import Conv
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Operator
+from robustlab.graph.operators import Operator
 
 LARGER = 1.5  # a product may have so many times the numbers of its factors
 

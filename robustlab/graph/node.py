@@ -18,7 +18,7 @@ from torch import Tensor
 from robustlab.graph.affine import Concat, Linear, Pad, Reshape, ScaleShift
 from robustlab.graph.conv import Conv
 from robustlab.graph.hinge import Hinge
-from robustlab.graph.operator import Operator
+from robustlab.graph.operators import Operator
 from robustlab.graph.transposed import Along, ConvTranspose
 
 LARGEST = 2**26

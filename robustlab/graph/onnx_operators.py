@@ -20,7 +20,7 @@ from robustlab.graph.convex import Convex
 from robustlab.graph.hinge import Clamp, Hinge
 from robustlab.graph.onnx_reader import OnnxReader, Value, name_of
 from robustlab.graph.onnx_shapes import concat, flatten, gather_nd, reduce, reshape, transpose
-from robustlab.graph.operator import Operator, broadcast_shape
+from robustlab.graph.operators import Operator, broadcast_shape
 from robustlab.graph.product import Product
 from robustlab.graph.smooth import Smooth
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from robustlab.graph.affine import Rearrange
 from robustlab.graph.node import Builder
 from robustlab.graph.onnx_file import size
-from robustlab.graph.operator import Operator
+from robustlab.graph.operators import Operator
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto

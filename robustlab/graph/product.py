@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robustlab.graph.forms import Forms
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Backward, Operator, Priced, Rule, Shape
+from robustlab.graph.operators import Backward, Operator, Priced, Rule, Shape
 
 
 @dataclass(frozen=True)

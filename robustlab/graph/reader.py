@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from robustlab.graph.affine import ScaleShift
 from robustlab.graph.node import Builder
-from robustlab.graph.operator import Operator, broadcast_shape
+from robustlab.graph.operators import Operator, broadcast_shape
 
 
 @dataclass(frozen=True)

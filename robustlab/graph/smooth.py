@@ -27,7 +27,7 @@ from torch import Tensor
 from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Elementwise, Lines
 from robustlab.graph.interval import Bounds
-from robustlab.graph.operator import Priced, Rule, Shape
+from robustlab.graph.operators import Priced, Rule, Shape
 from robustlab.graph.time_limit import tick
 
 _INF = math.inf

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustlab.graph.conv import CONV, TRANSPOSED
 from robustlab.graph.forms import Forms
-from robustlab.graph.operator import Affine, Backward, Shape
+from robustlab.graph.operators import Affine, Backward, Shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,8 +29,8 @@ from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Hinge, Lines
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
-from robustlab.graph.operator import Backward, Operator, Rule, Shape
-from robustlab.graph.trace import trace
+from robustlab.graph.operators import Backward, Operator, Rule, Shape
+from robustlab.graph.tracing import trace
 
 _ABS = Hinge(-1.0, 1.0)
 

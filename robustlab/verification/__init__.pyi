@@ -3,7 +3,7 @@
 from robustlab.graph.interval import Bounds as Bounds
 from robustlab.graph.node import Graph as Graph
 from robustlab.graph.read_onnx import read_onnx as read_onnx
-from robustlab.graph.trace import trace as trace
+from robustlab.graph.tracing import trace as trace
 from robustlab.verification.complete.branch_and_bound import branch_and_bound as branch_and_bound
 from robustlab.verification.complete.milp import milp as milp
 from robustlab.verification.complete.reluplex import reluplex as reluplex

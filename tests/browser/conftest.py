@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from book.serving import BROWSER_ARGUMENTS, serve
-from tests.browser.site import HTML, NOT_BUILT, documented_policy
+from tests.browser.built_site import HTML, NOT_BUILT, documented_policy
 from tests.system import find_browser
 
 

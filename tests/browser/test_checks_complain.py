@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from book.serving import serve
-from tests.browser.site import documented_policy
+from tests.browser.built_site import documented_policy
 from tests.browser.test_links import broken_links, repeated_ids
 from tests.browser.visit import Visit
 

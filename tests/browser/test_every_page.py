@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser.site import NOT_BUILT, chapters, pages, some
+from tests.browser.built_site import NOT_BUILT, chapters, pages, some
 from tests.browser.visit import LOOKS, Visit
 
 MAKES = ("_modules/", "book/api/", "book/generated/api/")

@@ -9,7 +9,7 @@ from urllib.parse import urljoin
 
 import yaml
 
-from tests.browser.site import HTML, NOT_BUILT, ROOT, pages
+from tests.browser.built_site import HTML, NOT_BUILT, ROOT, pages
 from tests.every import every
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from book.chapter_form import source, tags
-from tests.browser.site import ROOT
+from tests.browser.built_site import ROOT
 
 # One with much mathematics, one with many figures, one with many tables. What is tested here is the same in all others.
 CHAPTERS = ["01_life_cycle", "07_white_box", "21_exact"]

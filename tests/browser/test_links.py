@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.browser.site import HTML, pages
+from tests.browser.built_site import HTML, pages
 
 LINKS = {"a": "href", "link": "href", "script": "src", "img": "src", "source": "src", "iframe": "src"}
 # What the browser loads by itself; for these, another host is wrong even if it answers.

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, expect
 
-from tests.browser.site import HTML, NOT_BUILT, ROOT, chapters, pages, some
+from tests.browser.built_site import HTML, NOT_BUILT, ROOT, chapters, pages, some
 from tests.browser.visit import Visit
 
 # For what does not depend on a chapter's own text: two of them in every run.

@@ -13,7 +13,7 @@ from robustlab.graph.folding import folded
 from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.node import Graph
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification import alpha_crown, bounds, branch_and_bound, certify, milp, verify
 from robustlab.verification.complete import domain_search as search
 from robustlab.verification.complete.branching import (

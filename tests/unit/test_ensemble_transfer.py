@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlab.attacker.through import Mixture, gradient_through
+from robustlab.attacker.composition import Mixture, gradient_through
 from robustlab.attacker.victim import Victim
 from robustlab.attacks import ensemble_transfer
 from robustlab.attacks.transfer.ensemble_transfer import shrunk

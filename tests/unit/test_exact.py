@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustlab.attacks import pgd
 from robustlab.graph.time_limit import OutOfTime, time_limit
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification import bounds, branch_and_bound, certify, milp, reluplex, verify
 from robustlab.verification.complete import domain_search as search
 from robustlab.verification.complete import encode as encoding

@@ -24,7 +24,7 @@ ROUTES = ("traced", "torchscript, free batch", "dynamo", "dynamo, free batch")
 IMAGE, FLAT, WORDS = (2, 7, 6), (6,), (3, 8)
 LONG = pytest.mark.full(
     "affine", "conv", "convert_affine", "convert_nonlinear", "convert_shape", "onnx_maps", "onnx_more",
-    "onnx_operators", "onnx_reader", "onnx_shapes", "pool", "read_onnx", "trace", "transposed",
+    "onnx_operators", "onnx_reader", "onnx_shapes", "pool", "read_onnx", "tracing", "transposed",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustlab.attacks import pgd
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import get_norm, linear_distance
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.models import build
 from robustlab.verification import certified_radius, certify, fast_lip, lipschitz_bound
 from robustlab.verification.propagation.bound_options import BoundOptions

@@ -18,7 +18,7 @@ from torch import nn
 
 from robustlab.graph.read_onnx import read_onnx
 from robustlab.graph.time_limit import OutOfTime, time_limit
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification.__main__ import main
 from robustlab.verification.complete.competition import check
 from tests.unit.test_read_onnx import FLAT, IMAGE, ONE, N, network, rand

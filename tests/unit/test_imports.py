@@ -6,7 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -155,6 +155,19 @@ def test_attacks_never_go_through_numpy() -> None:
     for file in set((PACKAGE / "attacks").rglob("*.py")) - fits:
         tops = {name.split(".")[0] for name in imports(ast.parse(file.read_text()), "robustlab")}
         assert not tops & {"numpy", "scipy"}, file
+
+
+def shadowing(files: Iterable[Path]) -> list[str]:
+    """Modules and packages of Python's own names: who runs a file of their folder imports them in its place."""
+    names = {file.parent.name if file.name == "__init__.py" else file.stem for file in files}
+    return sorted(names & sys.stdlib_module_names)
+
+
+def test_no_module_has_a_name_of_pythons_own() -> None:
+    ours = ("robustlab", "tests", "book", "assignments", "benchmarks", "experiments")
+    assert shadowing(file for top in ours for file in (ROOT / top).rglob("*.py") if file.name != "__main__.py") == []
+    planted = [PACKAGE / "trace.py", PACKAGE / "code" / "__init__.py", PACKAGE / "tracing.py"]
+    assert shadowing(planted) == ["code", "trace"]
 
 
 def test_family_packages_are_empty() -> None:

@@ -17,7 +17,7 @@ from robustlab.graph.conv import Conv
 from robustlab.graph.folding import folded
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification.complete import domain_search as search
 from robustlab.verification.complete.boxes import bound_boxes, clipped, effects, least, mixed
 from robustlab.verification.complete.common_boxes import common_box

@@ -14,7 +14,7 @@ from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Clamp, Elementwise, Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
-from robustlab.graph.operator import Operator, Rule
+from robustlab.graph.operators import Operator, Rule
 from robustlab.graph.pool import MaxPool
 from robustlab.graph.product import Product
 from robustlab.graph.smooth import CURVES, Smooth

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustlab.graph.affine import Moves
 from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms, units
-from robustlab.graph.operator import Affine
+from robustlab.graph.operators import Affine
 from robustlab.graph.pool import MaxPool
 from robustlab.graph.read_onnx import read_onnx
 from robustlab.graph.transposed import ConvTranspose

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustlab.attacks.physical.camera import PLAIN, Camera
-from robustlab.attacks.physical.few import Few
+from robustlab.attacks.physical.few_scenes import Few
 from robustlab.attacks.physical.mounted import Mounted, _appears
 from robustlab.attacks.physical.optics import corners, places
 from robustlab.attacks.physical.scenes import Listed

@@ -25,7 +25,7 @@ from robustlab import zoo
 from robustlab.attacker.victim import predict
 from robustlab.data import load
 from robustlab.graph import time_limit
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification import certified_radius, certify, verify
 from robustlab.verification.complete import domain_search as search
 from robustlab.verification.complete import milp as programs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlab.graph.forms import Forms, units
 from robustlab.graph.hinge import Clamp, Hinge
-from robustlab.graph.operator import Rule
+from robustlab.graph.operators import Rule
 from robustlab.graph.smooth import CURVES, Smooth
 from robustlab.models import Normalize
 from robustlab.verification import Bounds, trace

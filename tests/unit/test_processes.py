@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification import branch_and_bound, milp, reluplex
 from robustlab.verification.complete import processes
 from robustlab.verification.complete.descent import descend

@@ -25,7 +25,7 @@ from robustlab.attacker.victim import Victim, accuracy, predict
 from robustlab.attacks import ddn, deepfool, pgd, square
 from robustlab.evaluation import autoattack, evaluate
 from robustlab.graph.read_onnx import read_onnx
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.models import modes
 from tests.suite.cases import noise_box
 from tests.suite.models import IMAGE, Then, convnet

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustlab.graph.forms import Forms, units
 from robustlab.graph.interval import Bounds
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification import Ball
 from robustlab.verification.propagation import backward as backward_file
 from robustlab.verification.propagation import layers as layers_file

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.composition import boxed, gradient_through
 from robustlab.attacker.losses import AttackerLoss, LossFunction, LossName, at_its_end, attacker_loss
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.session import Goal, Session
-from robustlab.attacker.through import boxed, gradient_through
 from robustlab.attacker.victim import Model, Victim
-from robustlab.attacks.physical.given import HeldOut, check_held_out, check_mask, family_of, palette
+from robustlab.attacks.physical.arguments import HeldOut, check_held_out, check_mask, family_of, palette
 from robustlab.attacks.physical.printing import non_printability, printed
 from robustlab.attacks.physical.scenes import Scenes, View
 from robustlab.geometry.adam import Adam

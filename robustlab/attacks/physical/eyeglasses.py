@@ -25,9 +25,9 @@ from robustlab import checks
 from robustlab.attacker.losses import LossFunction, LossName
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.victim import Model
+from robustlab.attacks.physical.arguments import HeldOut
 from robustlab.attacks.physical.camera import Camera
 from robustlab.attacks.physical.expectation import staged
-from robustlab.attacks.physical.given import HeldOut
 from robustlab.attacks.physical.optics import places
 from robustlab.attacks.physical.printing import total_variation
 from robustlab.attacks.physical.scenes import Scenes, View, Worn

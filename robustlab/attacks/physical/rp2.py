@@ -27,8 +27,8 @@ from robustlab import checks
 from robustlab.attacker.losses import LossFunction, LossName
 from robustlab.attacker.results import PhysicalResult
 from robustlab.attacker.victim import Model
+from robustlab.attacks.physical.arguments import HeldOut
 from robustlab.attacks.physical.expectation import Stage, adam, staged, texture_like
-from robustlab.attacks.physical.given import HeldOut
 from robustlab.attacks.physical.scenes import Scenes, View, Worn
 
 

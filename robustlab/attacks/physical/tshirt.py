@@ -31,8 +31,8 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.losses import attacker_loss
 from robustlab.attacker.victim import Model, Victim
+from robustlab.attacks.physical.arguments import HeldOut, family_of
 from robustlab.attacks.physical.expectation import adam, staged, texture_like
-from robustlab.attacks.physical.given import HeldOut, family_of
 from robustlab.attacks.physical.printing import total_variation
 from robustlab.attacks.physical.scenes import Scenes, View
 from robustlab.attacks.physical.watching import Confidence, Hidden, ShirtResult, Watched, held_out_persons

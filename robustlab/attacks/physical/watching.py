@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustlab.attacker.composition import boxed
 from robustlab.attacker.results import PhysicalResult
-from robustlab.attacker.through import boxed
 from robustlab.attacks.physical.expectation import Beside, Expected, Stage
 from robustlab.attacks.physical.printing import printed
 from robustlab.attacks.universal.minmax_universal import answered

@@ -38,10 +38,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.composition import Join, Mixture
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.through import Join, Mixture
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.transfer.on_surrogates import descend
 from robustlab.geometry.keyed import Noise

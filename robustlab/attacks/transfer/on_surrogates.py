@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from robustlab.attacker.composition import gradient_through
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import AttackerLoss
 from robustlab.attacker.parts import beside
 from robustlab.attacker.session import Session
-from robustlab.attacker.through import gradient_through
 from robustlab.attacker.victim import Victim
 from robustlab.attacks.whitebox.pgd import begin, step
 from robustlab.geometry.norms import Norm, get_norm

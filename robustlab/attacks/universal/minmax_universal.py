@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.composition import boxed, gradient_through
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import UniversalResult
 from robustlab.attacker.session import Session
-from robustlab.attacker.through import boxed, gradient_through
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.universal.one_for_all import one_for_all
 from robustlab.geometry.norms import get_norm

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.geometry.adam import Adam
 from robustlab.graph.arithmetic import full_precision
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.models.modes import evaluating
 from robustlab.verification.duals.eigenvalues import first_guess, lanczos
 from robustlab.verification.duals.one_hidden import Parts, parts_of

@@ -40,8 +40,8 @@ from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.hinge import Elementwise, Lines
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Affine, Rule
-from robustlab.graph.trace import trace
+from robustlab.graph.operators import Affine, Rule
+from robustlab.graph.tracing import trace
 from robustlab.models.normalize import Normalize
 from robustlab.verification.propagation.region import Ball, Region
 

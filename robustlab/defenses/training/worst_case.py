@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.domain import Box
-from robustlab.graph.again import ReadAgain
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
+from robustlab.graph.read_again import ReadAgain
 from robustlab.models.modes import evaluating
 from robustlab.verification.propagation.region import Ball, Region
 from robustlab.verification.propagation.specification import margins

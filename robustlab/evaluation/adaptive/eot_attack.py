@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from robustlab import checks
+from robustlab.attacker.composition import boxed, gradient_through
 from robustlab.attacker.live import Live
 from robustlab.attacker.losses import LossFunction, LossName, attacker_loss
 from robustlab.attacker.results import AttackResult, keep_so_far
 from robustlab.attacker.session import Session
-from robustlab.attacker.through import boxed, gradient_through
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacks.whitebox.pgd import begin, step
 from robustlab.evaluation.adaptive.random_views import View, Views

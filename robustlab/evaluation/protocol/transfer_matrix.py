@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
+from robustlab.attacker.composition import Mixture
 from robustlab.attacker.results import Result
-from robustlab.attacker.through import Mixture
 from robustlab.attacker.victim import Victim, accuracy, predict
 from robustlab.attacks.transfer.ensemble_transfer import ensemble_transfer
 from robustlab.intervals import wilson

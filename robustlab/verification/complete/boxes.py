@@ -22,7 +22,7 @@ from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Elementwise, Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Backward
+from robustlab.graph.operators import Backward
 from robustlab.verification.complete.common_boxes import distinct
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.bound_options import BoundOptions, Sides

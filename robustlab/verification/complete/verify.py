@@ -17,7 +17,7 @@ from robustlab.attacker.victim import Victim
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
 from robustlab.graph.time_limit import OutOfTime, time_limit
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification.complete.processes import answers
 from robustlab.verification.complete.query import Clock, Replay, Verdict, graph_device, label_cases
 from robustlab.verification.complete.rounding import rounding_error

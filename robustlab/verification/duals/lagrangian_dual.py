@@ -28,7 +28,7 @@ from robustlab.geometry.adam import Adam
 from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.forms import Forms
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Backward
+from robustlab.graph.operators import Backward
 from robustlab.verification.propagation.ascent import bound_by_ascent
 from robustlab.verification.propagation.backward import backward, concretize, rounding_terms, slack
 from robustlab.verification.propagation.certificate import Interval, certificate

@@ -27,7 +27,7 @@ from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Elementwise
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Backward, Operator
+from robustlab.graph.operators import Backward, Operator
 from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.region import Region, box_minimum
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from robustlab.graph.operator import Rule
+from robustlab.graph.operators import Rule
 
 HiddenBounds = Literal["backward", "interval"]
 Sides = Literal["both", "deciding"]
@@ -13,7 +13,7 @@ Sides = Literal["both", "deciding"]
 
 @dataclass(frozen=True, kw_only=True)
 class BoundOptions(Rule):
-    """The choices of a method; see also :class:`~robustlab.graph.operator.Rule`.
+    """The choices of a method; see also :class:`~robustlab.graph.operators.Rule`.
 
     Attributes:
         intermediate: where the bounds of hidden layers come from: ``"backward"`` (a backward pass from each of them, as

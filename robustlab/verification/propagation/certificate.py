@@ -13,7 +13,7 @@ from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.node import Graph
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification.propagation.region import Ball, Region
 from robustlab.verification.propagation.specification import margins
 

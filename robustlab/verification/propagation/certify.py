@@ -14,7 +14,7 @@ from robustlab.geometry.norms import ProperNorm
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 from robustlab.verification.duals.lagrangian_dual import lagrangian_dual_bound
 from robustlab.verification.propagation.alpha_crown import alpha_crown_bound
 from robustlab.verification.propagation.certificate import Interval, certificate, positive, prepare, stated

@@ -24,7 +24,7 @@ from robustlab.graph.affine import Sub
 from robustlab.graph.hinge import Lines
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Affine, Operator
+from robustlab.graph.operators import Affine, Operator
 
 MOST = 24  # inputs that may vary
 

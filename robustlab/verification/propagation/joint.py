@@ -26,7 +26,7 @@ from robustlab.graph.forms import Forms
 from robustlab.graph.hinge import Hinge
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Backward
+from robustlab.graph.operators import Backward
 from robustlab.verification.propagation.layers import BUDGET, Layers
 
 

@@ -18,7 +18,7 @@ from robustlab.graph.conv import Conv
 from robustlab.graph.forms import Forms, units
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph, Node
-from robustlab.graph.operator import Backward
+from robustlab.graph.operators import Backward
 from robustlab.graph.time_limit import tick
 from robustlab.verification.propagation.backward import backward, concretize, slack, taken_over
 from robustlab.verification.propagation.bound_options import BoundOptions

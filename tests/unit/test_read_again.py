@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.graph import again
-from robustlab.graph.again import ReadAgain
+from robustlab.graph import read_again
 from robustlab.graph.node import Graph
+from robustlab.graph.read_again import ReadAgain
 from robustlab.models.modes import evaluating
 
 
@@ -51,13 +51,13 @@ def agrees(graph: Graph, model: nn.Module) -> bool:
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each time that a model is read."""
     seen: list[int] = []
-    own = again.trace
+    own = read_again.trace
 
     def counted(*args: object) -> Graph:
         seen.append(1)
         return own(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(again, "trace", counted)
+    monkeypatch.setattr(read_again, "trace", counted)
     return seen
 
 

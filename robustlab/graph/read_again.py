@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlab.graph.node import Graph
-from robustlab.graph.trace import trace
+from robustlab.graph.tracing import trace
 
 _PLAIN = (int, float, str, tuple, type(None))  # bool is an int
 
 
 class ReadAgain:
-    """Reads a model for :func:`~robustlab.graph.trace.trace`, as often as it must."""
+    """Reads a model for :func:`~robustlab.graph.tracing.trace`, as often as it must."""
 
     def __init__(self) -> None:
         self.graph: Graph | None = None
