@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for Ray to come up, and for a round")
     parser.add_argument("--only", choices=("serial", "flower"), default=None)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)  # as Ray's processes
+    torch.set_num_threads(1)  # Ray's processes have one thread, too
     digits = data.load("mnist5k")
     parts = dirichlet_split(digits.y_train, chosen.clients, alpha=1.0, at_least=2)
     team = [

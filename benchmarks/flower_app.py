@@ -143,7 +143,7 @@ def within(limit: float, command: list[str]) -> None:
         end()
 
     timer = threading.Timer(limit, expire)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the app is ended, too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the app is to be ended, too
     try:
         timer.start()
         for line in app.stdout or ():

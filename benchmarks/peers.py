@@ -108,7 +108,7 @@ def foolbox_runs(package: ModuleType) -> dict[str, Callable[..., Run]]:
         return run(package.attacks.EADAttack(binary_search_steps=search_steps, steps=steps, **settings), None)
 
     def nes(eps: float, queries: int) -> Run:
-        """Its estimator sums the losses of a batch, so that samples are attacked one by one. One more query a step."""
+        """It sums the losses of a batch, so that samples are attacked one by one. One more query per step."""
         estimated = package.gradient_estimators.es_gradient_estimator(
             package.attacks.LinfPGD, samples=50, sigma=1e-3, bounds=(0, 1), clip=True
         )

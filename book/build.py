@@ -132,7 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build the web book to _build/html.")
     parser.add_argument("--fresh", action="store_true", help="build from nothing")
     arguments = parser.parse_args()
-    gc.set_threshold(50_000, 10, 10)  # of the many small objects of a page nearly all stay: looking for others is dear
+    gc.set_threshold(50_000, 10, 10)  # nearly all of a page's many small objects stay: looking for others is dear
     from book.generate import write_generated
 
     try:

@@ -50,7 +50,7 @@ def folded(notebook: Notebook) -> Iterator[str]:
 
 
 def visible(notebook: Notebook) -> Iterator[str]:
-    """At most 20 lines of 72 columns a cell, 180 lines before the quiz, besides what is folded."""
+    """At most 20 lines of 72 columns per cell, 180 lines before the quiz, besides what is folded."""
     total = 0
     for cell in _before_quiz(notebook):
         if cell["cell_type"] != "code" or FOLDED & set(tags(cell)):

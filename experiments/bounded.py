@@ -33,7 +33,7 @@ EXPERIMENT = Experiment(
     n={"data sets": len(SETS), "divisions": len(SEEDS), "rounds": 10, "or": 25, "test pictures": TESTED},
     seeds=SEEDS,
     data=["fashion", "sign_digits32"],
-    tolerance={"main": 0.1, "backdoor": 0.35, "first": 0.1},  # as of the rounds in experiments/federated.py
+    tolerance={"main": 0.1, "backdoor": 0.35, "first": 0.1},  # those of the rounds in experiments/federated.py
 )
 
 if __name__ == "__main__":

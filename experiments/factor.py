@@ -60,7 +60,7 @@ EXPERIMENT = Experiment(
     n={"data sets": len(SETS), "divisions": len(SEEDS), "test pictures": TESTED},
     seeds=SEEDS,
     data=["fashion", "sign_digits32"],
-    tolerance={"tau": 0.0, "main": 0.1, "backdoor": 0.35},  # as of the rounds in experiments/federated.py
+    tolerance={"tau": 0.0, "main": 0.1, "backdoor": 0.35},  # those of the rounds in experiments/federated.py
 )
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def measure(networks: int, part: int, attack: str, levels: int | None = None) ->
         "by_target": report.success.sum(dim=1).tolist(),
         "accuracy": [round(share, 4) for share in report.accuracy.mean(dim=1).tolist()],
     }
-    if attack == "collision":  # as an attacker sees it who looks into the model that the poisons were made for
+    if attack == "collision":  # an attacker sees it who looks into the model that the poisons were made for
         believed = evaluate_poisoning(new_head(here.own, here.train), sets, victims=1, seed=seed)
         result["believed"] = believed.success.sum(dim=1).tolist()
     return result

@@ -102,7 +102,7 @@ class Experiment:
             "threads": torch.get_num_threads(),
         }  # fmt: skip
         done = {} if again else _finished(notes, state)
-        kept = "".join(json.dumps(line) + "\n" for line in (state, *done.values()))  # without what was cut short
+        kept = "".join(json.dumps(line) + "\n" for line in (state, *done.values()))  # all but what was cut short
         notes.write_text(kept, encoding="utf-8")
         for case in bar(self.cases, show=progress, label=self.name):
             if _key(case) not in done:

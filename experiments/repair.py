@@ -192,7 +192,7 @@ def filtered(target: int) -> Result:
         "spectral": spectral_signatures(net, bad.data, rate=share).flagged,
         "clustering": activation_clustering(net, bad.data).flagged,
     }
-    flags["chance"] = at_random(flags["spectral"], y)  # as many of each class
+    flags["chance"] = at_random(flags["spectral"], y)  # the same number of each class
     for name, flagged in flags.items():
         fresh = trained(x[~flagged], y[~flagged], seed=1)
         report = evaluate_backdoor(fresh, data.load("mnist5k"), bad.trigger, target)
@@ -293,7 +293,7 @@ EXPERIMENT = Experiment(
         "cosine": 0.1,
         "rise, 0.1": 1,
         "rise, 0.01": 1,
-        # of networks that are trained again
+        # networks that are trained again
         "centered": 0.2,
         "raw": 0.2,
         "adds": 25,

@@ -91,7 +91,7 @@ def steps(method: str, eps: float, seed: int) -> Mapping[str, Any]:
     how = defenses.adversarial_training(eps=eps, steps=int(method), warmup=0.4, check_every=rows)
     model = models.build("small_cnn", channels=(8, 16), hidden=32, mean=0.1307, std=0.3081, seed=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it overfits is what is recorded
+        warnings.simplefilter("ignore")  # overfitting is what is recorded
         fit(model, test, objective=how, epochs=15, lr=5e-3, seed=seed)
     x, y = test.x_test[:ATTACKED], test.y_test[:ATTACKED]
     return {

@@ -117,7 +117,7 @@ def told(result: AttackResult, limit: int = BUDGET) -> dict[str, Any]:
 
 
 def swept(knob: str, value: int, net: str, draw: int) -> dict[str, Any]:
-    """Bandits with tiles of so many pixels a side, or NES with so many pairs in a round, in ℓ∞."""
+    """Bandits with tiles of so many pixels per side, or NES with so many pairs in a round, in ℓ∞."""
     if knob == "pixels":
         side = scene(net, draw)[1].shape[2]
         return told(attacked("bandits", net, "linf", draw, HALF, tiles=round(side / value)), HALF)
@@ -251,7 +251,7 @@ EXPERIMENT = Experiment(
         "autozoom first": 150,
         "none asked": 1500,
         "groups asked": 200,
-    },  # where rounding lets a row succeed rounds later
+    },  # rounding may let a row succeed rounds later
 )
 
 if __name__ == "__main__":

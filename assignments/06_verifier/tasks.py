@@ -49,7 +49,7 @@ def network(sizes: tuple[int, ...], seed: int, bend: Bend, count: int) -> tuple[
     x = torch.where(torch.rand(x.shape, generator=generator) < 0.4, x.round(), x)
     z = values(layers, x, bend)[-1]
     weight, bias = layers[-1]
-    layers[-1] = weight, bias - z.mean(dim=0)  # so that no class has all points
+    layers[-1] = weight, bias - z.mean(dim=0)  # no class has all points then
     top = (z - z.mean(dim=0)).topk(2, dim=1)
     sure = (top.values[:, 0] - top.values[:, 1]).argsort(descending=True)[: 4 * count]
     chosen = sure[torch.randperm(4 * count, generator=generator)[:count]]

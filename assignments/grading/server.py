@@ -24,7 +24,7 @@ from assignments.grading import isolation
 
 PRELOADED = (
     *("torch", "numpy", "scipy.stats", "safetensors.torch", "matplotlib.pyplot", "robustlab.teaching.metered"),
-    "assignments.grading.student",  # so that no test needs to read this folder
+    "assignments.grading.student",  # no test needs to read this folder then
 )
 
 

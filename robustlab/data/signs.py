@@ -80,7 +80,7 @@ def _pictures(ids: Tensor, side: int, part: Part, seed: int) -> Tensor:
     )
     half = noise.uniform((0,), (), f32, 0.4, 0.9)
     angle = noise.uniform((1,), (), f32, -10.0, 10.0) * (math.pi / 180)
-    narrow = noise.uniform((2,), (), f32, 0.75, 1.0)  # as seen from the side
+    narrow = noise.uniform((2,), (), f32, 0.75, 1.0)  # seen from the side
     center = noise.uniform((3,), (2,), f32, -1.0, 1.0) * (1 - half)[:, None]
     cos, sin = angle.cos() / half, angle.sin() / half
     turn = torch.stack([torch.stack([cos / narrow, sin / narrow], 1), torch.stack([-sin, cos], 1)], 1)

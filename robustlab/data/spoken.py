@@ -150,7 +150,7 @@ def spoken_digits() -> Recordings:
     scale = torch.minimum(_LOUDNESS / power.sqrt(), _PEAK / peak)
     numbers = {key: torch.from_numpy(arrays[key]).long() for key in ("digit", "speaker", "take")}
     is_test = torch.from_numpy(arrays["split"]) == 3
-    names = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # as spoken_digits.json has them
+    names = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # the order of spoken_digits.json
     return Recordings((samples * scale[owner]).float(), start, **numbers, is_test=is_test, speakers=names)
 
 

@@ -113,11 +113,11 @@ class Noise:
         return part
 
     def bits(self, draw: Draw, shape: Sequence[int]) -> Tensor:
-        """63 random bits an element, as non-negative int64."""
+        """63 random bits per element, as non-negative int64."""
         return _shift(self._words(draw, math.prod(shape)), 1).reshape(len(self), *shape)
 
     def _words(self, draw: Draw, count: int) -> Tensor:
-        """64 random bits an element, (N, count)."""
+        """64 random bits per element, (N, count)."""
         *names, last = (draw,) if isinstance(draw, int) else draw
         return _filled(self._states(names, last), count, torch.int64, lambda mixed, out: out.copy_(mixed))
 

@@ -110,7 +110,7 @@ class Conv(Affine):
             return None
         here = window.moved(self.stride, [-p for p in self.padding])
         coef = self._transpose(forms.coef, (0, 0), size)
-        return replace(forms, coef=coef, window=here, loose=any(here.margins(size, shape)))  # beyond is padding
+        return replace(forms, coef=coef, window=here, loose=any(here.margins(size, shape)))  # padding lies beyond
 
     def scaled(self, after: ScaleShift) -> Conv | None:
         """The convolution and a scale and shift of its channels, as one; None where they vary within a channel."""

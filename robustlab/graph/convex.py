@@ -68,7 +68,7 @@ class Convex(Elementwise):
         function, (l, u) = FUNCTIONS[self.name], (inputs[0].lower, inputs[0].upper)
         at = (l + u) / 2
         if self.name == "exp":
-            at = torch.minimum(at, l + 1)  # from there the tangent is not below 0 at l
+            at = torch.minimum(at, l + 1)  # the tangent of a point farther right is below 0 at l
         width = u - l
         flat = width <= 1e-6 * (1 + l.abs() + u.abs())
         slope = function.slope(at)

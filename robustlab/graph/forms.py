@@ -153,7 +153,7 @@ class Forms:
         a, b = self.window, other.window
         if a is None or b is None:
             return None
-        shift = [p - q for p, q in zip(b.low, a.low, strict=True)]  # from our corner to the other's
+        shift = [p - q for p, q in zip(b.low, a.low, strict=True)]  # the way from our corner to the other's
         if shift != [p - q for p, q in zip(b.high, a.high, strict=True)]:
             return None
         ours, theirs = self.coef.shape[2:], other.coef.shape[2:]

@@ -33,7 +33,7 @@ class Lines:
     """lower_slope·z + lower_bias ≤ f(z) ≤ upper_slope·z + upper_bias, element by element.
 
     Attributes:
-        lower_slope, upper_slope, upper_bias: (N, *shape); ``lower_slope`` may be given one a form instead, (R, *shape).
+        lower_slope, upper_slope, upper_bias: (N, *shape); ``lower_slope`` may be one per form instead, (R, *shape).
         lower_bias: the same; None for 0.
         per_form: whether ``lower_slope`` has a value for each form instead of one for each sample.
     """

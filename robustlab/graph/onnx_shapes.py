@@ -83,7 +83,7 @@ def gather_nd(reader: OnnxReader, node: NodeProto, given: list[Any], *, batch_di
     places = torch.where(places < 0, places + size, places)
     if not bool(((places >= 0) & (places < size)).all()):
         raise ValueError(f"model: want GatherND at places inside {size.tolist()}, got node {name_of(node)!r}")
-    front = places.dim() - 1 + x.order[count:].index(0)  # where the batch is afterwards
+    front = places.dim() - 1 + x.order[count:].index(0)  # the batch's place afterwards
     rank = places.dim() - 1 + len(x.order) - count
     reader.builder.room(name_of(node), (*places.shape[:-1], *(shape[i - 1] for i in x.order[count:] if i)))
 

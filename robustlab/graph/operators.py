@@ -2,7 +2,7 @@
 
     interval    bounds of the output from bounds of the inputs             (interval bound propagation)
     relax       linear functions below and above a nonlinear operator      (its relaxation, once per sample)
-    backward    forms on the output → forms on the inputs and a constant   (CROWN's step, once a form)
+    backward    forms on the output → forms on the inputs and a constant   (CROWN's step, once per form)
     priced      the same for a nonlinear operator, at any multipliers      (the Lagrangian dual's step)
 
 For an affine operator z = W·x + b the backward rule is exact, ⟨a, z⟩ = ⟨Wᵀa, x⟩ + ⟨a, b⟩. For a nonlinear one it is a

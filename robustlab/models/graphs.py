@@ -20,7 +20,7 @@ class GraphConvolution(nn.Module):
     Â·Z = r ⊙ (A·(r ⊙ Z) + r ⊙ Z).
 
     Args:
-        inputs, outputs: numbers a node.
+        inputs, outputs: numbers per node.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -101,7 +101,7 @@ def graph_net(*, features: int, classes: int, hidden: int = 16, dropout: float =
     """The two-layer graph convolution net of Kipf and Welling (2017), equation (9).
 
     Args:
-        features: numbers a node.
+        features: numbers per node.
         classes: number of outputs, at least 2.
         hidden: width of the layer between (default 16).
         dropout: of features and hidden units, in [0, 1) (default 0.5).

@@ -166,7 +166,7 @@ def penultimate(model: nn.Module, x: Tensor, batch_size: int = 500, layer: Layer
     Args:
         model, layer: see :class:`Probe`.
         x: inputs (N, ...), at least one.
-        batch_size: rows a forward.
+        batch_size: rows per forward pass.
 
     Raises:
         TypeError, ValueError: if the model is not a module with logits (N, K), the layer cannot be told, or x is empty.

@@ -29,7 +29,7 @@ def text_cnn(
 
     Args:
         vocabulary: number of token ids.
-        embedding: numbers a token.
+        embedding: numbers per token.
         channels: of the convolution.
         width: tokens that it sees at once, odd.
         classes: number of outputs, at least 2.
@@ -77,7 +77,7 @@ def text_lstm(
 
     Args:
         vocabulary: number of token ids.
-        embedding: numbers a token.
+        embedding: numbers per token.
         hidden: size of the LSTM's state.
         classes: number of outputs, at least 2.
         dropout: the share of the embeddings and of the pooled states that training leaves out, in [0, 1).
@@ -102,7 +102,7 @@ def text_bag(
 
     Args:
         vocabulary: number of token ids.
-        embedding: numbers a token.
+        embedding: numbers per token.
         classes: number of outputs, at least 2.
         dropout: the share of the summed embeddings that training leaves out, in [0, 1).
         seed: of the initial weights (default 0).

@@ -44,7 +44,7 @@ def show_sounds(sounds: Mapping[str, tuple[Tensor, str]], *, rate: int, credit: 
 
 
 def wav(sound: Tensor, rate: int) -> bytes:
-    """A sound (T,) in [−1, 1] as a file of 16 bits a sample."""
+    """A sound (T,) in [−1, 1] as a file of 16 bits per sample."""
     samples = (sound.detach().double().cpu().clamp(-1, 1) * (2**15 - 1)).round().to(torch.int16)
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:

@@ -72,6 +72,6 @@ def test_the_projection_keeps_to_its_limit() -> None:
 
 
 def test_the_page_holds_this_table() -> None:
-    text = times_page([])  # from book/repository_times.yml
+    text = times_page([])  # the page of book/repository_times.yml
     for word in ("MB", "`import robustlab`", "`make book`", "`make test`", "`make test-fast`"):
         assert word in text.partition("## The repository as a whole")[2]

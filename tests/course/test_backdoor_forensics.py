@@ -38,7 +38,7 @@ def by_pairs(mine: dict[str, Any]) -> dict[str, Tensor]:
     swap = mine["kind"] == "swap"
     scores, place = ((below + below.transpose(1, 2)) / 2 if swap else below).flatten(1).max(dim=1)
     pairs = torch.stack([place // 10, place % 10], dim=1)
-    for k, (a, b) in enumerate(pairs.tolist()):  # of a swap, the direction with the smaller mask is the proof
+    for k, (a, b) in enumerate(pairs.tolist()):  # the direction of a swap with the smaller mask is the proof
         pairs[k] = torch.tensor([b, a] if swap and sizes[k, b, a] < sizes[k, a, b] else [a, b])
     at, success = (torch.arange(12), pairs[:, 0], pairs[:, 1]), torch.zeros(12)
     for k, network in enumerate(networks):

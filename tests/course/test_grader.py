@@ -783,7 +783,7 @@ def test_a_class_is_graded_in_one_table_and_resumed(small: Assignment, tmp_path:
     (folder / "bob" / "00_small" / "a.ipynb").write_bytes(right)
     second = list(grade_class(small, "k", folder, out, server))
     assert [(grade.total, known) for grade, known in second] == [(0, True), (4, True), (4, False), (0, True)]
-    for file in out.glob("*.json"):  # as a run leaves it that was killed while it wrote
+    for file in out.glob("*.json"):  # what a run leaves that was killed while it wrote
         file.write_text(file.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     assert [known for _, known in grade_class(small, "k", folder, out, server)] == [False] * 4
     rows = list(csv.DictReader(io.StringIO((out / "grades.csv").read_text(encoding="utf-8"))))

@@ -135,7 +135,7 @@ def test_copies_share_no_memory(gpu: Gpu) -> None:
     there = points(2)
     there.cpu().add_(1)
     assert not host.any() and not array.any() and torch.equal(there, points(2))
-    assert there.to(CUDA) is there and there.to("cuda", copy=True) is not there  # as PyTorch does within a device
+    assert there.to(CUDA) is there and there.to("cuda", copy=True) is not there  # PyTorch does so within a device
 
 
 # What may meet -------------------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_modules_move(gpu: Gpu, move: Callable[[nn.Module], nn.Module]) -> None:
     assert {p.grad.device for p in model.parameters()} == {CUDA}
     for m in (model, twin):
         assert {t.device for t in m.state_dict().values()} == {CUDA}
-    twin.load_state_dict(network().state_dict())  # from the CPU: copied
+    twin.load_state_dict(network().state_dict())  # copied from the CPU
     assert {t.device for t in twin.state_dict().values()} == {CUDA}
     assert {t.device for t in twin.cpu().state_dict().values()} == {CPU}
     with torch.no_grad(), pytest.raises(RuntimeError, match=MIXED):

@@ -83,7 +83,7 @@ class Case:
     def run(self, model: nn.Module | Victim, x: Tensor, y: Tensor | None, **changes: Any) -> AttackResult:
         """The attack on (x, y), with a target where the case has one and ``changes`` names none."""
         args = self.arguments(**changes)
-        if self.takes("surrogates") and "surrogates" not in changes:  # as good as can be: the model's own twin
+        if self.takes("surrogates") and "surrogates" not in changes:  # the best there can be: the model's own twin
             args["surrogates"] = [twin(model)]
         if self.targeted and "target" not in args:
             args["target"] = self.target(y if y is not None else torch.zeros_like(x.flatten(1)[:, 0].long()))
@@ -118,7 +118,7 @@ def twin(model: nn.Module | Victim) -> Victim:
     """A white-box victim of a copy of the model."""
     seen = Victim.of(model)
     kept = {name: getattr(seen, name) for name in ("bounds", "output", "mode", "logits")}
-    with torch.inference_mode(False):  # whose tensors would give no gradient
+    with torch.inference_mode(False):  # tensors made in inference mode would give no gradient
         return Victim(copy.deepcopy(seen.model), **kept)
 
 

@@ -98,7 +98,7 @@ class Counting(nn.Module):
         low, high = torch.aminmax(x.detach())
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         logits = self.model(x)
-        told = logits[-1] if isinstance(logits, tuple) else logits  # of boxes and scores, the scores
+        told = logits[-1] if isinstance(logits, tuple) else logits  # the scores of (boxes, scores)
         if told.requires_grad:
             told.register_hook(self._back)
         return logits

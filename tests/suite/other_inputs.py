@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.suite.models import seeded
 
 VOCABULARY, LENGTH, PADDING = 12, 5, 0
-FRAMES, BLANK = 6, 3  # of the toy that hears
+FRAMES, BLANK = 6, 3  # the toy that hears
 
 
 class Words(nn.Module):

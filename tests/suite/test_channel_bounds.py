@@ -61,7 +61,7 @@ def check_normalized(case: Case, device: torch.device, mean: tuple[float, ...], 
 def check_translated(case: Case, device: torch.device) -> None:
     """Boxes of width 1 that begin elsewhere in each channel: the same attack, translated."""
     model, x, y = batch(case, device, n=8)
-    x = (x * 64).round() / 64  # so that no sum below is rounded
+    x = (x * 64).round() / 64  # no sum below is rounded then
     with torch.no_grad():
         y = model(x).argmax(dim=1)
     mu, sigma = per_channel(case, (0.25, -0.5), x), per_channel(case, (1.0,), x)
@@ -108,12 +108,12 @@ def test_normalized(case: Case, device: torch.device) -> None:
 
 
 @pytest.mark.slow
-@over(*(case for case in CASES if not case.takes("density")))  # which is told of points of one box
+@over(*(case for case in CASES if not case.takes("density")))  # a density is told of points of one box
 def test_translated(case: Case, device: torch.device) -> None:
     check_translated(case, device)
 
 
 @pytest.mark.slow
-@over(*(case for case in CASES if not case.takes("density")))  # as above
+@over(*(case for case in CASES if not case.takes("density")))  # a density is told of points of one box
 def test_scaled(case: Case, device: torch.device) -> None:
     check_scaled(case, device)

@@ -32,7 +32,7 @@ def check_counts(case: Case, device: torch.device) -> None:
 
 
 def check_budget_of_queries(case: Case, device: torch.device, budget: int = 4) -> None:
-    """Never more than ``budget`` forward rows a sample; what is returned obeys all other rules.
+    """Never more than ``budget`` forward rows per sample; what is returned obeys all other rules.
 
     An attack that cannot begin with so little says how much it wants, before any question; it can begin with that.
     """

@@ -101,7 +101,7 @@ def test_zero_budget(case: Case, device: torch.device) -> None:
     check_zero_budget(case, device)
 
 
-@pytest.mark.filterwarnings("ignore:eps")  # that the ball holds the whole box
+@pytest.mark.filterwarnings("ignore:eps")  # the warning that the ball holds the whole box
 @over(*[case for case in CASES if case.has_budget and case.norm])
 def test_huge_budget(case: Case, device: torch.device) -> None:
     check_huge_budget(case, device)

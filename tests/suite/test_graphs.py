@@ -29,7 +29,7 @@ from tests.suite.models import Counting, seeded
 from tests.suite.other_inputs import Nodes, graphs
 from tests.suite.test_pretend import check_nothing_left_behind, check_twin
 
-WORDS, BUDGET = 3, 2  # numbers a node, and pairs that may be flipped
+WORDS, BUDGET = 3, 2  # numbers per node, and pairs that may be flipped
 
 
 class Together(nn.Module):
@@ -89,7 +89,7 @@ class GraphCase(Case):
 
 
 ROWS = [row for row in rows("attack", done=True) if "graph" in row.dims]
-RIVALS = {  # by what they need; no rows of the catalogue, since they are there to be compared with
+RIVALS = {  # what each needs; no rows of the catalogue, since they are there to be compared with
     greedy_edges: Row(key="greedy_edges", title="", cite="", kind="attack", chapter="14", dims=("graph",)),
     dice: Row(key="dice", title="", cite="", kind="attack", chapter="14", access="soft", dims=("graph",)),
     random_edges: Row(

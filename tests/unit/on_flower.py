@@ -289,7 +289,7 @@ def test_a_mod_replaces_the_global_model_of_an_app() -> None:
     assert all(reply.content["metrics"] == replies[0].content["metrics"] for reply in replies)
     mean, counter = averaged(replies), "1.num_batches_tracked"
     for name, value in wanted[0].state_dict().items():
-        if name != counter:  # which no client scales
+        if name != counter:  # no client scales the counter
             torch.testing.assert_close(mean[name], value, rtol=1e-4, atol=1e-5)
     assert not equal(wanted[0], model)
 

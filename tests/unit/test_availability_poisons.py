@@ -98,7 +98,7 @@ def test_modified_features(how: str) -> None:
     assert torch.equal(poisoned.x[~bad], x[~bad]) and bool((moved[bad].abs().amax(dim=1) > 0.05).all())
     assert float(moved.abs().max()) <= 0.1 + 1e-6
     assert float(poisoned.x.min()) >= 0 and float(poisoned.x.max()) <= 1
-    inside = ((x - 0.5).abs() < 0.4).flatten(1) & bad[:, None]  # where no clipping hides the signs
+    inside = ((x - 0.5).abs() < 0.4).flatten(1) & bad[:, None]  # clipping hides no signs there
     for a in range(50):
         for b in range(a):
             both = inside[a] & inside[b]

@@ -109,8 +109,8 @@ def test_proposal_is_the_largest_of_all_improvements(seed: int) -> None:
     promised = improvement(grid)
     mine = float(improvement(found[None])[0])
     assert mine >= 0.999 * promised.max()
-    assert mine > 2 * np.median(promised)  # or any point would do
-    for corner in ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)):  # of two tops the higher one
+    assert mine > 2 * np.median(promised)  # else any point would do
+    for corner in ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)):  # the higher one of two tops
         again = search.largest(np.array([corner, found]), -np.ones(2), np.ones(2))
         assert float(search.log(again[None])[0]) >= float(search.log(found[None])[0]) - 1e-9
     np.testing.assert_allclose(
@@ -136,7 +136,7 @@ def test_rounds_go_down_the_augmented_lagrangian() -> None:
     dual = z = torch.zeros(D, dtype=x.dtype)
     anywhere = np.random.default_rng(0).uniform(-0.05, 0.05, (3000, D))
     for k in range(steps):
-        known = 1 + first + 2 * k + 1  # with this round's proposal
+        known = 1 + first + 2 * k + 1  # this round's proposal is known, too
         before, center = (deltas[: known - 1].numpy(), f[: known - 1].numpy()), (z - dual).numpy()
         search = Improvement(Process(*before), center, rho, before[1])
         promised = float(search.log(deltas[known - 1 : known].numpy())[0])  # the log of EI

@@ -55,7 +55,7 @@ def test_where_every_step_succeeds_the_distance_is_a_product(steps: int, every: 
     init = 40 * torch.ones_like(x)
     victim = Victim(AnythingElse(x), bounds=(-50.0, 50.0), access="hard", budget=10**4)
     result = boundary(victim, x, torch.zeros(3, dtype=torch.int64), init=init, steps=steps, check_every=every)
-    eps, left = 0.01, 2.0**-10  # of the start's bisection
+    eps, left = 0.01, 2.0**-10  # 2⁻¹⁰ is left by the start's bisection
     for k in range(1, steps + 1):
         left *= 1 - eps
         eps *= 1.5 ** ((k % 30 == 0) + (k % (10 * every) == 0))

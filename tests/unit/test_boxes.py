@@ -81,7 +81,7 @@ def test_average_precision_is_that_of_hand_and_of_scikit_learn(seed: int) -> Non
     found = average_precision((boxes, scores), truth)
     assert found == pytest.approx(area, abs=1e-12) and 0 < area < 1
     precision, recall, _ = precision_recall_curve(hits, ranked)
-    best = np.maximum.accumulate(precision)  # from the lowest threshold up: the best to the right
+    best = np.maximum.accumulate(precision)  # the best to the right, where thresholds are lower
     assert found == pytest.approx(-float(np.diff(recall) @ best[:-1]) * sum(hits) / total, abs=1e-12)
 
 

@@ -125,7 +125,7 @@ def test_right_values_pass(capsys: pytest.CaptureFixture[str]) -> None:
     for source in (DUAL, ROW_BY_ROW):
         check.dual_value(dual(source))
         check.dual_value(dual(source), seed=9)
-        with torch.no_grad():  # as a chapter may have it
+        with torch.no_grad():  # a chapter may have it so
             check.dual_value(dual(source))
     assert capsys.readouterr().out.count("dual_value: holds") == 6
 

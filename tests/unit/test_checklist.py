@@ -103,7 +103,7 @@ def test_inputs_that_are_no_images() -> None:
     missing = [check.name for check in report.checks if check.passed is None]
     assert missing == ["white box beats search", "white box beats transfer", STANDS]
     wrong = {check.name for check in report.failed}
-    assert wrong <= {"accuracy reaches zero in a large ball"}, str(report)  # where a class may have no point in the box
+    assert wrong <= {"accuracy reaches zero in a large ball"}, str(report)  # a class may have no point in the box
 
 
 class Spoiled(nn.Module):
@@ -134,7 +134,7 @@ def test_wrong_units_end_the_matter() -> None:
     for wrong_x, wrong_claim in (
         ((x - 0.1307) / 0.3081, claim),  # normalized outside of the model
         (x, Claim(eps=0.3, clean_accuracy=0.98, bounds=(0.0, 255.0))),
-        (x, Claim(eps=8.0, clean_accuracy=0.98)),  # of 255
+        (x, Claim(eps=8.0, clean_accuracy=0.98)),  # in units of 255
     ):
         report = checklist(zoo.load("mnist_mlp"), wrong_x, y, claim=wrong_claim)
         assert [check.passed for check in report.checks] == [False]

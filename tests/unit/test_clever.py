@@ -197,7 +197,7 @@ def test_the_score_is_below_the_exact_distance_where_the_constant_is_found() -> 
     exact = math.sqrt(2 * lead / curvature) - x.norm(dim=1)
     estimate = clever(Victim(Bowl(), bounds=WIDE), x, norm="l2", radius=exact, batches=100, samples=50)
     margin = lead - curvature / 2 * x.square().sum(dim=1)
-    best = margin / (curvature * (x.norm(dim=1) + exact))  # with the true constant of the ball
+    best = margin / (curvature * (x.norm(dim=1) + exact))  # the true constant of the ball
     torch.testing.assert_close(estimate.value, best, rtol=0.02, atol=0.0)
     assert (estimate.value < exact).all()
 

@@ -73,7 +73,7 @@ class Setting:
         return Victim(model, domain=self.domain, answer=self.answer, **more)  # type: ignore[arg-type]
 
 
-LABELS = net(Nodes)(*graphs(40)).argmax(dim=2)  # of the nodes of 40 graphs
+LABELS = net(Nodes)(*graphs(40)).argmax(dim=2)  # labels of the nodes of 40 graphs
 BOXES = (net(FinderOfTuples)(images(40))[1] > 0.5).sum(dim=1)  # in 40 images
 
 
@@ -164,7 +164,7 @@ def test_counts_and_budget(setting: Setting, budget: int | None) -> None:
     assert budget is None or int(whole.queries.max()) <= budget
     assert len(set(whole.queries.tolist())) > 1 or budget == 2
     if setting.goal is not None:
-        return  # which asks for the samples' places in this batch
+        return  # it asks for the samples' places in this batch
     for i in (0, 3, 7):
         seen = Watching(setting.model())
         one = slice(i, i + 1)

@@ -93,7 +93,7 @@ def test_joined_by_logits_or_losses(join: Any, loss: Any, target: int | None) ->
         rest = z.logsumexp(dim=1) if loss == "ce" else z.masked_fill(only.bool(), -torch.inf).amax(dim=1)
         return sense * (rest - z[:, int(label[0])])
 
-    if loss == "margin":  # which is 0 where the goal is met: it is met nowhere
+    if loss == "margin":  # the margin is 0 where the goal is met: it is met nowhere
         models = [nn.Sequential(m, Affine(torch.eye(4).double(), only[0] * -9.0 * sense)) for m in models]
     leaf = x.clone().requires_grad_(True)
     each = torch.stack([m(leaf) for m in models])
@@ -170,7 +170,7 @@ def test_a_shrunk_plane_is_a_plane_of_that_slope() -> None:
     out = shrunk(plane, scale, down, right)
     torch.testing.assert_close(out[0], plane[0], rtol=1e-9, atol=1e-9)
     for i in (1, 2):
-        top, left = (1 - scale[i]) * down[i] * n, (1 - scale[i]) * right[i] * n  # of the small image, in pixels
+        top, left = (1 - scale[i]) * down[i] * n, (1 - scale[i]) * right[i] * n  # places of the small image, in pixels
         row, column = ((at + 0.5 - start) / scale[i] - 0.5 for at, start in ((rows, top), (columns, left)))
         inside = (row >= 0) & (row <= n - 1) & (column >= 0) & (column <= n - 1)
         torch.testing.assert_close(out[i, 0][inside], (2.0 + 0.3 * row + 0.7 * column)[inside])

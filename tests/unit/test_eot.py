@@ -86,7 +86,7 @@ def test_the_expected_log_likelihood_is_the_papers_objective() -> None:
     torch.testing.assert_close(
         log_likelihood(model(x), y, target=(y + 1) % 3), -model(x).gather(1, (y[:, None] + 1) % 3)[:, 0]
     )
-    assert (F.cross_entropy(model(x), y, reduction="none") < -by_hand).all()  # which cross-entropy is not
+    assert (F.cross_entropy(model(x), y, reduction="none") < -by_hand).all()  # not so the cross-entropy
 
 
 def test_draws_follow_from_the_seed_alone() -> None:

@@ -249,7 +249,7 @@ def test_what_was_not_checked_in_time_is_never_verified(name: str, monkeypatch: 
         return leaf_minimum(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(search, "leaf_minimum", counted)
-    monkeypatch.setattr(search, "descend", lambda graph, cases, **_: cases[0].low[None])  # to save time
+    monkeypatch.setattr(search, "descend", lambda graph, cases, **_: cases[0].low[None])  # it would take long
     for shift in (-0.01, 0.01):
         moved = Case(case.low, case.high, case.C, case.d - least + shift)
         for looks in range(200):

@@ -133,7 +133,7 @@ def test_skew_normal_equals_scipy(shape: float) -> None:
     x = torch.linspace(-9, 12, 40, dtype=torch.float64)
     torch.testing.assert_close(ours.log_density(x), torch.from_numpy(theirs.logpdf(x.numpy())), rtol=1e-9, atol=1e-9)
     expected = torch.from_numpy(theirs.logcdf(x.numpy()))
-    sound = expected > -150  # beyond, SciPy's own integral gives way
+    sound = expected > -150  # below that SciPy's own integral gives way
     torch.testing.assert_close(ours.log_cdf(x)[sound], expected[sound], rtol=1e-4, atol=1e-6)
 
 

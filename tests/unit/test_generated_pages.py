@@ -207,7 +207,7 @@ def test_a_package_exports_its_methods_and_what_modules_list(tmp_path: Path) -> 
         "from robustlab.attacks.whitebox.stroke import stroke as stroke",
     ]
     file = tmp_path / "robustlab" / "attacks" / "whitebox" / "stroke.py"
-    file.write_text(file.read_text().partition("\n")[2])  # without __all__ the method is exported all the same
+    file.write_text(file.read_text().partition("\n")[2])  # the method is exported without __all__, too
     assert exports("attacks", tmp_path, [row]) == {"Mark": "robustlab.attacks.backdoor.mark", "stroke": place}
     (file.parent / "other.py").write_text('__all__ = ["Mark"]')
     with pytest.raises(ValueError, match=r"backdoor.mark and .*whitebox.other both export Mark"):

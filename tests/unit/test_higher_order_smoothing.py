@@ -50,7 +50,7 @@ def least(p: float, slope: Tensor, delta: Tensor) -> float:
         mass = np.outer(cells, cells).ravel()
     shift = delta.numpy()
     moved = np.exp(points @ shift - 0.5 * shift @ shift)
-    fixed = np.vstack([np.ones(len(mass)), points.T])  # of the mass that votes for the class in each cell
+    fixed = np.vstack([np.ones(len(mass)), points.T])  # moments of the mass that votes for the class
     limits = np.stack([np.zeros_like(mass), mass], axis=1)
     answer = linprog(moved, A_eq=fixed, b_eq=np.concatenate([[p], slope.numpy()]), bounds=limits)
     assert answer.status == 0

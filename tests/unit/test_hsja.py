@@ -177,5 +177,5 @@ def test_directions_grow_with_the_root_of_the_round_and_are_as_long_as_the_paper
             factor = math.sqrt(d) if norm == "l2" else d
             torch.testing.assert_close(delta[0], factor * theta * dist)
         jumps = [p for p in seen.points[at + 1 :] if float((p @ w)[0]) > 0]
-        dist = get_norm(norm).length(jumps[0] - x)[0]  # where the step landed, from which the next bisection begins
+        dist = get_norm(norm).length(jumps[0] - x)[0]  # the next bisection begins here
     assert len(single) > 20

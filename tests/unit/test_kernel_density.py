@@ -27,7 +27,7 @@ def looked_at(net: nn.Module, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("h", [0.02, 0.3])
 def test_scores_are_those_of_scikit_learn(h: float) -> None:
     net, (known, y), (x, _) = model(), data(), data(60, seed=1)
-    net[2].bias.data -= net(known).mean(dim=0).detach()  # so that more than one class is predicted
+    net[2].bias.data -= net(known).mean(dim=0).detach()  # more than one class is predicted then
     features, (at, said) = looked_at(net, known)[0], looked_at(net, x)
     assert len(set(said.tolist())) > 1
     found = kernel_density(net, x, (known, y), data(60, seed=2)[0], bandwidth=h)

@@ -98,7 +98,7 @@ def test_moments_of_quick_normals() -> None:
     for lag in (1, 2, 3):
         products = z[:, lag:] * z[:, :-lag]
         assert abs(float(products.mean())) < 3.3 / products.numel() ** 0.5
-    rows = z[1:] * z[:-1]  # of two samples
+    rows = z[1:] * z[:-1]  # products of two samples
     assert abs(float(rows.mean())) < 3.3 / rows.numel() ** 0.5
 
 

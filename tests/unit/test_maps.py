@@ -258,7 +258,7 @@ def test_modules_and_their_rules(name: str, seed: int) -> None:
         if isinstance(node.op, Moves):
             whole = whole - node.op.forward(torch.zeros(1, *graph.nodes[node.inputs[0]].shape, dtype=torch.float64))
     errors = whole.flatten(1) - radius.flatten(1) @ jacobian, forms.coef.flatten(1) - coef.abs().flatten(1) @ jacobian.T
-    if name != "conv of a reflection":  # where a number is repeated, what cancels is not seen
+    if name != "conv of a reflection":  # what cancels is not seen where a number is repeated
         assert max(float(error.abs().max()) for error in errors) < 1e-10
     assert min(float(error.min()) for error in errors) > -1e-10
 

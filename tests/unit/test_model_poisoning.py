@@ -88,7 +88,7 @@ def test_no_malicious_step_where_its_loss_is_not_positive(monkeypatch: pytest.Mo
     attack(trained(), images(), X_TARGET, benign_steps=10)
     assert steps == ["malicious", "benign"] * 3 and calls == [10, 10, 10]
     steps.clear()
-    attack(trained(), images(), X_TARGET, benign_steps=10, first="benign")  # as the authors' code has it
+    attack(trained(), images(), X_TARGET, benign_steps=10, first="benign")  # the authors' code has it so
     assert steps == ["benign", "malicious"] * 3
     steps.clear()
     sure = trained()

@@ -126,7 +126,7 @@ def test_training_mode_asks_the_model_itself() -> None:
     class Frozen(nn.Sequential):
         def train(self, mode: bool = True) -> Frozen:
             super().train(mode)
-            self[1].eval()  # as many do with their batch norm
+            self[1].eval()  # many do so with their batch norm
             return self
 
     model = Frozen(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()

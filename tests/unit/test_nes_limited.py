@@ -90,7 +90,7 @@ def test_a_pair_of_which_one_shows_nothing_is_left_out_whole() -> None:
     grad = (slope[:, None] * (probes[:q] - start).flatten(1)[whole]).sum(dim=0)
     first = asked[3].flatten()
     inside = (x.flatten() - 0.01).clamp(0), (x.flatten() + 0.01)
-    radius = 0.5  # of the start; the first cut of half the box leaves the ball of eps
+    radius = 0.5  # the start's; the first cut of half the box leaves the ball of eps
     assert radius > 0.01
     want = torch.minimum(torch.maximum(start.flatten() - alpha * grad.sign(), inside[0]), inside[1])
     torch.testing.assert_close(first, want)

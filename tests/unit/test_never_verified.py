@@ -290,7 +290,7 @@ def test_proved_minimum() -> None:
     assert proved_minimum(one, -one[None], np.array([-3.0]), low, high, 9.0) == (np.inf, None)
     assert proved_minimum(one, -1e16 * one[None], np.array([-3e16]), low, high, 9.0) == (None, None)
     value, _ = proved_minimum(one, -1e-10 * one[None], np.array([-1e-10]), low, 1e3 * high, 9.0)
-    assert value is None or value <= 1.0  # to HiGHS, 0 ≤ −1e-10
+    assert value is None or value <= 1.0  # HiGHS takes −1e-10 for 0
 
 
 @pytest.mark.parametrize("seed", range(3))

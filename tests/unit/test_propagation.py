@@ -120,7 +120,7 @@ def test_crown_below_lp_below_exact(seed: int) -> None:
         for k, c in enumerate(C):
             lp = lp_minimum(model, region.hull, pre, c.numpy())
             assert float(ours[k]) <= lp + 1e-9 and lp <= exact[k] + 1e-9
-            assert float(best[k]) <= lp + 1e-9  # as its hidden layers' bounds are the same
+            assert float(best[k]) <= lp + 1e-9  # its hidden layers' bounds are the same
             if not intersect:
                 assert float(best[k]) >= float(ours[k]) - 1e-12
 

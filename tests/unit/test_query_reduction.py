@@ -33,7 +33,7 @@ def slope(model: torch.nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
 def test_a_step_follows_autograds_gradient_as_far_as_it_is_asked(reduction: str, norm: str, loss: str) -> None:
     """All of it; its means over the groups that the probes show; its projection onto NumPy's components."""
     _, x, y = walled(SHAPE)
-    model = mlp(SHAPE, 3, gain=1.0)  # so that probabilities are no zeros and ones
+    model = mlp(SHAPE, 3, gain=1.0)  # small weights: probabilities are no zeros and ones
     y = model(x).argmax(dim=1)
     seen = Recording(model)
     eps = 1e-4

@@ -235,7 +235,7 @@ def test_no_poison_inside_the_radius_turns_the_neighbors_vote_nor_passes_the_the
     a = int(p.argmax())
     found = rab_neighbor((x, y), point, sigma=sigma)
     assert bool(found.verified) and found.confidence == 1.0
-    assert float(found.radius) == pytest.approx(sigma * norm.ppf(float(p[a])), rel=1e-6)  # of two classes
+    assert float(found.radius) == pytest.approx(sigma * norm.ppf(float(p[a])), rel=1e-6)  # the radius of two classes
     toward = torch.nn.functional.normalize(point - x, dim=1) * torch.where(y == a, -1.0, 1.0)[:, None]
     for count in (1, 3, 10):
         nearest = (point - x).norm(dim=1).argsort()[:count]

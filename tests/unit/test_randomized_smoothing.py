@@ -195,7 +195,7 @@ def test_no_forward_pass_is_longer_than_asked() -> None:
     assert max(seen) <= 100 and sum(seen) == 3 * 260
     assert torch.equal(counts, count_votes(Counting(), x, sigma=0.3, n=260, batch_size=7000)) and seen[-1] == 3 * 260
     seen.clear()
-    assert torch.equal(counts, count_votes(Counting(), x, sigma=0.3, n=260))  # of the length that a CPU's caches like
+    assert torch.equal(counts, count_votes(Counting(), x, sigma=0.3, n=260))  # chunks that a CPU's caches like
     assert max(seen) == CHUNK and sum(seen) == 3 * 260
 
 

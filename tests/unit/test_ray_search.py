@@ -189,7 +189,7 @@ def test_all_ask_in_each_round_and_find_what_they_find_one_start_after_the_other
     w, limit, tries = plane()[1], {} if budget is None else {"budget": budget}, 12
     x, starts = -torch.linspace(0.2, 1.5, N, dtype=torch.float64)[:, None] * w, Starts(None, None, tries, normal=True)
     with search_from(x, (-2.0, 2.0), **limit) as (search, seen), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where the budget ends, no start may be found
+        warnings.simplefilter("ignore")  # no start may be found at the end of the budget
         live = search.aim(starts, 1e-6)
         found, queries, rounds = search.best.points, search.session.queries.clone(), seen.calls
     with search_from(x, (-2.0, 2.0), **limit) as (slow, waiting):

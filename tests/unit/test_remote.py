@@ -68,7 +68,7 @@ def server(*script: Step, seen: list[bytes] | None = None) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None: ...
 
         def handle(self) -> None:
-            with suppress(OSError):  # who asked has hung up
+            with suppress(OSError):  # the one who asked may have hung up
                 super().handle()
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

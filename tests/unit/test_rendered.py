@@ -42,7 +42,7 @@ def test_backgrounds_are_squares_of_the_photographs() -> None:
     steps = (cut[:, 0, 0, -1] - cut[:, 0, 0, 0]) / 23  # the width of one pixel of the square
     torch.testing.assert_close(steps, (cut[:, 1, -1, 0] - cut[:, 1, 0, 0]) / 23, rtol=0, atol=1e-4)
     assert float(steps.min()) >= 1 / 128 - 1e-4 and float(steps.max()) <= 1 / 24 + 1e-4
-    size = 24 * steps  # of the square, as a share of the photograph, which its middle keeps inside
+    size = 24 * steps  # a share of the photograph, which the square's middle keeps inside
     apart = size < 0.9
     middle = torch.stack([cut[:, 0].mean(dim=(1, 2)), cut[:, 1].mean(dim=(1, 2))])[:, apart]
     place = (middle - size[apart] / 2) / (1 - size[apart])  # uniform on [0, 1], across and down by themselves

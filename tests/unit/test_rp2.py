@@ -67,7 +67,7 @@ def test_a_loss_at_its_end_is_told() -> None:
             led = rp2(sure, x, **how, **other)
             assert float(led.success.double().mean()) > float(stuck.success.double().mean())
         corner = square(0, 0, 3)
-        lead = -model(torch.where(corner, x.mean(dim=0), x)).diff(dim=1)[:, 0]  # of the label, in the four pictures
+        lead = -model(torch.where(corner, x.mean(dim=0), x)).diff(dim=1)[:, 0]  # the label's lead in the four pictures
         with torch.no_grad():
             sure[1].weight.copy_(37 / lead.sort().values[1:3].mean() * torch.eye(2))
         ends = (
@@ -82,7 +82,7 @@ def test_stickers_lie_where_the_model_looks() -> None:
     model, _, x, args = problem(looked)
     result = rp2(model, x, target=1, area=0.25, sticker=1, sparsity=0.0, mask_steps=4, steps=2, **args)
     assert torch.equal(result.mask, looked)
-    region = square(0, 3, 3)  # of which the model looks at four pixels
+    region = square(0, 3, 3)  # the model looks at four of its pixels
     result = rp2(model, x, target=1, area=0.45, sticker=1, sparsity=0.0, mask_steps=4, steps=2, region=region, **args)
     assert torch.equal(result.mask, looked & region)
 

@@ -233,7 +233,7 @@ def test_multipliers_of_the_wrong_sign_prove_nothing() -> None:
     hull = region.hull.select(torch.tensor([0]))
     made, largest = sdp_relaxation.program(graph, before, hull, inside, triangle=True)
     rows, right, equal = np.array(made.rows), np.array(made.right), np.array(made.equal)
-    line, place = 1 + 2 + 4, 3  # of the first neuron: after P₀₀, two inputs and four other rows
+    line, place = 1 + 2 + 4, 3  # the first neuron's: after P₀₀, two inputs and four other rows
     assert rows[line].reshape(made.size, -1)[0, place] == 0.5 and not equal[line]
     cost = np.zeros((made.size, made.size))
     cost[0] = np.eye(made.size)[place] - before[graph.nonlinear[0].index][0] / 2  # z − ẑ/2, which is 0 at x

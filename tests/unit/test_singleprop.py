@@ -141,7 +141,7 @@ def test_a_step_costs_two_plain_ones() -> None:
     normed = nn.Sequential(model[0], nn.BatchNorm2d(8), *model[1:]).double().train()
     third = multiplications(lambda: objective(normed, x, y, ids=torch.arange(20), seed=0).backward())
     assert 2.1 * plain < third <= 3.3 * plain
-    assert int(normed[1].num_batches_tracked) == 1, "statistics move once a step"
+    assert int(normed[1].num_batches_tracked) == 1, "statistics move once per step"
 
 
 def test_clean_logits_are_the_models() -> None:

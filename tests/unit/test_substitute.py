@@ -234,7 +234,7 @@ def test_an_interruption_of_the_training_loses_no_label(monkeypatch: pytest.Monk
 
 def test_an_interruption_of_the_attack_loses_no_label() -> None:
     def stop(victim: Victim, x: Tensor, y: Tensor, **_: Any) -> Any:
-        with victim.session(x, y):  # which keeps what itself has found
+        with victim.session(x, y):  # the session keeps what itself has found
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:

@@ -82,7 +82,7 @@ def test_synonyms_are_those_of_wordnet_and_antonyms_are_not_among_them() -> None
 
     assert {"movie", "picture"} <= of("film") and {"movies"} <= of("films") and {"boring", "tedious"} <= of("dull")
     assert bool((words[:2] == -1).all()) and not of(".")
-    common = Vocabulary(vocabulary.words[:1500])  # of which the tokens are the same
+    common = Vocabulary(vocabulary.words[:1500])  # its tokens are the same
     near = synonyms(common, by="vectors", similar=0.3)
     best = vectors @ vectors[vocabulary.id("best")]
     assert float(best[vocabulary.id("worst")]) > 0.5, "antonyms keep the same company"
@@ -136,7 +136,7 @@ def test_models_of_texts(build: Any) -> None:
     x = torch.tensor([[3, 4, 5, 0, 0], [0, 0, 0, 0, 0]])
     z = model(x)
     assert z.shape == (2, 3) and bool(z.isfinite().all()) and torch.equal(z, model(x))
-    if build is not text_cnn:  # whose last window looks at the padding
+    if build is not text_cnn:  # the CNN's last window looks at the padding
         assert torch.allclose(model(x[:1, :3]), z[:1]), "padding says nothing"
     if build is text_bag:
         e = model.embed.weight

@@ -142,7 +142,7 @@ def test_noise_finds_the_most_excitable_neuron() -> None:
     assert int(found.scores.argmax()) == 2
     noise = Noise(0, torch.arange(10)).uniform(0, (1, SIDE, SIDE), torch.float64)
     gained = 24 - 6 * noise[:, 0, INSIDE].sum(dim=1).mean()
-    assert float(found.scores[2]) >= 5 * float(gained) - 1e-9  # and what row 2 gained while weights were spread
+    assert float(found.scores[2]) >= 5 * float(gained) - 1e-9  # added is what row 2 gained while weights were spread
 
 
 def test_the_rise_is_measured_against_the_same_noise() -> None:

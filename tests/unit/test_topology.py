@@ -66,7 +66,7 @@ def test_projection_against_a_convex_solver() -> None:
         assert np.allclose(s.value, found.numpy(), atol=1e-6)
     assert bool((ours >= 0).all() and (ours <= 1).all() and (ours.sum(dim=1) <= budget + 1e-9).all())
     assert torch.equal(onto_budget(a, torch.zeros(7)), torch.zeros_like(a).abs())
-    far = onto_budget((1000 * a).float(), budget)  # as after a step of 200, in single precision
+    far = onto_budget((1000 * a).float(), budget)  # the state after a step of 200, in single precision
     assert torch.allclose(far.sum(dim=1)[:5], budget[:5].float(), atol=1e-4)
 
 
@@ -304,7 +304,7 @@ def test_min_max_trains_beside_the_attack() -> None:
         stepper.step()
     with torch.no_grad():
         assert torch.allclose(result.trace["loss"][0], _mean(twin(*x), own(model, x)))
-    for lr in (0.05, 1.0):  # with the second the copy soon says something else altogether
+    for lr in (0.05, 1.0):  # after the second the copy soon says something else altogether
         wild = Retraining(nodes, labels, steps=2, lr=lr)
         longer = topology(victim(model), x, budget=1, retrain=wild, steps=8, share=0.5)
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))

@@ -69,7 +69,7 @@ def test_aligned_and_orthogonal_normals() -> None:
     y = nets["w"](x).argmax(1)
     told = transfer_matrix(nets, x, y, eps=0.1, norm="l2", steps=3)
     assert told.rate[0, :2].tolist() == [1.0, 1.0] and told.rate[0, 2] == 0.0
-    assert told.n[0].tolist() == [4, 4, 2]  # of v only where the labels agree
+    assert told.n[0].tolist() == [4, 4, 2]  # v's counts where the labels agree alone
 
 
 def test_samples_that_the_target_gets_wrong_are_no_success() -> None:

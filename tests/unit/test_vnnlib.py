@@ -103,7 +103,7 @@ def test_what_holds_of_every_number_or_of_none(claim: str, cases: int) -> None:
 @pytest.mark.parametrize(
     ("claims", "cases"),
     [
-        ("(< X_0 -1)", 0),  # and X_0 >= -1
+        ("(< X_0 -1)", 0),  # beside it stands X_0 >= -1
         ("(<= X_0 -1)", 1),
         ("(> X_1 0.2)", 0),
         ("(= X_0 0.25) (> X_0 0.25)", 0),

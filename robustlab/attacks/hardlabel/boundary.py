@@ -38,7 +38,7 @@ from robustlab.data.pairs import Pairs
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 
-_HALVINGS = 10  # of the start's bisection
+_HALVINGS = 10  # steps of the start's bisection
 _LOOKS_BACK = {"sphere": 10, "source": 30}
 _CONVERGED = 1e-7
 

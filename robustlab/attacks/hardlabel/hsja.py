@@ -139,7 +139,7 @@ def _normal(search: Search, live: Live, t: int, evals: int, *, uniform: bool) ->
             part, here = u[rows], points[rows]
             part /= part.flatten(2).norm(dim=2).reshape(-1, count, *[1] * len(shape))
             clip_(torch.addcmul(center[rows], delta[rows], part, out=here), search.session.low, search.session.high)
-            torch.sub(here, center[rows], out=part).div_(delta[rows])  # as it was asked about
+            torch.sub(here, center[rows], out=part).div_(delta[rows])  # the clipped direction, as it was asked about
         met = search.session.ask_many_labels(points, live)
         phi = 2 * met.to(u.dtype) - 1
         weighted += torch.einsum("nb,nb...->n...", phi, u)

@@ -62,7 +62,7 @@ def dull_print(images: Tensor) -> Tensor:
     seen = 0.08 + 0.8·(M c)^1.2,   M = [[.85, .1, .05], [.08, .84, .08], [.04, .12, .84]]
     """
     mix = images.new_tensor([[0.85, 0.10, 0.05], [0.08, 0.84, 0.08], [0.04, 0.12, 0.84]])
-    inks = torch.einsum("ij,...jhw->...ihw", mix, images).clamp_min(1e-6)  # where the power has a slope
+    inks = torch.einsum("ij,...jhw->...ihw", mix, images).clamp_min(1e-6)  # at 0 the power has no slope
     return 0.08 + 0.8 * inks**1.2
 
 

@@ -90,7 +90,7 @@ class Stage:
                 ended = at_its_end(self.loss, value, live.target, session.kappa)
                 flat = ended is not None and bool(ended.all())
             total, grad = total + answer.loss.sum(), grad + answer.grad
-        if flat and bool(grad.any()):  # where it is exactly 0 the session has told
+        if flat and bool(grad.any()):  # the session has told of a slope that is exactly 0
             checks.warn(
                 f"loss: {self.loss.name!r} is at its end on all {self.draws} pictures of a step, since the model is so "
                 "sure that its probabilities round to 1 and 0, so that its slope there is rounding; want "

@@ -48,7 +48,7 @@ class PoisoningReport(Result):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's interval of 95 % for the rate, with one trial a *target*.
+        """Wilson's interval of 95 % for the rate, with one trial per *target*.
 
         Victims of one target share its poisons, so that they count as one trial with their mean as outcome. For
         outcomes between 0 and 1 the variance is at most that of a yes or no, hence the interval errs on the wide side.

@@ -161,7 +161,7 @@ def exposure(
 
     if method == "exact":
         found = bits(list(range(canary.size)))
-        own = found[canary.index]  # from the same batch: in another one it may round differently, and lose to itself
+        own = found[canary.index]  # the same batch: in another one it may round differently, and lose to itself
         rank = float((found <= own).sum())
         return Exposure(math.log2(canary.size) - math.log2(rank), float(own), rank, canary.size)
     own = bits([canary.index])[0]

@@ -132,7 +132,7 @@ def autozoom(
             best.keep(live, points[:, 0], get_norm(norm).length(points[:, 0] - live.x), won)
             first = won & ~live.ever
             forget(live, first)
-            live.lower = torch.where(first, 0.0, live.lower)  # where a smaller c may do, too
+            live.lower = torch.where(first, 0.0, live.lower)  # a smaller c may do, too
             live.ever, live.won = live.ever | won, live.won | won
             live.keep(session.can_pay(live, torch.where(live.ever, refine, q)))
             if k == steps or not len(live):

@@ -71,7 +71,7 @@ def bandits(
         eps: radius ε ≥ 0 in units of x; a number or (N,).
         steps: rounds, each of 3 queries.
         tiles: tiles along the shorter side of the image; None means a third of the pixels there, on images of fewer
-            than 9 pixels a side as many as pixels, which is the method without its prior on data.
+            than 9 pixels per side as many as pixels, which is the method without its prior on data.
         exploration: δ > 0; None means 1, in ℓ2 0.01.
         probe: η > 0, ℓ2 distance of the probes in units of x; None means 0.1, in ℓ2 0.01, of the box.
         prior_rate: κ > 0; None means 100·√(d/7500), as an element of Δu is Δ/√d; in ℓ2 0.1.
@@ -130,7 +130,7 @@ def bandits(
         return session.result(best.points, asked=True)
 
 
-_LARGE = 9  # pixels a side, from which on neighbors of a photograph change together
+_LARGE = 9  # pixels per side, from which on neighbors of a photograph change together
 
 
 def _tiling(tiles: int | None, x: Tensor) -> Resized:

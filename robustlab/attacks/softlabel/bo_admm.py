@@ -178,7 +178,7 @@ def _most_promising(heard: _Heard, goal: Tensor, rho: float, k: int, reach: floa
     live, box, width = heard.live, (heard.session.low, heard.session.high), heard.session.width
     low, high = (((torch.as_tensor(end).to(live.x) - live.x) / width).flatten(1) for end in box)
     unit = live.noise.uniform((k, 0), (TRIED, live.x[0].numel() + 1), torch.float64, -1.0, 1.0)
-    spread = reach * 2.0 ** (-10 * unit[..., :1].abs()) * unit[..., 1:]  # of all sizes down to a thousandth
+    spread = reach * 2.0 ** (-10 * unit[..., :1].abs()) * unit[..., 1:]  # all sizes down to a thousandth
     deltas = live.deltas.flatten(2)
     found = most_promising(deltas, heard.shortfall(), goal.flatten(1), rho, spread, low, high)
     return found.to(live.x).reshape(live.x.shape)

@@ -37,7 +37,7 @@ from robustlab.attacks.softlabel.solvers import feasible, heavy, steepest_descen
 from robustlab.geometry.norms import get_norm
 from robustlab.progress import bar
 
-LEAST = 1 / 200  # of the first step size
+LEAST = 1 / 200  # a share of the first step size
 
 
 def nes(

@@ -42,7 +42,7 @@ from robustlab.progress import bar
 
 __all__ = ["nes_limited"]
 
-_FIRST_CUT, _LATER_CUT, _NO_CUT = 0.5, 0.1, 2e-3  # of the box
+_FIRST_CUT, _LATER_CUT, _NO_CUT = 0.5, 0.1, 2e-3  # shares of the box
 _LINF = get_norm("linf")
 
 
@@ -219,7 +219,7 @@ def _search(session: Session, live: Live, view: _Scores | _Labels, direction: Te
     trying.radius, trying.cut, trying.least, trying.goal = live.radius, live.cut, live.least, live.eps
     live.points, live.radius, live.cut = live.points.clone(), live.radius.clone(), live.cut.clone()
     while True:
-        paying = session.can_pay(trying, 2)  # and one for the judge
+        paying = session.can_pay(trying, 2)  # one of them for the judge
         trying.keep(paying)
         if not len(trying):
             break

@@ -107,7 +107,7 @@ def adam(
     m, v, t = beta1 * m + (1 - beta1) * rows, beta2 * v + (1 - beta2) * rows.square(), t + 1
     for name, new in (("first", m), ("second", v), ("times", t)):
         setattr(at, name, new if every else getattr(at, name).scatter(1, index, new))
-    m, v = m / -torch.expm1(t * math.log(beta1)), v / -torch.expm1(t * math.log(beta2))  # by 1 − β^T
+    m, v = m / -torch.expm1(t * math.log(beta1)), v / -torch.expm1(t * math.log(beta2))  # divided by 1 − β^T
     move = m / (v.sqrt() + tiny)
     return -_beside(rate, grad) * move.reshape(grad.shape)
 

@@ -50,7 +50,7 @@ class Resized:
             checks.at_most(name, small, large)
         self.shape: tuple[int, ...] = (like.shape[1], height, width)
         self.size = tuple(like.shape[2:])
-        self._tile: Tensor | None = None  # of each pixel; told so, tiles are laid ten times as fast on a CPU
+        self._tile: Tensor | None = None  # each pixel's tile; told so, tiles are laid ten times as fast on a CPU
         if mode == "bilinear":  # two products with small matrices, a fifth of the time of interpolating the images
             self._down, self._right = (
                 F.interpolate(torch.eye(small, dtype=torch.float64)[None], large, mode="linear")[0].T.to(like)

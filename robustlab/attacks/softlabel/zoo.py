@@ -154,7 +154,7 @@ def zoo(
                 slope, bend = coordinates(
                     penalty.values(live, live.aim), live.z, index, h=h, base=live.total if solver == "newton" else None
                 )
-                slope = slope.nan_to_num(0.0, 0.0, 0.0)  # where the model says NaN
+                slope = slope.nan_to_num(0.0, 0.0, 0.0)  # the model may say NaN
                 move = adam(live, slope, rate=lr, index=index, like=live.z) if bend is None else newton(slope, bend, lr)
                 live.z = live.z.flatten(1).scatter_add(1, index, move).reshape(live.z.shape)
             tried = found.value.isfinite()

@@ -112,7 +112,7 @@ def substitute(
             None takes x, or what is ``known`` alone.
         known: points (M, ...) and the labels (M,) that the victim gave them before: a part of S_0 that costs nothing.
         net: the architecture of F, with logits (N, K) for all labels of the victim; a copy of it is trained. None is a
-            small CNN for images of at least 10 pixels a side, else 100 ReLUs, with ``classes`` outputs.
+            small CNN for images of at least 10 pixels per side, else 100 ReLUs, with ``classes`` outputs.
         classes: K of that net.
         rounds: number of trainings, at least 1; the set is augmented between two of them.
         epochs: passes over the set in each.

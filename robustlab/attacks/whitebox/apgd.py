@@ -112,7 +112,7 @@ def apgd(
     eps = checks.radius(eps, x, norm, victim.bounds)
     if init is not None:
         checks.same_shape("init", init, x)
-        init = init.to(x.device)  # as eps and labels are
+        init = init.to(x.device)  # eps and labels are moved there, too
     aim = None if toward is None else checks.toward(toward, x, target)
     needed = 2 if aim is None else g.min_classes_targeted
     with victim.session(x, y, target=target, ids=ids, loss=g if aim is None else None, min_classes=needed) as session:

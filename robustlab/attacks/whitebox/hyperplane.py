@@ -46,7 +46,7 @@ def to_hyperplane(norm: Norm, points: Tensor, slope: Tensor, gap: Tensor, low: B
     info = torch.finfo(slope.dtype)
     size = slope.abs()
     top = size.amax(dim=-1, keepdim=True).clamp_min_(info.tiny)
-    size, need = size / top, (gap.abs().unsqueeze(-1) / top).clamp_max_(info.max)  # so that squares hold
+    size, need = size / top, (gap.abs().unsqueeze(-1) / top).clamp_max_(info.max)  # squares stay finite
     sign = slope.sign() * gap.sign().unsqueeze(-1)
     room = torch.where(sign > 0, high - points, points - low).mul_(sign.abs())
     if norm.name == "l1":

@@ -97,7 +97,7 @@ def pgd(
     alpha = 2.5 * eps / steps if step_size is None else checks.per_sample("step_size", step_size, x)
     if init is not None:
         checks.same_shape("init", init, x)
-        init = init.to(x.device)  # as eps and labels are
+        init = init.to(x.device)  # eps and labels are moved there, too
     with victim.session(x, y, target=target, ids=ids, loss=g) as session:
         best, box, losses = Best(session), (session.low, session.high), list[Tensor]()
         for restart in range(restarts):
@@ -146,7 +146,7 @@ def step(ball: Norm, at: Live | SimpleNamespace, grad: Tensor, box: tuple[Bound,
         low, high = torch.maximum(at.low - delta, -cap), torch.minimum(at.high - delta, cap)
         delta += ball.linear_max(-grad, at.alpha, low, high)
     else:
-        rate = (-at.alpha / beside(ball.length(grad), grad)).nan_to_num_(0.0, 0.0, 0.0)  # where there is no slope
+        rate = (-at.alpha / beside(ball.length(grad), grad)).nan_to_num_(0.0, 0.0, 0.0)  # 0 without a slope
         delta.addcmul_(grad, rate)
     delta = ball.project_box(delta, at.eps, at.low, at.high)
     return clip_(delta.add_(at.x), *box)

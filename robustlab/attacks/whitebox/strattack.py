@@ -172,7 +172,7 @@ def _largest(delta: Tensor, percentile: float) -> Tensor:
     size = delta.flatten(1).abs()
     changed = (size > 0).sum(dim=1, keepdim=True)
     dropped = (percentile / 100 * (changed - 1)).floor().long() + 1
-    rank = size.argsort(dim=1, stable=True).argsort(dim=1) - (size.shape[1] - changed)  # from 0 at the smallest
+    rank = size.argsort(dim=1, stable=True).argsort(dim=1) - (size.shape[1] - changed)  # counted from 0 at the smallest
     return (rank >= torch.minimum(dropped, changed - 1)).to(delta.dtype).reshape(delta.shape)
 
 

@@ -51,7 +51,7 @@ def activation_clustering(
         layer: whose output are the activations, a module of the model or its name. None takes the input of the linear
             layer that gives the logits; where that is not clear, the layer must be named.
         seed: of the restarts.
-        batch_size: rows a forward.
+        batch_size: rows per forward pass.
 
     Returns:
         A Detection. A sample's score is its class's mean silhouette if it is in a smaller cluster of a fitting size,

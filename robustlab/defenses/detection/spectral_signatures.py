@@ -39,7 +39,7 @@ def spectral_signatures(
             among the 600 samples that bear the target's label are a rate of 1/3, whatever part of all data they are.
         layer: whose output is R, a module of the model or its name. None takes the input of the linear layer that
             gives the logits; where that is not clear, the layer must be named.
-        batch_size: rows a forward.
+        batch_size: rows per forward pass.
 
     Returns:
         A Detection whose score for a sample is τ over the highest τ that its class keeps, so that the threshold is 1

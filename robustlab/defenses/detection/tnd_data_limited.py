@@ -38,7 +38,7 @@ from robustlab.attacker.results import Detection
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.models.probing import Probe
 
-Goal = Callable[[Tensor], Tensor]  # from logits (R, K) to (R,)
+Goal = Callable[[Tensor], Tensor]  # logits (R, K) → (R,)
 QUANTILE = 0.25
 SMALL = 1.1  # times the smallest mask of all classes: up to there a class is looked at once more
 

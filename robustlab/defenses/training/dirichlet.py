@@ -44,7 +44,7 @@ class _LogQuantile(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, u: Tensor) -> Tensor:
         """Newton's method on the logarithm of the smaller tail, which is concave in t = log x: no step goes astray."""
-        low = (u.log() + torch.lgamma(a + 1)) / a  # since P(a, x) ≤ x^a / Γ(a + 1)
+        low = (u.log() + torch.lgamma(a + 1)) / a  # P(a, x) ≤ x^a / Γ(a + 1)
         wilson_hilferty = 1 - 1 / (9 * a) + torch.special.ndtri(u) / (3 * a.sqrt())
         t, upper = torch.maximum(low, a.log() + 3 * wilson_hilferty.clamp_min(1e-3).log()), u > 0.5
         goal = torch.where(upper, 1 - u, u).log()

@@ -45,7 +45,7 @@ class Averaged(nn.Module):
         self.model, self.samples, self.seed, self.average = model, samples, seed, average
         self.family = tuple(transforms) if isinstance(transforms, Sequence) else None
         self.transform = None if isinstance(transforms, Sequence) else transforms
-        if self.family is not None:  # so that .to() and .eval() reach the modules among them
+        if self.family is not None:  # .to() and .eval() are to reach the modules among them
             self.modules_of_family = nn.ModuleList(t for t in self.family if isinstance(t, nn.Module))
 
     def draws(self, x: Tensor) -> list[Tensor]:

@@ -135,7 +135,7 @@ class State:
             low, high = (torch.as_tensor(end).to(x) for end in self._bounds)
             require(bool(((x_adv >= low) & (x_adv <= high)).all()), "x_adv is outside the box")
             norm = get_norm(self._files.run["norm"])
-            # as where answers are counted: x + δ is rounded to a pixel value
+            # x + δ is rounded to a pixel value, here and where answers are counted
             largest = max(float(low.abs().amax()), float(high.abs().amax()))
             slack = float(norm.length(torch.ones_like(x[:1]))) * torch.finfo(x.dtype).eps * largest
             far = float(norm.length(x_adv - x).max())

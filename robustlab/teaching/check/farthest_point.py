@@ -169,7 +169,7 @@ def _slips(walk: Walk) -> Iterator[tuple[Any, ...]]:
     along, length = v @ e, v.norm()
     across = v - along * e
     unit = across / across.norm().clamp_min(1e-300)
-    first = (R * along / length).clamp(-S, S)  # as far as the sphere alone asks for
+    first = (R * along / length).clamp(-S, S)  # the part that the sphere alone asks for
     rest = (R**2 - first**2).clamp_min(0).sqrt()
 
     def after(first: Tensor) -> Tensor:

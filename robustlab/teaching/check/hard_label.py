@@ -89,7 +89,7 @@ def half_space(shape: tuple[int, ...], at_ends: bool, *, seed: int) -> tuple[Hal
     space.lead = 0.25 * room
     aside = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
     far = x
-    for share in torch.linspace(0.02, 1.0, 50, dtype=torch.float64):  # as little along w as is misread
+    for share in torch.linspace(0.02, 1.0, 50, dtype=torch.float64):  # the smallest share of w that is misread
         far = (x + share * w.sign() + 0.6 * aside.sign()).clamp(0, 1)
         if bool(space.holds(far)):
             break

@@ -110,7 +110,7 @@ def _nearest(project: Project, cases: list[tuple[Tensor, float]]) -> None:
 def solved(a: Tensor, b: float, start: float = 0.0, top: float = 1.0) -> Tensor:
     """clip(a − μ) to [0, ``top``] with the μ ≥ ``start`` at which it sums to b, solved where the sum is linear in μ."""
     ends = torch.cat([a, a - top, a.new_tensor([start])])
-    ends = ends[ends >= start].unique()  # from small to large; the sum falls
+    ends = ends[ends >= start].unique()  # the ends grow, and the sum falls
     sums = (a - ends[:, None]).clamp(0, top).sum(dim=1)
     if float(sums[0]) <= b:
         return (a - start).clamp(0, top)

@@ -72,7 +72,7 @@ def sound_case(seed: int, number: int) -> Case:
     frames, added = 10 + number, 3 + 2 * (number % 5)
     few = torch.tensor([1, 2, 3, BLANK])
     within, alone = few[torch.randint(4, (2, frames), generator=generator)]
-    kept = torch.rand(frames, generator=generator) < 0.6  # where both are the same
+    kept = torch.rand(frames, generator=generator) < 0.6  # frames that both have in common
     alone = torch.where(kept, within, alone)
     if number % 4 == 3:
         alone[:] = BLANK

@@ -75,7 +75,7 @@ def _png(value: Any, draw: Draw, panel: tuple[float, float], dpi: int) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
     finally:
-        plt.close(figure)  # or the inline backend would show it a second time
+        plt.close(figure)  # else the inline backend would show it a second time
     return buffer.getvalue()
 
 

@@ -31,7 +31,7 @@ from robustlab.verification.propagation.layers import Layers, layer_bounds
 from robustlab.verification.propagation.region import Box
 from robustlab.verification.propagation.specification import as_forms
 
-ROUNDS = 40  # of the search for weights
+ROUNDS = 40  # rounds of the search for weights
 SIDES: Sides = "deciding"
 SLOPE = 0.5  # what the bound's own slope counts
 CLIPS = 3  # rounds of clipping

@@ -89,7 +89,7 @@ def relu_to_split(
             score = babsr(a, b, constants[before])
         else:
             score = sensitivity(a, b, slopes[graph.relus[before]])
-        score = score + 1e-9 * torch.minimum(-b.lower, b.upper)  # to choose among those that cost nothing
+        score = score + 1e-9 * torch.minimum(-b.lower, b.upper)  # a choice among those that cost nothing
         unstable = (b.lower < 0) & (b.upper > 0) & (domains[f"sign:{before}"] == 0)
         best, place = torch.where(unstable, score, -1.0).flatten(1).max(dim=1)
         scores.append(best)

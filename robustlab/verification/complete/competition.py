@@ -162,13 +162,13 @@ def _reference(proto: ModelProto, name: str, shape: tuple[int, ...]) -> Referenc
 
     try:
         evaluator = ReferenceEvaluator(proto, new_ops=[BatchNormalization])
-    except Exception as error:  # of any kind, as below
+    except Exception as error:  # any kind of error, see below
         raise ValueError(f"ONNX's reference evaluator cannot read it: {error}") from error
 
     def run(x: Tensor) -> Tensor:
         try:
             (y,) = evaluator.run(None, {name: x.numpy().reshape(shape)})
-        except Exception as error:  # of any kind: its operators are written in NumPy
+        except Exception as error:  # any kind of error: its operators are written in NumPy
             raise ValueError(f"network: ONNX's reference evaluator cannot run it: {error}") from error
         return torch.from_numpy(np.asarray(y)).flatten().double()
 

@@ -147,7 +147,7 @@ class _Search:
         """Look for a counterexample in the cases that are open, from random points and from the lowest known."""
         cases, seed = [self.cases[i] for i in alive.tolist()], self.attacks
         starts = lowest_points(self.low[alive], self.high[alive], alive, self.lowest, STARTS)
-        runs = int(4 * WORK / self.work)  # of the network; a step of descent costs about three
+        runs = int(4 * WORK / self.work)  # runs of the network; a step of descent costs about three
         restarts = max(2, min(100, runs // 150) // len(cases))
         known = starts[:, : restarts // 2] if seed else None  # at first, nothing is known
         tries = descend(self.graph, cases, restarts=restarts, seed=seed, starts=known)
@@ -221,7 +221,7 @@ class _Search:
         if not len(open_):
             left["node"] = left["place"] = left["row"]
             return left
-        slope = found.coef[open_].flatten(2)[torch.arange(len(open_)), row[open_]]  # of the row that decides
+        slope = found.coef[open_].flatten(2)[torch.arange(len(open_)), row[open_]]  # the row that decides
         self._look(left, slope)
         slopes = {i: part[open_, left["row"]] for i, part in found.slopes.items()}
         return self._choose_relu(left, known_of(layers, open_), slopes)

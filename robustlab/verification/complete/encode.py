@@ -113,7 +113,7 @@ class _Encoder:
     def run(self, layers: Sequence[Bounds] | None) -> System:
         identity = torch.eye(1 + self.n, dtype=torch.float64)[:, 1:]
         values = {0: identity.reshape(1 + self.n, *self.graph.input_shape)}
-        last = {i: node.index for node in self.graph.nodes for i in node.inputs}  # where each value is used last
+        last = {i: node.index for node in self.graph.nodes for i in node.inputs}  # the last use of each value
         for node in self.graph.nodes[1:]:
             for i in (node.index, *node.inputs):
                 self._room(prod(self.graph.nodes[i].shape), 0)

@@ -48,7 +48,7 @@ def leaf_minimum(
         constant, coef = constant + d + coef @ center, coef * radius
         rows.append(torch.cat([coef, -coef.new_ones(len(d), 1)], dim=1))  # margin − t ≤ 0
         right.append(-constant)
-        most = 1.0 + 2.0 * float((constant.abs() + coef.abs().sum(dim=1)).max())  # beyond any margin
+        most = 1.0 + 2.0 * float((constant.abs() + coef.abs().sum(dim=1)).max())  # larger than any margin
         for node, sign in signs.items():
             place = sign.flatten().nonzero().flatten()
             if len(place):

@@ -93,7 +93,7 @@ class _Query:
             target=_answer, args=(other, given, self.threads), daemon=True
         )
         self.process.start()
-        other.close()  # so that the end of the process is the end of what comes from there
+        other.close()  # the end of the process is then the end of what comes from there
         self.end = float("inf")
 
     def step(self, replay: Replay, lost: Any) -> tuple[bool, Any]:
@@ -140,10 +140,10 @@ def _answer(connection: Connection, given: bytes, threads: int) -> None:
     send("begins", None)
     try:
         answer = work(task, replay)
-    except Exception as error:  # of any kind: it is raised there
+    except Exception as error:  # any kind of error: it is raised there
         try:
             send("error", error)
-        except Exception:  # that error cannot be pickled
+        except Exception:  # an error that cannot be pickled
             send("error", RuntimeError(f"{type(error).__name__}: {error}"))
     else:
         send("answer", answer)

@@ -35,7 +35,7 @@ from robustlab.verification.complete.simplex import Simplex
 from robustlab.verification.complete.verify import verify
 
 _BROKEN = 1e-7  # tolerance of a = max(b, 0)
-_REPAIRS = 5  # of one ReLU before it is split
+_REPAIRS = 5  # repairs of one ReLU before it is split
 
 
 def reluplex(

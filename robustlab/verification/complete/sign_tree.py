@@ -44,7 +44,7 @@ def shown_safe(system: System, case: Case, clock: Clock) -> bool:
     rows = case.C.numpy() @ system.O
     constant = case.C.numpy() @ system.o + case.d.numpy()
     farthest = np.maximum(np.abs(system.low), np.abs(system.high))
-    most = 1.0 + 2.0 * float((np.abs(rows) @ farthest + np.abs(constant)).max())  # beyond any margin
+    most = 1.0 + 2.0 * float((np.abs(rows) @ farthest + np.abs(constant)).max())  # larger than any margin
     own = np.eye(r, n + r, n)
     below, triangle = system.P - own, (u - l)[:, None] * own - u[:, None] * system.P
     least = np.append(system.low, -most)

@@ -26,7 +26,7 @@ from robustlab.graph.time_limit import OutOfTime, tick, time_left
 
 Array = NDArray[np.float64]
 
-TOLERANCE = 1e-9  # of a bound
+TOLERANCE = 1e-9  # tolerance of a bound
 _SMALL = 1e-10  # smaller coefficients count as 0
 _REFRESH = 50  # pivots after which the tableau is computed anew
 _FLOPS = 1e9  # per second, at least
@@ -127,7 +127,7 @@ class Simplex:
         table[row, column] = 1 / pivot
         new, factor = table[row].copy(), table[:, column].copy()
         factor[row] = 0
-        table[:, column] -= factor  # so that the sum below leaves factor / pivot in this column
+        table[:, column] -= factor  # the sum below then leaves factor / pivot in this column
         table += np.outer(factor, new)
         self.basic[row], self.nonbasic[column] = self.nonbasic[column], self.basic[row]
         self.pivots += 1
@@ -156,7 +156,7 @@ class Simplex:
             positive, negative = some.clip(min=0), some.clip(max=0)
             low[basic] = np.maximum(low[basic], _dot(positive, lower) + _dot(negative, upper))
             high[basic] = np.minimum(high[basic], _dot(positive, upper) + _dot(negative, lower))
-        if not ((low < np.inf) & (high > -np.inf)).all():  # nor NaN
+        if not ((low < np.inf) & (high > -np.inf)).all():  # NaN is refused, too
             raise RuntimeError("no answer: numbers are too large")
         return low, high
 

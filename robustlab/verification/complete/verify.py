@@ -205,7 +205,7 @@ def decide(task: Task, replay: Replay) -> tuple[Verdict, bool]:
         if not bool(errors.isfinite().all()):
             return Verdict("unknown"), False
         if too_rough := float(errors.max()) > _TOO_ROUGH * task.largest:
-            errors *= torch.finfo(torch.float64).eps / torch.finfo(task.dtype).eps  # of float64, in which we prove
+            errors *= torch.finfo(torch.float64).eps / torch.finfo(task.dtype).eps  # float64's, in which we prove
         cases = label_cases(task.low.flatten(), task.high.flatten(), task.label, len(errors), errors)
         verdict = solve(task.graph, cases, replay, clock, **task.options)
     return verdict, too_rough

@@ -58,7 +58,7 @@ from robustlab.verification.propagation.region import Region
 
 __all__ = ["sdp_certificate"]
 
-NUMBERS = 2**25  # of matrices at one time
+NUMBERS = 2**25  # numbers of all matrices at one time
 
 
 def multipliers(M: Tensor, *, steps: int, lr: float = 0.05) -> Tensor:

@@ -119,7 +119,7 @@ def clever(
     fitted = fit.exists & (fit.p_value >= level)
     lipschitz = torch.where(fitted, fit.location, maxima.amax(dim=2).double())
     scores = torch.minimum(margin / lipschitz, limit[:, None].double())
-    scores = torch.where(margin > 0, scores, 0.0).to(x.dtype)  # also where margin and L are both 0
+    scores = torch.where(margin > 0, scores, 0.0).to(x.dtype)  # 0 also if margin and L are both 0
     details = {
         "classes": classes,
         "scores": scores,

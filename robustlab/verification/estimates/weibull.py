@@ -32,7 +32,7 @@ from torch import Tensor
 
 from robustlab import checks
 
-_LOW, _HIGH, _GRID = -12.0, math.log(50.0), 40  # of log((a − max v) / (max v − min v))
+_LOW, _HIGH, _GRID = -12.0, math.log(50.0), 40  # the grid of log((a − max v) / (max v − min v))
 _GOLDEN = (math.sqrt(5.0) - 1) / 2
 
 
@@ -126,7 +126,7 @@ def _profile(depth: Tensor, tau: Tensor, pull: float) -> tuple[Tensor, Tensor]:
     log_t = (depth + tau.exp().reshape(-1, 1)).log()
     mean = log_t.mean(dim=1, keepdim=True)
     top = log_t.amax(dim=1, keepdim=True)
-    shape = math.pi / math.sqrt(6.0) / log_t.std(dim=1, keepdim=True).clamp_min(1e-12)  # by moments, to start
+    shape = math.pi / math.sqrt(6.0) / log_t.std(dim=1, keepdim=True).clamp_min(1e-12)  # moments' estimate, to start
     for _ in range(8):  # Newton on  Σ t^c log t / Σ t^c − mean log t − 1/c + pull·c, which increases in c
         weight = (shape * (log_t - top)).exp_()
         total = weight.sum(dim=1, keepdim=True)

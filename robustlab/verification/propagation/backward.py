@@ -77,7 +77,7 @@ def backward(
             here = here.full(node.shape)
             here = here.to(here.coef + extra[node.index])
         if terms and node.index in terms:
-            with torch.no_grad():  # where slopes or multipliers climb, their derivatives are those of the exact bound
+            with torch.no_grad():  # slopes and multipliers climb by the derivatives of the exact bound
                 lost = slack(_weighted(here, terms[node.index]))
             constant = constant - lost
         assert node.op is not None
@@ -110,7 +110,7 @@ def concretize(region: Region, forms: Forms, constant: Tensor, *, exact: bool = 
     value = region.minimum(forms, exact=exact) + constant
     if value.dtype == torch.float64:
         return value
-    with torch.no_grad():  # as in ``backward``
+    with torch.no_grad():  # see ``backward``
         lost = slack(forms.to(forms.coef.abs()).against(region.hull.largest) + constant.abs())
     return value - lost
 

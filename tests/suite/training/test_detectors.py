@@ -115,7 +115,7 @@ def ask(case: Case, number: int, **changes: Any) -> Detection:
         given["clean"] = images(40, seed=3000 + number)[0]
     if case.takes("model"):
         given["model"] = clean(number)
-    if case.row.key in SPOKEN:  # of the recognizers there is one
+    if case.row.key in SPOKEN:  # there is one recognizer
         given |= {"x": sounds(20, seed=2000 + number), "clean": sounds(40, seed=3000 + number)}
         del given["model"]
     given = {name: value for name, value in given.items() if case.takes(name)}
@@ -161,7 +161,7 @@ def chance(alarms: Tensor, rates: Tensor, level: str) -> float:
     if level == "class":
         return float(binom.sf(int(alarms.sum()) - 1, len(alarms), float(rates.max())))
     excess = alarms - rates
-    if float(excess.std()) < 1e-9:  # by construction
+    if float(excess.std()) < 1e-9:  # equal by construction
         return float(excess.mean() < 1e-9)
     return float(ttest_1samp(excess, 0, alternative="greater").pvalue)
 
