@@ -108,6 +108,19 @@ def check_truth_is_out_of_reach(poisoned: Poisoned) -> None:
         assert int(places[-1] - places[0]) >= len(places), "the poisons stand in one block"
 
 
+def check_radius(case: Case, eps: float = 1e-3) -> None:
+    """No element of a poison moves farther than ε, on a net so unsure that some would; a rate of steps is generous."""
+    generous: dict[str, Any] = {"attack_rate": 10.0} if case.takes("attack_rate") else {}
+    if case.takes("model") and case.parameters["model"].default is inspect.Parameter.empty:
+        generous["model"] = net().double()
+    arguments = case.arguments(torch.float64, eps=eps, **generous)
+    poisoned = case.run(**arguments)
+    known = poisoned.row >= 0
+    moved = (poisoned.x - truth(case, arguments)[0][poisoned.row])[known].abs()
+    assert float(moved.max()) <= eps * (1 + 1e-9), "a poison left its ball"
+    assert float(moved.max()) > 0.9 * eps, "the ball was not reached: this shows nothing"
+
+
 def check_bad_arguments(case: Case) -> None:
     for name, values in WRONG.items():
         for value in values if case.takes(name) else ():
@@ -134,6 +147,11 @@ def test_nothing_public_is_left_out() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_rate_and_clean_part(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     check_truth_is_out_of_reach(check_rate_and_clean_part(case, dtype, device))
+
+
+@over([case for case in MAKERS if case.takes("eps")])
+def test_radius(case: Case) -> None:
+    check_radius(case)
 
 
 @pytest.mark.slow

@@ -80,6 +80,19 @@ def test_spoiled_data_are_seen(bug: Callable[..., None]) -> None:
         rate_and_clean_part(planted(bug))
 
 
+def test_a_poison_outside_its_ball_is_seen() -> None:
+    case = next(case for case in POISONS if case.row.key == "feature_modification")
+    poisons.check_radius(case)
+    for share in (1.001, 0.5):  # too far, and a radius that shows nothing
+
+        @functools.wraps(case.function)
+        def broken(data: Any, *, eps: float, share: float = share, **kw: Any) -> Poisoned:
+            return case.function(data, eps=share * eps, **kw)
+
+        with pytest.raises(AssertionError, match="ball"):
+            poisons.check_radius(replace(case, function=broken))
+
+
 def test_good_data_pass() -> None:
     rate_and_clean_part(GOOD)
 
