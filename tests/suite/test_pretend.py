@@ -95,7 +95,9 @@ EVALUATIONS: dict[str, Callable[[torch.device], Any]] = {
     "autoattack": lambda d: [
         points_stay(d, autoattack(*images(d), eps=0.15, attacks=[name])) for name in ("apgd-t", "fab-t", "square")
     ],
-    "unrestricted": lambda d: unrestricted(*images(d), attacks={"spatial": partial(spatial, grid=(3, 3, 3))}),
+    "unrestricted": lambda d: unrestricted(
+        *images(d), attacks={"spatial": partial(spatial, grid=(3, 3, 3))}, judge=lambda _, y: y % 2 == 0
+    ),
     "checklist": lambda d: checklist(
         *images(d, 8), claim=Claim(robust_accuracy=0.9, eps=0.05), surrogate=convnet(seed=1).to(d), steps=4, queries=20
     ),
