@@ -62,7 +62,17 @@ PGD_MUTANTS = {
         "        point = x + delta\n    return",
     ),
     "sign lost: the loss goes down": ("loss = F.cross", "loss = -F.cross"),
-    "nothing moved": ("    return best", "    return x"),
+    "the model's own prediction in place of y": (
+        "    delta = START",
+        "    y = model(x).argmax(dim=1)\n    delta = START",
+    ),
+    "the points on the way are not kept, or that of the smallest loss is": (
+        "        better = loss > best_loss",
+        "        better = loss < best_loss.abs()",
+    ),
+    "a step too few, or the last point is not looked at": ("        if k == steps:", "        if k == steps - 1:"),
+    "a step too many": ("    delta = START", "    steps += 1\n    delta = START"),
+    "nothing moved": ("        point = (x + delta).clamp(0, 1)\n    return best", "    return best"),
     "the ball of ℓ2 instead of ℓ∞": (
         "delta.clamp(-eps, eps)",
         "delta * (eps / delta.flatten(1).norm(dim=1)).clamp(max=1).reshape(-1, *[1] * (x.dim() - 1))",
@@ -108,6 +118,11 @@ def test_each_mutant_of_pgd_is_named(name: str) -> None:
     mutant = function(PGD, PGD_MUTANTS[name], ("START", STARTS[0]))
     for seed in (0, 10):
         assert cause_of(check.pgd, mutant, seed=seed) == name
+
+
+def test_a_step_down_is_named_where_the_best_point_is_x() -> None:
+    down = function(PGD, ("step_size * grad", "-step_size * grad"), ("START", STARTS[0]))
+    assert cause_of(check.pgd, down) == "sign lost: the loss goes down"
 
 
 def test_other_right_ways_pass() -> None:
@@ -186,12 +201,19 @@ def test_each_mutant_of_a_projection_is_named() -> None:
         "the projection stops short of the set": lambda d, e: exact(d, torch.where(e < size(d), 1.01 * e, e)),
         "δ was changed in place": lambda d, e: d.mul_(0.5),
         "no return": lambda d, e: None,
+        "what lies inside is changed, too": lambda d, e: (d.abs() - column(e)).clamp_min(0) * d.sign(),
+        "signs lost": lambda d, e: torch.where(column(e >= size(d)), d, exact(d, e).abs()),
         "batch-dependent: samples share something that each should have alone": lambda d, e: torch.where(
             column(e >= size(d)), d, exact(d, e.amin().expand_as(e))
         ),
     }
     for name, mutant in mutants.items():
         assert cause_of(check.projection, mutant, "l1") == name
+    for inside_too, cause in (
+        (lambda d, e: d * (column(e) / d.norm()).clamp(max=1), "batch-dependent"),  # one length for all
+        (lambda d, e: d * column((e / get_norm("l2").length(d) ** 2).clamp(max=1)), "what lies inside is changed, too"),
+    ):
+        assert cause_of(check.projection, inside_too, "l2").startswith(cause)
 
 
 def test_the_shortfall_bounds_the_distance_to_the_projection() -> None:

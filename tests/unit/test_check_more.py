@@ -350,6 +350,7 @@ WORST_SLIPS = [
     ("not whether any draw is misread", "fooled |= logits.argmax(dim=1) != y", "fooled |= loss_of(logits, y) > 3"),
     ("another number of draws than k", "range(k)", "range(k - 1)"),
     ("nothing is transformed", "model(moved)", "model(x)"),
+    ("one draw, k times", "uniform(j,", "uniform(0,"),
     ("one draw for the whole batch", "Noise(0, ids)", "Noise(0, 0 * ids)"),
     ("batch-dependent: draws depend on the place in the batch", "Noise(0, ids)", "Noise(0, torch.arange(len(ids)))"),
     ("batches that are not like x", "model(moved)", "model(torch.cat([moved, moved[:4]]))[:9]"),

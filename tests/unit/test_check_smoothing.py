@@ -48,6 +48,7 @@ MUTANTS = {
     "a two-sided interval": ("n, alpha)\n    return", "n, alpha / 2)\n    return"),
     "other draws, another noise or another bound than asked for": ("noise(rows.shape)", "noise(rows.shape) / 3"),
     "selected and estimated on the same draws": ("labels(api, x, n0), labels(api, x, n)", "2 * [labels(api, x, n)]"),
+    "a radius without a class": ("radius(bound).clamp(min=0)", "radius(bound).abs()"),
     "no abstention": ("torch.where(bound > 0.5, chosen, -1)", "chosen"),
 }
 
@@ -75,12 +76,22 @@ def test_each_mutant_is_named(cause: str) -> None:
     assert cause_of(check.certify, certify("laplace", MUTANTS[cause]), kind="laplace", scale=SCALE) == cause
 
 
+def test_a_negative_radius_is_no_abstention() -> None:
+    torch.manual_seed(0)
+    never = certify("gaussian", ("torch.where(bound > 0.5, chosen, -1)", "chosen"), (".clamp(min=0)", ""))
+    assert cause_of(check.certify, never, kind="gaussian", scale=SCALE) == "no abstention"
+
+
 def test_bounds_are_diagnosed() -> None:
     for bound, cause in (
         (lambda k, n, alpha: lower(k, n, alpha / 2), "a two-sided interval"),
         (lambda k, n, alpha: k.double() / n, "no confidence bound"),
         (lambda k, n, alpha: lower(k, n, alpha) ** 1.1, "another bound than that of Clopper and Pearson"),
         (lambda k, n, alpha: lower(k, n, alpha)[:-1], "wrong shape"),
+        (lambda k, n, alpha: 1 - lower(n - k, n, alpha), "the upper end of the interval, not the lower"),
+        (lambda k, n, alpha: lower(k, n, 1 - alpha), "confidence and error mixed up"),
+        (lambda k, n, alpha: lower((k - 1).clamp(min=0), n, alpha), "off by one vote"),
+        (lambda k, n, alpha: lower((k + 1).clamp(max=n), n, alpha) * (k > 0), "off by one vote"),
         (lambda k, n, alpha: lower(k, n, alpha) + 0.1, "the ends are cases of their own"),
     ):
         assert cause_of(check.lower_bound, bound) == cause

@@ -58,6 +58,7 @@ def pgd(
             case = corner_case(shape, seed=seed + number, safe=stops)
             _corner(attack, case, STEPS)
         _alone(attack, corner_case(sized(2, 3), seed=seed + 3, safe=stops))
+        _number_of_steps(attack, corner_case(sized(2, 3), seed=seed + 3, safe=stops))
         _peaks(attack, seed + 4, best, sized(1), sized(12), height)
     except Wrong as wrong:
         raise wrong.shown_as("pgd", hints) from None
@@ -176,7 +177,8 @@ def _corner(attack: Attack, case: Case, steps: int) -> None:
             "the loop ends early",
             "All steps are made, also when a sample is fooled already: what counts is the largest loss.",
         )
-    for explain in (_downhill, _not_the_sign):
+    _nothing_moved(delta, case, [points for points in watched.points if points.shape == case.x.shape])
+    for explain in (_downhill, _other_labels, _not_the_sign):
         explain(delta, out, case, alpha)
     raise Wrong(
         f"on an affine model the result differs from the best corner of the ball by {_gap(out, case):.2g}",
@@ -238,17 +240,50 @@ def _downhill(delta: Tensor, out: Tensor, case: Case, alpha: float) -> None:
         )
 
 
+def _nothing_moved(delta: Tensor, case: Case, asked: list[Tensor]) -> None:
+    """The result is x: the points on the way were worse, or better ones were not kept, or no step was made."""
+    if bool(delta.any()):
+        return
+    climbed = [float(((points - case.x) * case.uphill).sum()) for points in asked]
+    if min(climbed, default=0) < -ROUNDING:
+        raise Wrong(
+            "the result is x, since on all other points that the model was asked about the loss is smaller",
+            "sign lost: the loss goes down",
+            "An attack climbs the loss of the true class; training descends it.",
+            "Add step_size * grad.sign() where the loss is the cross-entropy of y.",
+        )
+    if max(climbed, default=0) > ROUNDING:
+        raise Wrong(
+            "the result is x, though the model was asked about points with a larger loss",
+            "the points on the way are not kept, or that of the smallest loss is",
+            "What counts is the point whose loss is largest.",
+            "better = loss > best_loss; best[better] = point[better]; best_loss[better] = loss[better].",
+        )
+    raise Wrong(
+        "the result is x",
+        "nothing moved",
+        "Is the new point kept, and the gradient taken with respect to it?",
+        "loss = cross_entropy(model(point), y); (grad,) = torch.autograd.grad(loss, point).",
+    )
+
+
+def _other_labels(delta: Tensor, out: Tensor, case: Case, alpha: float) -> None:
+    """Right where the model reads y, and the opposite corner where it does not."""
+    wrong = case.model(case.x).argmax(dim=1) != case.y
+    there = torch.where(wrong.reshape(-1, *[1] * (out.dim() - 1)), -case.uphill, case.uphill)
+    if bool(wrong.any()) and torch.allclose(out, (case.x + EPS * there).clamp(0, 1), atol=ROUNDING, rtol=0):
+        raise Wrong(
+            "samples that the model reads as y go uphill, those that it misreads go downhill",
+            "the model's own prediction in place of y",
+            "The label is the one that was handed over.",
+            "cross_entropy(model(point), y), with no argmax.",
+        )
+
+
 def _not_the_sign(delta: Tensor, out: Tensor, case: Case, alpha: float) -> None:
     """Uphill everywhere, but some elements farther than others that had room as well."""
     free = (case.expected - case.x).abs() > EPS - ROUNDING
     moved = (delta * case.uphill)[free]
-    if float(moved.max()) == 0:
-        raise Wrong(
-            "the result is x",
-            "nothing moved",
-            "Is the new point kept, and the gradient taken with respect to it?",
-            "loss = cross_entropy(model(point), y); (grad,) = torch.autograd.grad(loss, point).",
-        )
     if float(moved.min()) < -ROUNDING:
         return
     length = lengths(delta, "l2")
@@ -288,6 +323,34 @@ def _alone(attack: Attack, case: Case) -> None:
     one_by_one = torch.cat([_ask(attack, _row(mixed, i), steps)[0] for i in range(len(order))])
     if not torch.allclose(together, one_by_one, atol=ROUNDING, rtol=0):
         raise _of_the_batch()
+
+
+def _number_of_steps(attack: Attack, case: Case) -> None:
+    """Raises where an attack that starts at x goes one step less far than it should, or one farther.
+
+    Three steps do not reach the end of the ball. After a random start the elements have gone different ways, and
+    nothing is said.
+    """
+    steps, alpha = 3, EPS / 5
+    out = _ask(attack, case, steps, alpha)[0]
+    moved = ((out - case.x) * case.uphill)[(case.expected - case.x).abs() > EPS - ROUNDING]
+    if float(moved.max() - moved.min()) > ROUNDING:
+        return
+    made = float(moved.mean()) / alpha
+    if abs(made - (steps - 1)) < 1e-3:
+        raise Wrong(
+            f"where {steps} steps of {alpha:g} lead uphill, the result is {steps - 1} of them away from x",
+            "a step too few, or the last point is not looked at",
+            "range(steps) makes all steps, range(1, steps) one less.",
+            "If the best point is kept, the loss is computed once more after the last step.",
+        )
+    if abs(made - (steps + 1)) < 1e-3:
+        raise Wrong(
+            f"where {steps} steps of {alpha:g} lead uphill, the result is {steps + 1} of them away from x",
+            "a step too many",
+            "A loop that looks at the points 0 to steps makes its last step in the turn before.",
+            "Keep the point first and step afterwards; what the last turn of range(steps + 1) moves is not used.",
+        )
 
 
 def peak_case(

@@ -79,20 +79,10 @@ def _nearest(project: Project, ball: ConvexSet, delta: Tensor, eps: Tensor) -> N
     inside = ball.length(delta) <= eps
     moved = lengths(out - delta, "linf") > 1e-6
     if bool((inside & moved).any()):
-        raise Wrong(
-            "a δ inside the set was moved",
-            "it always scales to the surface",
-            "The nearest point to a point of the set is the point itself.",
-            "Only shrink: where length(δ) ≤ ε, return δ.",
-        )
+        _inside_was_moved(project, ball, delta, out, eps)
     alone = torch.cat([require_answer(project(delta[i : i + 1], eps[i : i + 1]), delta[:1]) for i in range(len(eps))])
     if bool((shortfall(ball, delta, alone, eps) <= 1e-4).all()) and not torch.allclose(out, alone, atol=1e-6):
-        raise Wrong(
-            "a sample gets another result in a batch than alone",
-            "batch-dependent: samples share something that each should have alone",
-            "Look for max(), sum(), norm() over the whole batch.",
-            "Reduce over delta.flatten(1), dim=1, and keep one number per sample.",
-        )
+        raise _of_the_batch()
     over = ball.length(out) / eps
     if bool((over > 1.05).any()):
         raise Wrong(
@@ -109,12 +99,52 @@ def _nearest(project: Project, ball: ConvexSet, delta: Tensor, eps: Tensor) -> N
             "Return the end of the interval on the safe side.",
         )
     if bool((shortfall(ball, delta, out, eps) > 1e-3).any()):
+        with_signs = out.abs() * delta.sign()
+        if bool((shortfall(ball, delta, with_signs, eps) <= 1e-3).all()):
+            raise Wrong(
+                "with the signs of δ the result would be the projection",
+                "signs lost",
+                "Toward the set a value moves to 0, and not beyond it.",
+                "Compute with δ.abs(), and multiply by δ.sign() at the end.",
+            )
         raise Wrong(
             "the result is in the set, but another point of the set is nearer to δ",
             "a point of the set, not the nearest",
             "Scaling δ to length ε is the projection for ℓ2 alone.",
             "Minimize ½‖u − δ‖² + τ·length(u) for a multiplier τ ≥ 0, and find the τ at which length(u) = ε.",
         )
+
+
+def _inside_was_moved(project: Project, ball: ConvexSet, delta: Tensor, out: Tensor, eps: Tensor) -> None:
+    """Raises what explains that a δ of the set, which is its own projection, did not stay."""
+    inside = (ball.length(delta) <= eps).nonzero().flatten().tolist()
+    alone = torch.cat([require_answer(project(delta[i : i + 1], eps[i : i + 1]), delta[:1]) for i in inside])
+    if bool((alone - delta[inside]).abs().max() <= 1e-6):
+        raise _of_the_batch()
+    before, after = ball.length(delta[inside]) / eps[inside], ball.length(out[inside]) / eps[inside]
+    if bool((after > 1 - 1e-3).all()):
+        raise Wrong(
+            "a δ inside the set was moved",
+            "it always scales to the surface",
+            "The nearest point to a point of the set is the point itself.",
+            "Only shrink: where length(δ) ≤ ε, return δ.",
+        )
+    i = int((after - before).abs().argmax())
+    raise Wrong(
+        f"a δ inside the set was moved: its length was {float(before[i]):.3g}·ε and is {float(after[i]):.3g}·ε",
+        "what lies inside is changed, too",
+        "The nearest point to a point of the set is the point itself.",
+        "Compare length(δ) with ε: where it is not larger, return δ as it is.",
+    )
+
+
+def _of_the_batch() -> Wrong:
+    return Wrong(
+        "a sample gets another result in a batch than alone",
+        "batch-dependent: samples share something that each should have alone",
+        "Look for max(), sum(), norm() over the whole batch.",
+        "Reduce over delta.flatten(1), dim=1, and keep one number per sample.",
+    )
 
 
 def shortfall(ball: ConvexSet, delta: Tensor, out: Tensor, eps: Tensor) -> Tensor:

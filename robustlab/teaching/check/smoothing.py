@@ -97,6 +97,14 @@ def lower_bound(function: Callable[[Tensor, int, float], Tensor], *, hints: int 
                 "want one bound per number of votes", "wrong shape", "k is a tensor (M,), and so is the result."
             )
         out = out.double()
+        upper = torch.from_numpy(beta.ppf(1 - alpha, k.clamp(max=n - 1).numpy() + 1, n - k.clamp(max=n - 1).numpy()))
+        if torch.allclose(out[:-1], upper[:-1], atol=1e-4):
+            raise Wrong(
+                "the result is above the share of the votes",
+                "the upper end of the interval, not the lower",
+                "The certificate must hold if the class has been lucky, so the bound is below the share.",
+                "The α-quantile of Beta(k, n − k + 1), not the (1 − α)-quantile of Beta(k + 1, n − k).",
+            )
         if not bool(out.isfinite().all()) or abs(float(out[0])) > 1e-6:
             raise Wrong(
                 f"without a vote the bound is {float(out[0]):.3g}, want 0",
@@ -118,6 +126,22 @@ def lower_bound(function: Callable[[Tensor, int, float], Tensor], *, hints: int 
                 "a two-sided interval",
                 "Only one side matters: nobody is harmed by more votes than you think.",
                 "All of α goes to the lower end.",
+            )
+        if torch.allclose(out[1:], exact(1 - alpha)[1:], atol=1e-4):
+            raise Wrong(
+                "the bound is that of 1 − α",
+                "confidence and error mixed up",
+                "α is the probability with which the bound may be too high.",
+                "The α-quantile of Beta(k, n − k + 1), with α small.",
+            )
+        if torch.allclose(out[2:], exact(alpha)[1:-1], atol=1e-4) or torch.allclose(
+            out[1:-1], exact(alpha)[2:], atol=1e-4
+        ):
+            raise Wrong(
+                "the bound of k votes is that of one vote fewer or more",
+                "off by one vote",
+                "At the bound, k or more votes have the probability α: k itself counts.",
+                "1 − cdf(k − 1), which is sf(k − 1), is the probability of k or more.",
             )
         if torch.allclose(out, k.double() / n, atol=1e-4):
             raise Wrong(
@@ -149,7 +173,8 @@ def certify(
 
     Args:
         function: called as ``function(api, x, n0, n, alpha)``; ``api`` takes inputs (m, d) and returns labels (m,), and
-            answers at most n0 + n rows per input. It returns classes (N,), −1 where it abstains, and radii (N,).
+            answers at most n0 + n rows per input. It returns classes (N,), and radii (N,); where it abstains the class
+            is −1 and the radius 0.
         kind, scale: of the noise.
         count: of the inputs on each of two models (default 1,000); with fewer, less can be told from chance.
         seed: of the models and inputs (default 0).
@@ -238,9 +263,16 @@ def _false(function: Certify, kind: Kind, scale: float, count: int, generator: t
             "The class with more votes among n draws has more than half of them by luck.",
             "Choose the class with n0 draws, then count its votes among n others.",
         )
-    if bool((classes[radii == 0] >= 0).any()):
+    if bool((radii[classes < 0] != 0).any()):
         raise Wrong(
-            "a class is returned without a radius",
+            f"where it abstains a radius is {float(radii[classes < 0].abs().max()):.3g}, want 0",
+            "a radius without a class",
+            "Who says nothing certifies nothing.",
+            "radii = torch.where(classes < 0, 0, radii).",
+        )
+    if bool((classes[radii <= 0] >= 0).any()):
+        raise Wrong(
+            f"a class is returned with the radius {float(radii[classes >= 0].min()):.3g}",
             "no abstention",
             "Where the bound is not above one half, nothing is known of the smoothed class.",
             "classes = torch.where(bound > 0.5, chosen, -1).",

@@ -99,6 +99,13 @@ def _of_all(function: Worst, model: nn.Module, x: Tensor, y: Tensor, k: int) -> 
         )
     if bool((batches[1:] == batches[0]).all()):
         raise Wrong("all batches are x", "nothing is transformed", "Ask the model about the transformed images.")
+    if k > 1 and bool((batches[1:] == batches[1]).all()):
+        raise Wrong(
+            f"all {k} transformations of an image are the same",
+            "one draw, k times",
+            "Each of the k turns draws anew.",
+            "Noise(seed, ids).uniform(j, ...) with the number j of the turn.",
+        )
     largest = losses.amax(dim=0)
     if not torch.allclose(worst, largest, atol=1e-9):
         seen = "the loss is not the largest of each image"
