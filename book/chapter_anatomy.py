@@ -152,12 +152,14 @@ class _Quiz(HTMLParser):
 def quiz(notebook: Notebook) -> Iterator[str]:
     """Three to five questions; each choice is a fold with its feedback, one is right; ids follow from the chapter.
 
+    The right choices of a chapter do not all stand in the same place.
+
     Nothing of this needs a script or a style: in JupyterLab and on Colab the feedback is closed, too.
     """
     cells = [source(cell) for cell in markdown_cells(notebook) if "<fieldset" in source(cell)]
     if not QUESTIONS[0] <= len(cells) <= QUESTIONS[1]:
         yield f"{len(cells)} quiz questions, want {QUESTIONS[0]} to {QUESTIONS[1]}"
-    number = chapter_number(notebook)
+    number, right = chapter_number(notebook), set[int]()
     for place, text in enumerate(cells, start=1):
         want, found = f"quiz-{number}-{place}", _Quiz()
         found.feed(text)
@@ -176,11 +178,14 @@ def quiz(notebook: Notebook) -> Iterator[str]:
             yield f"question {place}: a choice stands open, and its feedback can be read"
         if found.kinds.count("right") != 1 or set(found.kinds) - {"right", "wrong"}:
             yield f"question {place}: want exactly one correct choice, got the classes {found.kinds}"
+        right |= {where for where, kind in enumerate(found.kinds, start=1) if kind == "right"}
         for kind, said in zip(found.kinds, feedback, strict=False):
             if not said.startswith(VERDICTS.get(kind, "?")):
                 yield f"question {place}: the feedback of a {kind} choice must begin with {VERDICTS.get(kind)!r}"
         if any(len(said.split()) < least for least, some in ((4, found.of("legend")), (6, feedback)) for said in some):
             yield f"question {place}: the question or a feedback is too short"
+    if len(cells) > 1 and len(right) == 1:
+        yield f"in every question choice {right.pop()} is the correct one: a reader sees that before the answers"
 
 
 def exercises(notebook: Notebook) -> Iterator[str]:

@@ -203,6 +203,13 @@ def _open_output(notebook: Notebook) -> None:
     _code(notebook, "solution")["metadata"]["jupyter"]["outputs_hidden"] = False
 
 
+def _right_choices_first(notebook: Notebook) -> None:
+    for cell in notebook["cells"]:
+        choices = re.findall(r"<details class=.*?</details>\n", source(cell), re.DOTALL)
+        ordered = sorted(choices, key=lambda choice: 'class="wrong"' in choice)
+        cell["source"] = source(cell).replace("".join(choices), "".join(ordered)) if choices else source(cell)
+
+
 PLANTED: dict[str, tuple[str, Callable[[Notebook], None]]] = {
     "stripped": ("executed", _strip),
     "outputs stripped, counts kept": ("executed", _strip_outputs_only),
@@ -242,6 +249,7 @@ PLANTED: dict[str, tuple[str, Callable[[Notebook], None]]] = {
     "two right choices": ("quiz", _replace("<fieldset", 'class="wrong"', 'class="right"')),
     "a wrong choice called correct": ("quiz", _replace("<fieldset", "✗ Not quite.", "✓ Correct.")),
     "an id of another chapter": ("quiz", _replace("<fieldset", 'id="quiz-', 'id="quiz-9')),
+    "the right choice always the first": ("quiz", _right_choices_first),
     "visible feedback": ("quiz", _replace("<fieldset", "<details ", "<details open ")),
     "a formula in TeX": ("quiz", _replace("<fieldset", "<legend>", r"<legend>\(x\)")),
     "a blank line in the markup": ("quiz", _replace("<fieldset", "<summary>", "\n\n<summary>")),
