@@ -149,6 +149,24 @@ def test_the_course_map_has_a_row_per_chapter_and_the_syllabi_name_chapters_that
     assert named <= {chapter.stem for chapter in chapters}
 
 
+def test_a_week_of_the_syllabi_has_at_most_two_lectures() -> None:
+    """A chapter with a marked seam is two of them, so a row says which of the two it means."""
+    seam = {path.stem for path in CHAPTERS if "{admonition} Second lecture" in path.read_text(encoding="utf-8")}
+    page = (ROOT / "book" / "course.md").read_text(encoding="utf-8").partition("\n## What each chapter")[0]
+    rows = re.findall(r"^\| \d+ \| (.*?) \|", page, re.MULTILINE)
+    parts = [[part for part in row.split("; ") if "</chapters/" in part] for row in rows]
+    assert len(rows) == 4 + 8 + 14 and len(seam) == 10
+    wrong = [
+        part
+        for row in parts
+        for part in row
+        for stem in re.findall(r"</chapters/(\w+)>", part)
+        if (stem in seam) != bool(re.search("(first|second|both) lecture", part))
+    ]
+    assert wrong == []
+    assert [row for row in parts if sum(1 + ("both lectures" in part) for part in row) > 2] == []
+
+
 def test_the_table_of_assignments_is_that_of_the_folders() -> None:
     page = (ROOT / "book" / "course.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| A(\d) \| (To come)?", page, re.MULTILINE)
