@@ -11,7 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print ``sat`` and a witness, ``unsat``, ``unknown`` or ``timeout``; the status is 2 for files not understood."""
     parser = argparse.ArgumentParser(prog="python -m robustlab.verification", description=__doc__)
     parser.add_argument("network", help="ONNX file (.onnx or .onnx.gz)")
-    parser.add_argument("specification", help="VNN-LIB 1.0 file (.vnnlib or .vnnlib.gz)")
+    parser.add_argument("specification", help="VNN-LIB file (.vnnlib or .vnnlib.gz)")
     parser.add_argument("--timeout", type=float, default=None, metavar="S", help="seconds (default: no limit)")
     parser.add_argument("--memory", type=float, default=4.0, metavar="GB", help="of open domains (default: 4)")
     parser.add_argument("--device", default="cpu", help="where bounds are computed (default: cpu)")

@@ -252,9 +252,11 @@ def test_the_marks_of_the_source_and_its_tests_agree(name: str) -> None:
     assert build._disagreements(assignment, found, KEY) == []
     table = mutants.of(name)
     assert len(table.MUTANTS) >= 8 and len(table.HONEST) >= 3 and len(table.ALWAYS) == 2
-    assert {test for mutant in table.MUTANTS.values() for test in mutant.lost} == {
-        test.name for test in assignment.tests(KEY, handout.INSTRUCTOR)
-    }, "each test is lost by a mutant"
+    tests = [test.name for test in assignment.tests(KEY, handout.INSTRUCTOR)]
+    lost = {test for mutant in table.MUTANTS.values() for test in mutant.lost}
+    assert lost == set(tests), "each test is lost by a mutant"
+    page = (build.ROOT / "assignments" / "README.md").read_text(encoding="utf-8")
+    assert f"| A{int(name[:2])} | {len(tests)} | " in page, "how many tests there are"
     words = re.sub(r"\s+", " ", (assignment.folder / "rubric.md").read_text(encoding="utf-8"))
     for cell, points in (cells.points(found) | cells.points_by_hand(found)).items():
         assert f"`{cell}` | {points} |" in words

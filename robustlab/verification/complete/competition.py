@@ -51,7 +51,7 @@ def check(
 
     Args:
         network: an ONNX file, perhaps compressed (``.gz``).
-        specification: a VNN-LIB 1.0 file, perhaps compressed.
+        specification: a VNN-LIB file, perhaps compressed.
         timeout: seconds, reading included; None for no limit. The answer is then ``timeout``, within a second.
         memory: GB that open domains may take before the answer is ``unknown``; None for no limit.
         device: where bounds are computed.
