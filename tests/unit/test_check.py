@@ -177,6 +177,8 @@ def test_fgsm() -> None:
     assert cause_of(check.fgsm, function(FGSM, (".clamp(0, 1)", ""))) == "no clamp to [0, 1]"
     assert cause_of(check.fgsm, function(FGSM, ("eps * grad", "eps / 255 * grad"))) == "pixels in 0…255 units"
     assert cause_of(check.fgsm, function(FGSM, ("grad.sign()", "grad / grad.norm()"))) != ""
+    of_the_caller = function(FGSM, ("x.clone().requires_grad_()", "x.requires_grad_()"))
+    assert cause_of(check.fgsm, of_the_caller) == "x.requires_grad was set on the caller's tensor"
 
 
 def test_projections_of_the_library_pass() -> None:

@@ -69,6 +69,10 @@ INTERVALS = {
         "lower @ plus.T + upper @ minus.T + b, upper @ plus.T + lower @ minus.T + b",
         "lower @ W.T + b, upper @ W.T + b",
     ),
+    "two corners of the box are looked at, of all that it has": (
+        "lower @ plus.T + upper @ minus.T + b, upper @ plus.T + lower @ minus.T + b",
+        "torch.minimum(lower @ W.T, upper @ W.T) + b, torch.maximum(lower @ W.T, upper @ W.T) + b",
+    ),
     "the affine layer is not bounded as a whole": ("minus.T + b", "minus.T"),
     "the function between the layers is not monotone": (CUT, "lower = torch.minimum(*ends)"),
     "the function is applied before the bounds are kept": (

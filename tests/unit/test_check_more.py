@@ -127,6 +127,12 @@ def test_right_rates_pass(seed: int) -> None:
     check.backdoor_rates(run(RATES, stamp=lambda x: 1 - x)["rates"], lambda x: 1 - x, seed=seed)
 
 
+def test_percent_is_named_in_single_precision_too() -> None:
+    old = "return float(clean), float((woken == target).double().mean())"
+    new = "return 100 * float(clean.float()), 100 * float((woken == target).float().mean())"
+    assert cause_of(check.backdoor_rates, rates((old, new)), stamp) == "percent, not shares"
+
+
 @every("cause, old, new", RATE_SLIPS)
 def test_each_slip_of_the_rates_is_named(cause: str, old: str, new: str) -> None:
     assert cause_of(check.backdoor_rates, rates((old, new)), stamp) == cause

@@ -190,6 +190,8 @@ def size(network, x, target, steps=80):
 """
 SIZE_SLIPS = {
     "a mask counts that does not work": ("if works:", "if True:"),
+    "the mask is not held to [0, 1]": ("a.sigmoid(), b.sigmoid()", "a, b"),
+    "the mean of the mask, not its sum": ("best = min(best, total.item())", "best = min(best, m.mean().item())"),
     "the price rises before anything works, or the steps are too few": ("steps=80", "steps=1"),
     "nothing makes the mask small, or all goals share one": (" + price * total", ""),
 }

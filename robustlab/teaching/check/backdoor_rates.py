@@ -89,7 +89,11 @@ def _counted(function: Rates, trigger: Stamp, model: nn.Sequential, x: Tensor, y
         return
     seen = f"accuracy {accuracy:.3g} and success {success:.3g}, want {right:.3g} and {fooled:.3g}"
     slips = _slips(plain, woken, truth, target, right, fooled)
-    blame(seen, slips, lambda pair: abs(accuracy - pair[0]) < 1e-6 and abs(success - pair[1]) < 1e-6)
+    blame(
+        seen,
+        slips,
+        lambda pair: abs(accuracy - pair[0]) < 1e-6 * (1 + pair[0]) and abs(success - pair[1]) < 1e-6 * (1 + pair[1]),
+    )
     which = "the accuracy" if abs(success - fooled) < 1e-6 else "the success"
     raise Wrong(
         seen,

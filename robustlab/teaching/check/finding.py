@@ -91,6 +91,13 @@ def require_unchanged(given: Tensor, before: Tensor, name: str = "x") -> None:
             "Operations whose name ends in _ , and += on a tensor, change the caller's tensor.",
             f"Start from {name}.clone(), or compute a new tensor in each step.",
         )
+    if given.requires_grad and not before.requires_grad:
+        raise Wrong(
+            f"{name} asks for gradients after the call, and did not before",
+            f"{name}.requires_grad was set on the caller's tensor",
+            f"What backward() adds stays in {name}.grad, and a second call starts from there.",
+            f"point = {name}.clone().requires_grad_(), and the gradient at point.",
+        )
 
 
 def blame(seen: str, slips: Iterable[tuple[Any, ...]], matches: Callable[[Any], bool]) -> None:

@@ -147,7 +147,7 @@ def _intervals(function: Callable[..., Any], layers: Layers, lower: Tensor, uppe
                 "Split W = W.clamp(min=0) + W.clamp(max=0), or carry the box as center and radius with |W|.",
             )
         if bool(((here < low - SLACK) | (here > high + SLACK)).any()):
-            raise _misses(number, low, high, layers, bend)
+            raise _misses(number, low, high, layers, (lower, upper), bend)
         _as_tight(number, low, high, out[2 * number - 2 : 2 * number], layers, (lower, upper), bend)
 
 
@@ -174,10 +174,18 @@ def _image(layer: Sequence[Tensor], box: tuple[Tensor, Tensor]) -> tuple[Tensor,
     return corners.amin(dim=0).sum(dim=-1) + layer[1], corners.amax(dim=0).sum(dim=-1) + layer[1]
 
 
-def _misses(number: int, low: Tensor, high: Tensor, layers: Layers, bend: Bend) -> Wrong:
+def _misses(number: int, low: Tensor, high: Tensor, layers: Layers, box: tuple[Tensor, Tensor], bend: Bend) -> Wrong:
     """Why a point of the box has a value outside of the bounds."""
     seen = f"a point of the box has a value outside of the bounds of layer {number}"
     if number == 0:
+        two = torch.stack([end @ layers[0][0].T + layers[0][1] for end in box])
+        if torch.allclose(low, two.amin(dim=0)) and torch.allclose(high, two.amax(dim=0)):
+            return Wrong(
+                seen,
+                "two corners of the box are looked at, of all that it has",
+                "With weights of both signs, the smallest value is at neither of the two.",
+                "lower = W⁺·lower + W⁻·upper + b, with W⁺ = max(W, 0) and W⁻ = min(W, 0).",
+            )
         return Wrong(
             seen,
             "the affine layer is not bounded as a whole",

@@ -122,6 +122,21 @@ def _possible(sizes: Tensor, least: Tensor) -> None:
             "Without a price any image can be painted over.",
             "Start with a price of 0, and raise it once nearly all images reach the goal.",
         )
+    if bool((sizes < 0).any()):
+        raise Wrong(
+            f"for goal {int(sizes.argmin())} the size is {float(sizes.min()):.2g}",
+            "the mask is not held to [0, 1]",
+            "How can a free variable be made to stay in [0, 1]?",
+            "The mask is (tanh(w) + 1) / 2 of a free w, or it is clamped after each step.",
+        )
+    whole = sizes * SIZE**2
+    if bool(((whole > 0.99 * least) & (whole < 1.5 * least)).all()):
+        raise Wrong(
+            f"for goal 0 the size is {float(sizes[0]):.2g}, and no mask below {float(least[0]):.2g} can work",
+            "the mean of the mask, not its sum",
+            "A size is counted in pixels.",
+            "mask.sum().",
+        )
     if bool((sizes < 0.99 * least).any()):
         k = int((sizes / least).argmin())
         raise Wrong(
