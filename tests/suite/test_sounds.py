@@ -90,6 +90,7 @@ def test_a_sound_is_attacked_as_if_it_were_alone(attack: Attack) -> None:
     told = parts(model, x)
     part = told["also"][0]  # type: ignore[index]
     whole = attack(model, x, eps=0.3, steps=12, seed=4, **told)
+    torch.manual_seed(7)  # the global generator has no part in it
     again = attack(model, x, eps=0.3, steps=12, seed=4, **told)
     assert torch.equal(whole.x_adv, again.x_adv)
     for i in range(6):

@@ -105,4 +105,4 @@ def rab_neighbor(data: Pairs, x: Tensor, y: Tensor | None = None, *, sigma: floa
     radius = -sigma / 2 * (torch.special.ndtri(rest) + torch.special.ndtri(second))
     verified = (radius > 0) & (winner == (winner if label is None else label))
     radius = torch.where(verified, radius, 0.0).to(x.dtype)
-    return Certificate(verified, torch.zeros_like(verified), radius, "l2", "rab")
+    return Certificate(verified, torch.zeros_like(verified), radius, "l2", "rab_neighbor")

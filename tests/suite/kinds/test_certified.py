@@ -17,7 +17,7 @@ from robustlab.attacker.results import Certificate
 from robustlab.geometry.norms import linear_distance
 from tests.suite.kinds.cases import affine_net, check_manners, of_kind, over, refused
 from tests.suite.kinds.specimens import lipschitz_radius, smoothed_majority
-from tests.suite.training.cases import Case, same, tensors
+from tests.suite.training.cases import CLASSES, Case, same, tensors
 from tests.suite.verification.test_verifiers import verified
 
 D, N = 4, 24
@@ -112,6 +112,20 @@ def check_certified_manners(case: Case, device: torch.device) -> None:
     assert same(case.run(**arguments), case.run(**arguments))
 
 
+def check_one_label_is_certified(case: Case, device: torch.device) -> None:
+    """Of all labels of a sample at most one is certified, the one that is taken where none is given."""
+    arguments = case.arguments(torch.float64, device)
+    x = arguments["x"]
+    free = case.run(**{**arguments, "y": None})
+    told = [case.run(**{**arguments, "y": torch.full((len(x),), k, device=device)}) for k in range(CLASSES)]
+    sure = torch.stack([verified(found) for found in told])
+    assert bool(sure.any()), "nothing was certified"
+    assert torch.equal(sure.sum(dim=0), verified(free).long()), "certified for a label that is not the answer"
+    for found in (free, *told):
+        assert bool((found.radius[~verified(found).to(device)] == 0).all()), "a radius where nothing is certified"
+        assert found.method == case.row.key
+
+
 def check_certified_bad_input(case: Case, device: torch.device) -> None:
     model, x, y, _, _ = problem(device)
     hole = x.clone().index_fill_(0, torch.tensor([1], device=device), torch.nan)
@@ -145,6 +159,11 @@ def test_samples_stand_alone(case: Case, device: torch.device) -> None:
 @over(CASES)
 def test_certified_manners(case: Case, device: torch.device) -> None:
     check_certified_manners(case, device)
+
+
+@over([case for case in TRAINED if case.takes("y")])
+def test_one_label_is_certified(case: Case, device: torch.device) -> None:
+    check_one_label_is_certified(case, device)
 
 
 @over(DEPLOYED)

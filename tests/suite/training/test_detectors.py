@@ -27,6 +27,7 @@ from tests.suite.training.cases import (
     sounds,
     tensors,
     trained,
+    twice,
 )  # fmt: skip
 
 SECRETS = ("is_poison", "original_y", "truth", "is_cover", "poisoned")
@@ -80,7 +81,7 @@ def check_truth_is_out_of_reach(case: Case) -> None:
 
 
 def check_same_answer_twice(case: Case) -> None:
-    assert same(case.run(**case.arguments()), case.run(**case.arguments()))
+    assert same(*twice(case)), "the global random state changes the answer"
 
 
 def check_no_side_effects(case: Case) -> None:

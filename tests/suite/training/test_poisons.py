@@ -15,7 +15,19 @@ from robustlab.attacker.poisoned_data import Poisoned
 from robustlab.attacks.backdoor.input_aware_backdoor import Backdoored
 from robustlab.attacks.backdoor.poisoned_dataset import PoisonedDataset
 from tests.suite.test_no_side_effects import assert_unchanged, snapshot
-from tests.suite.training.cases import CLASSES, DETECTORS, POISONS, STUDIES, TARGET, Case, net, over, same, tensors
+from tests.suite.training.cases import (
+    CLASSES,
+    DETECTORS,
+    POISONS,
+    STUDIES,
+    TARGET,
+    Case,
+    net,
+    over,
+    same,
+    tensors,
+    twice,
+)
 
 # Those that return data; the others train a model, or change an update to one.
 MAKERS = [case for case in POISONS if re.search("Poison", str(inspect.signature(case.function).return_annotation))]
@@ -65,7 +77,7 @@ def check_rate_and_clean_part(case: Case, dtype: torch.dtype, device: torch.devi
 
 
 def check_seed(case: Case) -> None:
-    first, again = case.run(**case.arguments()), case.run(**case.arguments())
+    first, again = twice(case)
     assert same(first, again), "the same arguments gave other data"
     if case.row.kind == "backdoor":
         other = case.run(**case.arguments(seed=1))
@@ -160,9 +172,7 @@ def test_same_seed_same_result(case: Case) -> None:
     if case in MAKERS:
         check_seed(case)
     else:
-        assert same(case.run(**case.arguments()), case.run(**case.arguments())), (
-            "the same arguments gave another result"
-        )
+        assert same(*twice(case)), "the same arguments gave another result"
 
 
 @over(POISONS + STUDIES)
