@@ -45,9 +45,10 @@ from robustlab.geometry.keyed import Draw, Noise
 from robustlab.geometry.portions import portions
 from robustlab.geometry.projections import clip_
 
-Values = Callable[[Tensor], Tensor]
+Values = Callable[..., Tensor]
 """From points (n, m, ...) to their values (n, m), or (n, m, r) of r functions in :func:`forward`. NaN where nothing is
-heard: the mean leaves that direction out."""
+heard: the mean leaves that direction out. Where samples have different numbers of directions, a mask (n, m) of those to
+ask about comes second."""
 Kind = Literal["gaussian", "sphere"]
 Ends = tuple[Bound, Bound]
 AT_ONCE = 2**22  # elements of points that are made together
@@ -63,15 +64,17 @@ class Directions:
     Args:
         noise: randomness of the n samples.
         draw: names the draw; directions of another name are independent.
-        q: how many, at least 1.
+        q: how many, at least 1; or (n,) int64, a number for each sample, beyond which its directions are 0.
         like: (n, ...), of the shape and dtype of a direction for each sample.
         kind: ``"gaussian"``, or ``"sphere"`` for length 1.
     """
 
-    def __init__(self, noise: Noise, draw: Draw, q: int, like: Tensor, kind: Kind = "gaussian") -> None:
-        checks.at_least("q", q, 1, integer=True)
+    def __init__(self, noise: Noise, draw: Draw, q: int | Tensor, like: Tensor, kind: Kind = "gaussian") -> None:
+        self._numbers = (sorted(set(q.tolist())) or [1]) if isinstance(q, Tensor) else [q]  # of no sample, any
+        self._each = q if isinstance(q, Tensor) and len(self._numbers) > 1 else None
+        checks.at_least("q", self._numbers[0], 1, integer=True)
         checks.one_of("kind", kind, ("gaussian", "sphere"))
-        self.noise, self.draw, self.q, self.like, self.kind = noise, draw, q, like, kind
+        self.noise, self.draw, self.q, self.like, self.kind = noise, draw, self._numbers[-1], like, kind
         self.dimension = like.shape[1:].numel()
         self.weight = 1.0 if kind == "gaussian" else float(self.dimension)
         # The deviation of a coordinate, near the ends.
@@ -93,14 +96,33 @@ class Directions:
             drawn = [self._block(start) for start in starts]
             yield drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
 
+    def own(self, first: int, m: int) -> Tensor | None:
+        """Which of the m directions from ``first`` on are a sample's own, (n, m); None where all are."""
+        if self._each is None:
+            return None
+        return torch.arange(first, first + m, device=self._each.device) < self._each[:, None]
+
     def _block(self, start: int) -> Tensor:
-        keys = (self.draw,) if isinstance(self.draw, int) else tuple(self.draw)
         count, like = min(_BLOCK, self.q - start), self.like
-        u = self.noise.quick_normal((*keys, start // _BLOCK), (count, self.dimension), like.dtype)
+        if self._each is None:
+            u = self._made(self.noise, start, count)
+        else:
+            u = like.new_zeros(len(like), count, self.dimension)
+            fewest = self._numbers[0]
+            if fewest > start:
+                u[:, : fewest - start] = self._made(self.noise, start, min(count, fewest - start))
+            for number in (number for number in self._numbers[1:] if number > start):
+                rows, some = (self._each >= number).nonzero().flatten(), min(count, number - start)
+                u[rows, :some] = self._made(self.noise.take(rows), start, some)
+        return u.reshape(len(like), count, *like.shape[1:])
+
+    def _made(self, noise: Noise, start: int, count: int) -> Tensor:
+        keys = (self.draw,) if isinstance(self.draw, int) else tuple(self.draw)
+        u = noise.quick_normal((*keys, start // _BLOCK), (count, self.dimension), self.like.dtype)
         if self.kind == "sphere":
             for rows in portions(u):
                 u[rows] /= torch.linalg.vector_norm(u[rows], dim=2, keepdim=True)
-        return u.reshape(len(like), count, *like.shape[1:])
+        return u
 
 
 def difference_step(dtype: torch.dtype) -> float:
@@ -137,12 +159,13 @@ def forward(
     """
     checks.positive("mu", mu)
     base = values(x[:, None])[:, 0] if base is None else base
-    mean = _Mean(x, mu, signs)
+    mean, first = _Mean(x, mu, signs), 0
     for u in directions:
-        points = torch.empty_like(u)
+        points, own = torch.empty_like(u), directions.own(first, u.shape[1])
         for rows in portions(u):
             _inside_(torch.mul(u[rows], mu, out=points[rows]).add_(x[rows, None]), box)
-        mean.add(u, values(points) - base[:, None])
+        mean.add(u, (values(points) if own is None else values(points, own)) - base[:, None])
+        first += u.shape[1]
     found = mean.of(directions)
     if box is not None:
         found = found / _share_inside(x, mu * directions.deviation, box)[:, None]
@@ -163,13 +186,16 @@ def central(
         Liu et al. (2020), the two-point estimate of the primer; Ilyas et al. (2018), antithetic sampling.
     """
     checks.positive("mu", mu)
-    mean = _Mean(x, 2 * mu, signs)
+    mean, first = _Mean(x, 2 * mu, signs), 0
     for u in directions:
+        own = directions.own(first, u.shape[1])
         points = u.new_empty(len(u), 2 * u.shape[1], *u.shape[2:])
         for rows in portions(u):
             _pairs(points[rows], x[rows, None], mu * u[rows], box)
-        up, down = values(points).chunk(2, dim=1)
+        heard = values(points) if own is None else values(points, own.repeat(1, 2))
+        up, down = heard.chunk(2, dim=1)
         mean.add(u, up - down)
+        first += u.shape[1]
     return mean.of(directions).squeeze(1)
 
 

@@ -58,21 +58,23 @@ class Live:
         # break up the memory that the large ones are to find again, which on a CPU doubles the time of a step.
         self._asked = self._differentiated = 0
         self._met = torch.empty(0, len(rows), dtype=torch.bool, device=rows.device)
+        self._judged = False  # whether the goal was looked at in any of them
         self._bests: list[Best] = []
 
     def __len__(self) -> int:
         return self.rows.shape[0]
 
-    def note(self, met: Tensor) -> None:
-        """A question of ``met`` (n,), or one for each column of (n, m)."""
-        m = 1 if met.dim() == 1 else met.shape[1]
+    def note(self, met: Tensor | int) -> None:
+        """A question of ``met`` (n,), or one for each column of (n, m), or so many of which no goal is looked at."""
+        m = met if isinstance(met, int) else 1 if met.dim() == 1 else met.shape[1]
         if self._asked + m > len(self._met):
             more = self._met.new_empty(max(64, len(self._met), m), len(self))
             self._met = torch.cat([self._met, more])
-        if met.dim() == 1:
+        if not isinstance(met, int) and met.dim() == 1:
             self._met[self._asked] = met
         else:
-            self._met[self._asked : self._asked + m] = met.T
+            self._met[self._asked : self._asked + m] = False if isinstance(met, int) else met.T
+        self._judged |= not isinstance(met, int)
         self._asked += m
 
     if TYPE_CHECKING:  # what an attack keeps here is its own business
@@ -107,13 +109,14 @@ class Live:
     def part(self, mask: Tensor | None = None, only: Sequence[str] | None = None) -> Live:
         """A Live of its own of the samples of a mask (n,), or of all, with their tensors; this one stays as it is.
 
-        For questions that only some of the samples have. What is asked about them is in the same books.
+        For questions that only some of the samples have, or several at once. What is asked is in the same books.
 
         Args:
+            mask: bool; or an index, int64, by which a sample is there as often as it is named; None for all.
             only: which tensors go along, beside the samples and their labels; None for all.
         """
         kept = None if only is None else {"x", "y", "target", "rows", "place", *only}
-        index = None if mask is None else mask.nonzero().flatten()
+        index = mask.nonzero().flatten() if mask is not None and mask.dtype == torch.bool else mask
         fields: dict[str, Any] = {
             name: value if value is None else filtered(value, index)
             for name, value in vars(self).items()

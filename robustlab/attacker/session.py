@@ -7,7 +7,7 @@ Opened by :meth:`robustlab.attacker.victim.Victim.session`. An attack asks about
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -56,6 +56,14 @@ class Answer(NamedTuple):
     met: Tensor
     loss: Tensor
     grad: Batch
+
+
+class Lead(NamedTuple):
+    """The goal margin (n,), whether the goal is met so clearly that rounding cannot undo it, and where to aim."""
+
+    margin: Tensor
+    secure: Tensor
+    aim: Tensor
 
 
 class Session:
@@ -151,6 +159,11 @@ class Session:
         self._most = _NEVER  # a sample that is named twice is asked about twice at once
         labels = {"y": self.y, "target": self.target}
         return Live(self, rows, x=take(self.x, rows), **{k: v if v is None else v[rows] for k, v in labels.items()})
+
+    def one_by_one(self, live: Live, asked: Tensor, only: Sequence[str] | None = None) -> Live:
+        """A Live with a row for each of those of m points per sample that a mask (n, m) names, in order."""
+        self._most = _NEVER  # samples differ in what they are asked
+        return live.part(asked.nonzero()[:, 0], only)
 
     def _is_label(self, answer: Tensor) -> bool:
         """Whether a model under hard access told the labels alone, (n,) integers, instead of scores."""
@@ -270,7 +283,7 @@ class Session:
             n, m = first(points).shape[:2]
             logits = self._answer(every(lambda part: part.flatten(0, 1), points)).double()
             y, target = (None if label is None else label.repeat_interleave(m, 0) for label in (live.y, live.target))
-            self._book(live, torch.zeros(n, m, dtype=torch.bool, device=first(points).device))
+            self._book(live, m)
             value: Tensor = loss(logits, y, target, self.kappa)
             return value.reshape(n, m, *value.shape[1:])
 
@@ -281,7 +294,7 @@ class Session:
 
         def ask(points: Tensor) -> Tensor:
             met = self._met_at_many(self._answer(points.flatten(0, 1)), live, points.shape[1])
-            self._book(live, torch.zeros_like(met))
+            self._book(live, points.shape[1])
             return met
 
         return ask
@@ -373,8 +386,15 @@ class Session:
 
     def secure(self, logits: Tensor, live: Live) -> Tensor:
         """Goal met with κ and what :func:`~robustlab.attacker.losses.spare` says, so that rounding cannot undo it."""
-        lead, spared = self._lead(logits, live)
-        return (lead > 0) & (lead >= (self.kappa + spared if self.kappa else spared))
+        return self._is_secure(*self._lead(logits, live))
+
+    def _is_secure(self, margin: Tensor, spared: Tensor) -> Tensor:
+        return (margin > 0) & (margin >= (self.kappa + spared if self.kappa else spared))
+
+    def lead(self, logits: Tensor, live: Live) -> Lead:
+        """:meth:`goal_margin`, :meth:`secure`, and κ + :meth:`beyond`, for who wants several of them."""
+        margin, spared = self._lead(logits, live)
+        return Lead(margin, self._is_secure(margin, spared), self.kappa + 1.01 * spared)
 
     def beyond(self, logits: Tensor, live: Live) -> Tensor:
         """The margin at which to aim, (n,): 1 % more than is spared, since a threshold is approached forever."""
@@ -461,11 +481,13 @@ class Session:
             return
         self._asking, rows = None, live.rows  # a place may be named twice
         met = live._met[: live._asked]  # (questions, n)
-        after = torch.where(met.any(dim=0), self._queries[rows] + met.int().argmax(dim=0) + 1, _NEVER)
-        self._first_success.scatter_reduce_(0, rows, after, "amin")
+        if live._judged:
+            after = torch.where(met.any(dim=0), self._queries[rows] + met.int().argmax(dim=0) + 1, _NEVER)
+            self._first_success.scatter_reduce_(0, rows, after, "amin")
         self._queries.index_add_(0, rows, torch.full_like(rows, live._asked))
-        self._gradients.index_add_(0, rows, torch.full_like(rows, live._differentiated))
-        live._asked = live._differentiated = 0
+        if live._differentiated:
+            self._gradients.index_add_(0, rows, torch.full_like(rows, live._differentiated))
+        live._asked, live._differentiated, live._judged = 0, 0, False
 
     def _settled(self) -> Session:
         if self._asking is not None:
@@ -478,11 +500,11 @@ class Session:
         self._book(live, met)
         return met
 
-    def _book(self, live: Live, met: Tensor) -> None:
-        """Note a query of ``met`` (n,), or one for each column of (n, m)."""
+    def _book(self, live: Live, met: Tensor | int) -> None:
+        """Note a query of ``met`` (n,), or one for each column of (n, m), or so many of which no goal is looked at."""
         if self._asking is not live:  # what was asked about others comes first, since samples may be among both
             self._settled()._asking = live
-        self._most += 1 if met.dim() == 1 else met.shape[1]
+        self._most += met if isinstance(met, int) else 1 if met.dim() == 1 else met.shape[1]
         live.note(met)
 
     # Means -----------------------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ class Noise:
         """The same generator for some of the samples (an index or a mask)."""
         part = object.__new__(Noise)
         part.seed, part._state = self.seed, self._state[rows]
-        part._named = (), part._state
+        names, state = self._named
+        part._named = (names, state[rows]) if names else ((), part._state)
         drawn, first, numbers = self._ahead
         part._ahead = drawn, first, numbers[:, rows]
         return part
@@ -129,9 +130,10 @@ class Noise:
             for key in names:
                 state = _named(state, key)
             self._named = tuple(names), state
-        steps = torch.arange(draws, device=state.device)[:, None] * _GOLDEN
         last = first * _GOLDEN + _DRAW if isinstance(first, Tensor) else _signed(int(first) * _GOLDEN + _DRAW)
-        return _mix(state + steps + last)
+        if draws == 1:
+            return _mix(state + last)[None]
+        return _mix(state + torch.arange(draws, device=state.device)[:, None] * _GOLDEN + last)
 
     def uniform(
         self, draw: Draw, shape: Sequence[int], dtype: torch.dtype = torch.float32, low: float = 0.0, high: float = 1.0

@@ -56,6 +56,16 @@ def test_more_directions_after_the_first_success() -> None:
         assert queries == 1 + 2 * before + 6 * (40 - before) + 1 + (first > 0)
 
 
+def test_all_samples_ask_at_once() -> None:
+    """Two questions of the model per step, though some samples have one direction in it and others five."""
+    net, x = mlp(SHAPE, 3), noise_box(6, SHAPE, torch.float64)
+    seen = Recording(net)
+    whole = autozoom(Victim(seen, access="soft"), x, net(x).argmax(dim=1), steps=40, q=1, refine=5, lr=0.3, c=10.0)
+    rows = [len(part) for part in seen.points]
+    assert len(rows) == 1 + 2 * 40 + 1 + 1 and sum(rows) == int(whole.queries.sum())
+    assert any(6 < probes < 30 for probes in rows[2:-2:2]), "some with one, some with five"
+
+
 def affine(n: int = 5) -> tuple[Affine, Tensor, Tensor, Tensor]:
     """An affine model on SHAPE with two classes, points, labels, and the step in logits to the boundary."""
     generator = torch.Generator().manual_seed(0)

@@ -262,6 +262,32 @@ def test_directions_belong_to_their_sample(kind: Kind, monkeypatch: pytest.Monke
         torch.testing.assert_close(u.flatten(2).norm(dim=2), torch.ones(3, 50, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("at_once", [estimators.AT_ONCE, 1])
+@pytest.mark.parametrize("estimator", [forward, central])
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_may_have_different_numbers_of_directions(
+    kind: Kind, estimator: object, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the directions and the estimate that it has alone and asks about its own; in one part, or in many."""
+    monkeypatch.setattr(estimators, "AT_ONCE", at_once)
+    ids, numbers = torch.tensor([5, 2, 9, 4, 7]), torch.tensor([3, 20, 1, 3, 40])
+    x, asked = torch.randn(5, 5, generator=generator).double(), torch.zeros(5, dtype=torch.int64)
+
+    def some(points: Tensor, own: Tensor | None = None) -> Tensor:
+        if own is None:  # at x itself
+            return quadratic(points)
+        asked.add_(own.sum(dim=1))
+        return torch.where(own, quadratic(points), torch.nan)
+
+    whole = Directions(Noise(7, ids), (1, 2), numbers, x, kind)
+    u, found = torch.cat(list(whole), dim=1), estimator(some, x, whole, 0.3)  # type: ignore[operator]
+    assert u.shape == (5, 40, 5) and asked.tolist() == (numbers if estimator is forward else 2 * numbers).tolist()
+    for i, q in enumerate(numbers.tolist()):
+        alone = Directions(Noise(7, ids[i : i + 1]), (1, 2), q, x[:1], kind)
+        assert torch.equal(u[i, :q], torch.cat(list(alone), dim=1)[0]) and not u[i, q:].any()
+        torch.testing.assert_close(found[i], estimator(quadratic, x[i : i + 1], alone, 0.3)[0])  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_dtypes_walk_along_the_same_directions(kind: Kind) -> None:
     noise = Noise(7, torch.tensor([5, 2, 9]))
@@ -292,8 +318,9 @@ def test_several_functions_share_their_answers() -> None:
 def test_bad_input() -> None:
     x = torch.zeros(2, 3)
     noise = Noise(0, torch.arange(2))
-    with pytest.raises(ValueError, match=r"^q: want"):
-        Directions(noise, 0, 0, x)
+    for q in (0, torch.tensor([1, 0]), torch.tensor([0.5, 1.0])):
+        with pytest.raises((ValueError, TypeError), match=r"^q: want"):
+            Directions(noise, 0, q, x)
     with pytest.raises(ValueError, match=r"^kind: want"):
         Directions(noise, 0, 1, x, "cube")  # type: ignore[arg-type]
     for mu in (0.0, -1.0, math.nan):

@@ -196,8 +196,8 @@ def test_the_books_are_those_of_samples_counted_one_by_one() -> None:
             for _ in range(12):
                 live = draw.choice(lives)
                 rows = live.rows.tolist()
-                kind = draw.choice(["ask", "gradient", "jacobian", "many", "keep", "new", "read", "drop"])
-                met = [[draw.random() < 0.15 for _ in rows] for _ in range(3 if kind == "many" else 1)]
+                kind = draw.choice(["ask", "gradient", "jacobian", "many", "probe", "keep", "new", "read", "drop"])
+                met = [[draw.random() < 0.15 for _ in rows] for _ in range(3 if kind in ("many", "probe") else 1)]
                 if kind == "keep":
                     live.keep(torch.tensor([draw.random() < 0.8 for _ in rows], dtype=torch.bool))
                 elif kind == "new":
@@ -211,7 +211,7 @@ def test_the_books_are_those_of_samples_counted_one_by_one() -> None:
                     for i, row in enumerate(rows):
                         for question in met:
                             queries[row] += 1
-                            if question[i] and firsts[row] < 0:
+                            if question[i] and firsts[row] < 0 and kind != "probe":
                                 firsts[row] = queries[row]
                         gradients[row] += kind in ("gradient", "jacobian")
             assert session.queries.tolist() == queries and session.gradients.tolist() == gradients
@@ -225,6 +225,8 @@ def ask(session: Session, live: Live, kind: str, met: list[list[bool]]) -> None:
         session.gradient(points(met[0]), live, ce)
     elif kind == "jacobian":
         session.jacobian(points(met[0]), live, lambda z: z.argsort(dim=1))
+    elif kind == "probe":  # of which no goal is looked at
+        session.values(live, ce)(torch.stack([points(question) for question in met], dim=1))
     else:
         session.ask_many(torch.stack([points(question) for question in met], dim=1), live)
 
@@ -261,6 +263,31 @@ def test_a_part_has_its_own_questions_in_the_same_books() -> None:
         assert session.first_success.tolist() == [-1, 1, 3, -1, 4]
         inf = float("inf")
         torch.testing.assert_close(best.value, torch.tensor([inf, 0.5, inf, 0.2]))
+
+
+def test_samples_may_have_different_numbers_of_questions() -> None:
+    """One row for each that a mask names, in order, with what belongs to its sample; each pays for its own."""
+    x, y = batch(4, done=(1,))
+    with Victim(Same(), budget=9).session(x, y) as session:
+        live = session.live(size=torch.arange(4.0), other=torch.arange(4.0))
+        asked = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]], dtype=torch.bool)
+        each = session.one_by_one(live, asked, only=("size",))
+        assert each.rows.tolist() == [0, 0, 0, 2, 3, 3] and each.size.tolist() == [0.0, 0.0, 0.0, 2.0, 3.0, 3.0]
+        assert torch.equal(each.x, x[each.rows]) and not hasattr(each, "other") and len(live) == 3
+        told = session.values(each, ce)(points([False, True] * 3)[:, None])
+        assert told.shape == (6, 1) and session.queries.tolist() == [4, 1, 2, 3]
+        assert session.first_success.tolist() == [-1, 1, -1, -1], "no goal is looked at"
+        assert session.can_pay(live, 5).tolist() == [False, True, True], "though the model was asked once"
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.1])
+def test_a_lead_is_what_each_of_its_parts_is_alone(kappa: float) -> None:
+    with Victim(Same()).session(*batch(3), kappa=kappa) as session:
+        live, logits = session.live(), torch.tensor([[0.6, 0.4], [0.45, 0.5], [0.3, 0.7]])
+        lead = session.lead(logits, live)
+        assert torch.equal(lead.margin, session.goal_margin(logits, live))
+        assert lead.secure.tolist() == session.secure(logits, live).tolist() == [False, kappa == 0, True]
+        assert torch.equal(lead.aim, kappa + session.beyond(logits, live))
 
 
 def test_a_budget_keeps_one_query_for_the_final_check() -> None:

@@ -46,8 +46,9 @@ def test_adam_is_torchs() -> None:
         torch.testing.assert_close(ours, x.detach())
 
 
-def test_every_coordinate_counts_its_own_steps() -> None:
-    """As if each had an Adam of its own, stepped only when it was chosen."""
+@pytest.mark.parametrize("together", [(), (0, 1), (5, 11)])
+def test_every_coordinate_counts_its_own_steps(together: tuple[int, ...]) -> None:
+    """As if each had an Adam of its own, stepped only when it was chosen; also after steps of all, and before them."""
     start, at, rate = randn(2, 6), SimpleNamespace(), torch.tensor([0.05, 0.2])
     own = [[torch.nn.Parameter(start[i, j].clone()) for j in range(6)] for i in range(2)]
     theirs = [[torch.optim.Adam([p], lr=float(rate[i])) for p in row] for i, row in enumerate(own)]
@@ -56,15 +57,20 @@ def test_every_coordinate_counts_its_own_steps() -> None:
         index = torch.stack(
             [torch.randperm(6, generator=torch.Generator().manual_seed(10 * k + i))[:2] for i in (0, 1)]
         )
-        slopes = randn(2, 2, seed=k)
-        ours.scatter_add_(1, index, adam(at, slopes, rate=rate, index=index, like=start))
+        if k in together:
+            index = torch.arange(6).expand(2, 6)
+        slopes = randn(*index.shape, seed=k)
+        if k in together:
+            ours += adam(at, slopes, rate=rate)
+        else:
+            ours.scatter_add_(1, index, adam(at, slopes, rate=rate, index=index, like=start))
         for i in range(2):
-            for m in range(2):
+            for m in range(index.shape[1]):
                 j = int(index[i, m])
                 own[i][j].grad = slopes[i, m].clone()
                 theirs[i][j].step()
     torch.testing.assert_close(ours, torch.stack([torch.stack([p.detach() for p in row]) for row in own]))
-    assert at.times.sum(dim=1).tolist() == [24.0, 24.0]
+    assert at.times.sum(dim=1).tolist() == [24.0 + 4 * len(together)] * 2
 
 
 def test_adam_starts_anew_for_some() -> None:

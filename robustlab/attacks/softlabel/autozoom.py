@@ -30,7 +30,6 @@ from robustlab import checks
 from robustlab.attacker.estimators import Directions, forward
 from robustlab.attacker.live import Live, closest
 from robustlab.attacker.results import AttackResult
-from robustlab.attacker.session import Session
 from robustlab.attacker.victim import Model, Victim
 from robustlab.attacker.weight_search import first_weight, next_weight
 from robustlab.attacks.softlabel.penalty import Penalty
@@ -126,9 +125,8 @@ def autozoom(
                 break
             points = penalty.points(live, live.z[:, None])
             answer = session.ask(points[:, 0], live)
-            won = session.secure(answer.logits, live)
-            live.aim = kappa + session.beyond(answer.logits, live)
-            live.total = penalty.total(live, points, session.goal_margin(answer.logits, live)[:, None], live.aim)[:, 0]
+            margin, won, live.aim = session.lead(answer.logits, live)
+            live.total = penalty.total(live, points, margin[:, None])[:, 0]
             best.keep(live, points[:, 0], get_norm(norm).length(points[:, 0] - live.x), won)
             first = won & ~live.ever
             forget(live, first)
@@ -137,7 +135,7 @@ def autozoom(
             live.keep(session.can_pay(live, torch.where(live.ever, refine, q)))
             if k == steps or not len(live):
                 break
-            grad = _estimate(session, penalty, live, k, q, refine, beta)
+            grad = _estimate(penalty, live, k, q, refine, beta)
             live.z = live.z + adam(live, grad.nan_to_num(0.0, 0.0, 0.0), rate=lr)
             if (k + 1) % switch == 0:
                 next_weight(live, live.won, ~live.won)
@@ -156,12 +154,7 @@ def _space(
     return Resized.of_height((x.shape[2] + 1) // 2 if size is None else size, x)
 
 
-def _estimate(session: Session, penalty: Penalty, live: Live, k: int, q: int, refine: int, beta: float) -> Tensor:
+def _estimate(penalty: Penalty, live: Live, k: int, q: int, refine: int, beta: float) -> Tensor:
     """ĝ of every sample, along ``q`` directions or, after a success, ``refine``."""
-    grad = torch.zeros_like(live.z)
-    for among, count in ((~live.ever, q), (live.ever, refine)):
-        part = live.part(None if bool(among.all()) else among, only=("z", "w", "c", "aim", "total", "noise"))
-        if len(part):
-            directions = Directions(part.noise, k, count, part.z, "sphere")
-            grad[among] = forward(penalty.values(part, part.aim), part.z, directions, beta, base=part.total)
-    return grad
+    directions = Directions(live.noise, k, torch.where(live.ever, refine, q), live.z, "sphere")
+    return forward(penalty.values(live), live.z, directions, beta, base=live.total)

@@ -122,8 +122,8 @@ def bandits(
             slope = ((down - up) * (session.width / eta)).nan_to_num(0.0, 0.0, 0.0)
             downhill = beside(slope, u).to(u) * u
             live.prior = exponentiated(live.prior, downhill, kappa) if inf else live.prior + kappa * downhill
-            move = steepest_descent(ball, -space(live.prior[:, None])[:, 0], live.alpha)
-            live.points = feasible(ball, live, live.points + move, ends)
+            move = steepest_descent(ball, space(-live.prior[:, None])[:, 0], live.alpha)
+            live.points = feasible(ball, live, move.add_(live.points), ends)
             answer = session.ask(live.points, live, g)
             best.keep(live, live.points, answer.loss.masked_fill(answer.met, -torch.inf))
             live.leave(answer.met)

@@ -13,6 +13,7 @@ Source: Chen et al., "ZOO" (2017), sections 3.1 to 3.4; Tu et al., "AutoZOOM" (2
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from robustlab.attacker.estimators import Values
@@ -25,7 +26,7 @@ from robustlab.geometry.projections import clip
 
 
 class Penalty:
-    """The objective of live samples, which have ``c`` and ``w`` as :meth:`begin` notes it.
+    """The objective of live samples, which have ``c``, ``w`` as :meth:`begin` notes it, and ``aim``, the margin wanted.
 
     Attributes:
         space: A, or None for all of a sample's elements.
@@ -50,17 +51,23 @@ class Penalty:
             return self.box.alone(live.w[:, None] + moved)
         return clip(live.w[:, None] + self.session.width * moved, self.session.low, self.session.high)
 
-    def total(self, live: Live, points: Tensor, margin: Tensor, aim: Tensor) -> Tensor:
-        """The objective (n, m) in float64, from points (n, m, ...) and the goal margins there; ``aim``: (n,)."""
-        delta = (points - live.x[:, None]).flatten(2).double().div_(self.session.width)
-        return delta.square_().sum(dim=2) + live.c[:, None] * (aim[:, None] - margin.double()).clamp_min(0)
+    def total(self, live: Live, points: Tensor, margin: Tensor) -> Tensor:
+        """The objective (n, m) in float64, from points (n, m, ...) and the goal margins there."""
+        delta = (points - live.x[:, None]).flatten(2).double()
+        if self.session.width != 1:
+            delta.div_(self.session.width)
+        return delta.square_().sum(dim=2) + live.c[:, None] * (live.aim[:, None] - margin.double()).clamp_min(0)
 
-    def values(self, live: Live, aim: Tensor) -> Values:
-        """The objective as a function of z (n, m, *shape) → (n, m), which asks."""
+    def values(self, live: Live) -> Values:
+        """The objective as a function of z (n, m, *shape) → (n, m), which asks; NaN where a mask (n, m) says not to."""
         ask = self.session.values(live, lambda logits, y, target, kappa: goal_margin(logits, y, target))
 
-        def total(z: Tensor) -> Tensor:
-            points = self.points(live, z)
-            return self.total(live, points, ask(points), aim)
+        def total(z: Tensor, asked: Tensor | None = None) -> Tensor:
+            if asked is None:
+                points = self.points(live, z)
+                return self.total(live, points, ask(points))
+            each = self.session.one_by_one(live, asked, only=("c", "w", "aim"))
+            told = self.values(each)(z[asked][:, None])
+            return told.new_full(asked.shape, torch.nan).masked_scatter_(asked, told)
 
         return total

@@ -37,7 +37,7 @@ from robustlab.attacker.domain import Bound
 from robustlab.attacker.live import Live
 from robustlab.attacker.parts import beside
 from robustlab.geometry.norms import Norm, ProperNorm, get_norm
-from robustlab.geometry.projections import clip, onto_l1
+from robustlab.geometry.projections import clip, clip_, onto_l1
 
 State = Live | SimpleNamespace
 Rate = float | Tensor
@@ -45,9 +45,13 @@ Rate = float | Tensor
 
 
 def feasible(ball: Norm, at: State, points: Tensor, box: tuple[Bound, Bound]) -> Tensor:
-    """The nearest points of {‖δ‖ ≤ ``at.eps``} ∩ box around ``at.x``: what projected descent returns to."""
-    low, high = box[0] - at.x, box[1] - at.x
-    return clip(at.x + ball.project_box(points - at.x, at.eps, low, high), *box)
+    """The nearest points of {‖δ‖ ≤ ``at.eps``} ∩ box around ``at.x``: what projected descent returns to.
+
+    ``at.room`` keeps how far the box reaches around ``at.x``, which stays where it is.
+    """
+    if not hasattr(at, "room"):
+        at.room = box[0] - at.x, box[1] - at.x
+    return clip_(ball.project_box(points - at.x, at.eps, *at.room).add_(at.x), *box)
 
 
 def with_room(x: Tensor, reach: float, box: tuple[Bound, Bound]) -> Tensor:
@@ -68,7 +72,7 @@ def descent(grad: Tensor, rate: Rate) -> Tensor:
 
 def steepest_descent(ball: Norm, grad: Tensor, rate: Rate) -> Tensor:
     """−η v, with the steepest unit step v of a norm: the sign of ĝ in ℓ∞ (signSGD), ĝ/‖ĝ‖₂ in ℓ2."""
-    return -_beside(rate, grad) * ball.steepest(grad)
+    return ball.steepest(grad).mul_(-_beside(rate, grad))
 
 
 def heavy(at: State, grad: Tensor, momentum: float) -> Tensor:
@@ -87,7 +91,8 @@ def adam(
         m ← β₁m + (1 − β₁)ĝ,   v ← β₂v + (1 − β₂)ĝ²,   move = −η · m/(1 − β₁^T) / (√(v/(1 − β₂^T)) + tiny)
 
     Args:
-        at: keeps m, v and T as ``first``, ``second`` and ``times``, (n, d); :func:`forget` resets them.
+        at: keeps m, v and T as ``first``, ``second`` and ``times``, (n, d), of T one column as long as all coordinates
+            step together; :func:`forget` resets them.
         grad: (n, ...), or with ``index`` (n, m) the slopes in these places of the flattened sample.
         rate: η.
         index: (n, m) int64, no place twice for one sample; None for all coordinates.
@@ -99,10 +104,12 @@ def adam(
     Source:
         Chen et al., "ZOO" (2017), algorithm 2; Kingma and Ba (2015).
     """
-    rows = grad.flatten(1)
+    rows, every = grad.flatten(1), index is None
     if not hasattr(at, "first"):
-        at.first, at.second, at.times = (torch.zeros_like((grad if like is None else like).flatten(1)) for _ in "mvT")
-    every = index is None
+        at.first, at.second = (torch.zeros_like((grad if like is None else like).flatten(1)) for _ in "mv")
+        at.times = at.first.new_zeros(len(rows), 1)
+    if not every:
+        at.times = at.times.expand_as(at.first)
     m, v, t = (memory if every else memory.gather(1, index) for memory in (at.first, at.second, at.times))
     m, v, t = beta1 * m + (1 - beta1) * rows, beta2 * v + (1 - beta2) * rows.square(), t + 1
     for name, new in (("first", m), ("second", v), ("times", t)):
@@ -114,9 +121,9 @@ def adam(
 
 def forget(at: State, mask: Tensor) -> None:
     """Adam starts anew for the samples of a mask (n,)."""
-    for name in ("first", "second", "times"):
-        if hasattr(at, name):
-            setattr(at, name, getattr(at, name) * (~mask).to(at.first.dtype)[:, None])
+    if hasattr(at, "first") and bool(mask.any()):
+        kept = (~mask).to(at.first.dtype)[:, None]
+        at.first, at.second, at.times = at.first * kept, at.second * kept, at.times * kept
 
 
 def newton(slope: Tensor, bend: Tensor, rate: Rate) -> Tensor:

@@ -153,14 +153,14 @@ class _Search(ABC):
         """``live.points`` with a share ``p`` of their pixels changed."""
 
     def windows(self, unit: Tensor, side: int) -> Tensor:
-        """Uniform numbers (n, 2) as squares in the image: the (n, side²) places of their pixels in its rows."""
+        """Uniform numbers (..., 2) as squares in the image: the (..., side²) places of their pixels in its rows."""
         if self._square[0] != side:  # the same for many queries in turn
             along = torch.arange(side, device=unit.device)
             reach = unit.new_tensor([self.height - side + 1, self.width - side + 1])
             self._square = side, reach, (along[:, None] * self.width + along).flatten()
         _, reach, places = self._square
-        down, right = (unit * reach).long().unbind(dim=1)
-        return torch.add(right, down, alpha=self.width)[:, None] + places
+        down, right = (unit * reach).long().unbind(dim=-1)
+        return torch.add(right, down, alpha=self.width)[..., None] + places
 
 
 class _Linf(_Search):
@@ -210,8 +210,8 @@ class _L2(_Search):
         side = min(side, self.height, self.width)
         unit = live.noise.uniform(draw, (5 + self.channels,), torch.float64)
         delta = (live.points - live.x).flatten(2)
-        to, source = self.windows(unit[:, :2], side), self.windows(unit[:, 2:4], side)
-        into, out_of = (place[:, None].expand(-1, self.channels, -1) for place in (to, source))
+        both = self.windows(unit[:, :4].reshape(-1, 2, 2), side)  # W and W′, (n, 2, side²)
+        into, out_of = (place.expand(-1, self.channels, -1) for place in both.split(1, dim=1))
         if self._shapes[0] != side:  # the same for many queries in turn
             bump = _bumps(side, delta)
             self._shapes = side, torch.stack([bump.T.flatten(), bump.flatten()])
@@ -219,10 +219,10 @@ class _L2(_Search):
         fresh = _signs(unit[:, 5:], live.x)[:, :, None] * shape + _unit(delta.gather(2, into))
 
         square_of = delta.square()
-        emptied = torch.zeros_like(delta[:, :1]).scatter_(2, to[:, None], 1.0).scatter_(2, source[:, None], 1.0)
+        emptied = torch.zeros_like(delta[:, :1]).scatter_(2, both.flatten(1)[:, None], 1.0)
         unspent = (live.eps[:, None].square() - square_of.sum(dim=(1, 2))[:, None]).clamp_min(0)
-        budget = unspent / self.channels + (square_of * emptied).sum(dim=2)  # (n, C)
-        delta = delta.scatter(2, out_of, 0.0).scatter_(2, into, _unit(fresh) * budget.sqrt()[:, :, None])
+        budget = unspent / self.channels + square_of.mul_(emptied).sum(dim=2)  # (n, C)
+        delta.scatter_(2, out_of, 0.0).scatter_(2, into, _unit(fresh).mul_(budget.sqrt()[:, :, None]))
         return self.moved(live, delta.reshape(live.x.shape))
 
     def moved(self, live: Live, delta: Tensor) -> Tensor:

@@ -120,8 +120,8 @@ def zo_admm(
             points = clip(live.x + width * prox(length, live.delta + live.dual, gamma / rho), *box)
             live.z = (points - live.x) / width
             answer = session.ask(points, live)
-            best.keep(live, points, ball.length(points - live.x), session.secure(answer.logits, live))
-            live.aim = kappa + session.beyond(answer.logits, live)
+            _, won, live.aim = session.lead(answer.logits, live)
+            best.keep(live, points, ball.length(points - live.x), won)
         return session.result(best.points, asked=True, revert=True)
 
 

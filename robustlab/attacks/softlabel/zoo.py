@@ -139,20 +139,20 @@ def zoo(
                     break
                 points = penalty.points(live, live.z[:, None])
                 answer = session.ask(points[:, 0], live)
-                won, aim = session.secure(answer.logits, live), kappa + session.beyond(answer.logits, live)
+                margin, won, live.aim = session.lead(answer.logits, live)
                 for keeper in (best, found):
                     keeper.keep(live, points[:, 0], ball.length(points[:, 0] - live.x), won)
-                total = penalty.total(live, points, session.goal_margin(answer.logits, live)[:, None], aim)[:, 0]
+                live.total = penalty.total(live, points, margin[:, None])[:, 0]
                 if solver == "adam":
                     forget(live, won & ~live.won)
-                live.won, live.aim, live.total = live.won | won, aim, total
+                live.won = live.won | won
                 count = min(batch, _elements(x, stage))
                 live.keep(_going(session, live, k, steps if abort_early else 0, 2 * count))
                 if k == steps or not len(live):
                     break
                 index = _drawn(live, (run, k), count)
                 slope, bend = coordinates(
-                    penalty.values(live, live.aim), live.z, index, h=h, base=live.total if solver == "newton" else None
+                    penalty.values(live), live.z, index, h=h, base=live.total if solver == "newton" else None
                 )
                 slope = slope.nan_to_num(0.0, 0.0, 0.0)  # the model may say NaN
                 move = adam(live, slope, rate=lr, index=index, like=live.z) if bend is None else newton(slope, bend, lr)

@@ -23,6 +23,7 @@ class TanhBox:
 
     def __init__(self, low: Bound, high: Bound) -> None:
         self.low, self.high, self.half = low, high, (high - low) / 2
+        self.is_unit = not isinstance(low, Tensor) and not isinstance(high, Tensor) and (low, high) == (0.0, 1.0)
 
     def inverse(self, x: Tensor) -> Tensor:
         """w whose point is x, up to a factor 0.999999 around the middle of the box."""
@@ -30,8 +31,8 @@ class TanhBox:
 
     def alone(self, w: Tensor) -> Tensor:
         """The point x(w) without its slope; (tanh(w) + 1)/2 is the logistic function of 2w, a fifth of tanh's time."""
-        point = torch.mul(w, 2.0).sigmoid_().mul_(2 * self.half).add_(self.low)
-        return clip_(point, self.low, self.high)
+        unit = torch.mul(w, 2.0).sigmoid_()
+        return unit if self.is_unit else clip_(unit.mul_(2 * self.half).add_(self.low), self.low, self.high)
 
     def point(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The point x(w) and the slope dx/dw."""
