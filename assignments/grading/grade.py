@@ -9,13 +9,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from assignments.grading import submission
+from assignments.grading.isolation import Limits
 from assignments.grading.judge import LIMITS, Server
 from assignments.grading.task import NETWORK, Assignment, Lost, Test, handed_out, plain
 from robustlab.teaching.handout import INSTRUCTOR
@@ -93,10 +94,12 @@ def grade_data(assignment: Assignment, key: str, student: str, data: Mapping[str
 
 
 def _result(test: Test, cells: Sequence[tuple[int, str]], mine: dict[str, Any], server: Server) -> Result:
-    limits = {**LIMITS, "seconds": test.seconds}
+    limits: Limits = {**LIMITS, "seconds": test.seconds}
+    failed = ""
 
     def answer() -> Any:
-        return server.ask(
+        nonlocal failed
+        back = server.ask(
             cells,
             test.asks,
             test.arguments,
@@ -104,9 +107,14 @@ def _result(test: Test, cells: Sequence[tuple[int, str]], mine: dict[str, Any], 
             given=mine,
             limits=limits,
             model=test.model,  # type: ignore[arg-type]
-        ).value
+        )
+        failed = back.failed
+        return back.value
 
-    return _judged(test, answer)
+    result = _judged(test, answer)
+    if result.points == 0 and failed and not test.call:  # a variable may be what it was before the cell that sets it
+        return replace(result, reason=plain(f"{result.reason} ({failed})"))
+    return result
 
 
 def _judged(test: Test, answer: Callable[[], Any]) -> Result:

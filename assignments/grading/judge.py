@@ -39,10 +39,12 @@ class Answer:
     Attributes:
         value: what the function returned or the variable holds; whatever a student's process may have forged.
         seconds: of the wall clock, from the fork to the end.
+        failed: the first cell that raised, and what; empty where none did.
     """
 
     value: Any
     seconds: float
+    failed: str = ""
 
 
 class Server:
@@ -202,10 +204,11 @@ def _answer(raw: bytes, end: dict[str, Any], limits: Limits) -> Answer:
         raise Lost("the answer is no answer: what came back cannot be read") from None
     failed = back.get("failed")
     first = next(iter(failed.items()), None) if isinstance(failed, dict) else None
+    cell = f"the cell that begins '{str(first[0])[:60]}' fails: {str(first[1])[:300]}" if first else ""
     if "error" in back:
         error = str(back["error"])
-        where = f" (cell {first[0]} fails: {first[1]})" if first and error.startswith("NameError") else ""
+        where = f" ({cell})" if cell and error.startswith("NameError") else ""
         raise Lost((error + where)[:500])
     if "value" not in back:
         raise Lost("the answer is no answer: it has no value")
-    return Answer(back["value"], end["seconds"])
+    return Answer(back["value"], end["seconds"], cell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from assignments.grading.task import load
+from assignments.grading.task import Lost, load
 from tests.course.test_assignments import KEY
 
 pytestmark = pytest.mark.slow
@@ -45,3 +45,19 @@ def test_the_robust_accuracy_is_that_of_a_search_over_a_fine_grid() -> None:
         lead = z.gather(1, y[:, None]).squeeze(1) - z.gather(1, 1 - y[:, None]).squeeze(1)
         share = float((lead + gain > 0).double().mean())
         assert abs(assignment.tasks.robust(mine, 1.0) - share) <= 0.011
+
+
+def test_a_reason_does_not_say_what_the_robust_accuracies_are() -> None:
+    """Else zeros handed in first would bring the numbers themselves."""
+    assignment = load("01_first_attack")
+    mine = assignment.draw(KEY, "03")
+    test = next(test for test in assignment.tasks._numbers(mine) if test.name == "curve")
+    with pytest.raises(Lost) as lost:
+        test.judge([0.0, 0.0, 0.0])
+    assert str(lost.value) == "at 0.25 of the reach 0.000 is not that of your table"
+    with pytest.raises(Lost, match="is no list of three numbers"):
+        test.judge(["89%", "75%", "50%"])
+    curve = [assignment.tasks.robust(mine, scale) for scale in assignment.tasks.SCALES]
+    test.judge(curve)
+    test.judge(torch.tensor(curve))
+    assert not any(f"{share:.3f}" in str(lost.value) for share in curve)

@@ -21,7 +21,16 @@ import torch
 from torch import nn
 
 from assignments.grading import submission
-from assignments.grading.grade import Grade, Result, grade_cells, grade_class, left_out, submissions, write_table
+from assignments.grading.grade import (
+    Grade,
+    Result,
+    _result,
+    grade_cells,
+    grade_class,
+    left_out,
+    submissions,
+    write_table,
+)
 from assignments.grading.isolation import Limits, all_but
 from assignments.grading.judge import Server
 from assignments.grading.task import Assignment, Lost, Test, require, tensor_like
@@ -101,10 +110,19 @@ def test_folders_in_folders_are_removed(server: Server) -> None:
     assert ask(server, "import os\ndef f(): return os.listdir('.')") == [] and server._process.pid == number
 
 
+def test_a_variable_names_the_cell_that_fails_before_it_is_set(server: Server) -> None:
+    test = Test("v", 1, "c", "v", lambda out: require(out == 2, "not 2"), call=False)
+    result = _result(test, [(0, "w = 0"), (1, "# mine\nv = 1\nraise NotImplementedError\nv = 2")], {}, server)
+    assert result.reason == "not 2 (the cell that begins 'v = 1' fails: NotImplementedError)"
+    assert _result(test, [(0, "v = 2"), (1, "1 / 0")], {}, server).points == 1
+
+
 def test_exceptions_and_ends_are_reasons(server: Server) -> None:
     assert reason(server, "def f(): return 1 / 0") == "ZeroDivisionError: division by zero"
-    assert "defines no f (cell 0 fails: SyntaxError" in reason(server, "def f(: return 1")
-    assert "defines no f (cell 0 fails: SystemExit: 0)" in reason(server, "import sys; sys.exit(0)")
+    begins = "defines no f (the cell that begins "
+    assert begins + "'def f(: return 1' fails: SyntaxError" in reason(server, "def f(: return 1")
+    ends = "# the end\n%time\n\nimport sys; sys.exit(0)"
+    assert begins + "'import sys; sys.exit(0)' fails: SystemExit: 0)" in reason(server, ends.replace("%time", "pass"))
     assert reason(server, "def f(): raise KeyboardInterrupt") == "KeyboardInterrupt"
     assert "without an answer (exit status 0)" in reason(server, "import os\ndef f(): os._exit(0)")
     assert "without an answer (signal 11)" in reason(server, "import ctypes\ndef f(): ctypes.string_at(0)")
@@ -319,7 +337,8 @@ def test_the_key_the_tests_and_the_library_cannot_be_read(server: Server, secret
     root = Path(__file__).resolve().parents[2]
     for path in (secret, root / "assignments" / "02_pgd" / "tasks.py", root / "README.md", Path("/proc/1/cmdline")):
         assert "PermissionError" in reason(server, f"def f(): return open({str(path)!r}).read()")
-    assert "halted" in reason(server, "def f():\n    from robustlab.attacks import pgd")
+    refused = reason(server, "def f():\n    from robustlab.attacks import pgd")
+    assert refused.startswith("ModuleNotFoundError: robustlab.attacks is refused where notebooks are graded")
     around = "import sys\ndef f():\n    del sys.modules['robustlab.attacks']\n    from robustlab.attacks import pgd"
     assert "PermissionError" in reason(server, around)
     assert "PermissionError" in reason(server, f"def f(): open({str(secret.parent / 'x')!r}, 'w')")
@@ -804,7 +823,11 @@ def test_whatever_is_handed_in_gets_its_reason_and_the_batch_goes_on(
         "a does not parse.ipynb": (b"{", 0, "does not parse"),
         "b unpacks to a bomb.zip": (bomb, 0, "more than 20 MB"),
         "c leaves its folder.zip": (zipped(**{"../../c.ipynb": right}), 0, "outside of its folder"),
-        "d ends.ipynb": (notebook("import sys\nsys.exit(0)", "raise SystemExit"), 0, "defines no f (cell 0 fails"),
+        "d ends.ipynb": (
+            notebook("import sys\nsys.exit(0)", "raise SystemExit"),
+            0,
+            "defines no f (the cell that begins 'import sys' fails",
+        ),
         "e hangs.ipynb": (notebook(hangs), 2, "time-out: it took more than 2 s"),
         "f kills.ipynb": (notebook(kills), 0, ""),
         "g is a pickle.zip": (zipped(**{"answer.pkl": pickle.dumps(1)}), 0, "holds 0 files *.ipynb"),
