@@ -194,7 +194,7 @@ def _answer(raw: bytes, end: dict[str, Any], limits: Limits) -> Answer:
     if end["beyond"] in ("processes", "memory"):
         raise Lost(f"all its processes together have more {end['beyond']} than a test may have")
     if end["beyond"] or end["ended"] == -signal.SIGXCPU:
-        raise Lost(f"time-out: it took more than {limits['seconds']:g} s")
+        raise Lost(f"time-out: it took more than {limits['seconds']:g} s, all cells of the notebook included")
     if not raw:
         how = f"signal {-end['ended']}" if end["ended"] < 0 else f"exit status {end['ended']}"
         raise Lost(f"the process ended without an answer ({how}): out of memory or time, or it was told to end")
