@@ -190,12 +190,14 @@ def _projection(seed: int, ball: ConvexSet) -> list[Test]:
 def _in_the_set(seed: int, ball: ConvexSet) -> list[Test]:
     """PGD in the student's own set: 3 points."""
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(2, 48, generator=generator)
+    # Logits so near to each other that the cross-entropy keeps a slope in single precision, wherever in the box x lies.
+    weight = 0.2 * torch.randn(2, 48, generator=generator)
     model, eps, y = linear_network(weight), 0.2, torch.arange(8) % 2
     uphill = (weight[1 - y] - weight[y]).double().reshape(8, *SHAPE)
     x = 0.4 + 0.2 * torch.rand(8, *SHAPE, generator=generator)
     ends = torch.rand(8, *SHAPE, generator=generator).round()
 
+    # After k steps of length α the loop is short of the optimum by |δ*|² / 2αk at most, here far less than is allowed.
     def optimum(out: Any) -> None:
         delta = tensor_like(out, x) - x.double()
         require((ball.length(delta) <= eps * (1 + 1e-3)).all(), "the result leaves the set")
@@ -214,7 +216,7 @@ def _in_the_set(seed: int, ball: ConvexSet) -> list[Test]:
 
     cell, asks = "test-pgd-set", "pgd_set"
     return [
-        Test("optimum", 2, cell, asks, optimum, [model, x, y, eps, 100, 0.05], seconds=30.0),
+        Test("optimum", 2, cell, asks, optimum, [model, x, y, eps, 100, 0.5], seconds=30.0),
         Test("box", 1, cell, asks, in_both, [model, ends, y, radius, 100, 0.02], seconds=30.0),
     ]
 

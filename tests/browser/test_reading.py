@@ -211,6 +211,15 @@ def test_words_of_long_tables_stay_whole_on_a_phone(browser: Browser, site: str,
 
 
 @some_chapters
+def test_verdicts_are_seen_without_scrolling_in_a_wide_window(browser: Browser, site: str, page: str) -> None:
+    with Visit(browser, site, page) as visit:
+        cut = "n => n.scrollWidth > n.clientWidth + 1 && getComputedStyle(n).overflowX !== 'visible'"
+        boxes = "[...document.querySelectorAll('.bd-article :has(> table.claims)')]"
+        assert visit.page.evaluate(f"{boxes}.length") >= 1
+        assert visit.page.evaluate(f"{boxes}.filter({cut}).length") == 0
+
+
+@some_chapters
 def test_paper_is_white_and_nothing_on_it_is_cut(browser: Browser, site: str, page: str) -> None:
     with Visit(browser, site, page, color_scheme="dark") as visit:
         visit.settle()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -43,3 +45,23 @@ def best_point(kind: str, weights: torch.Tensor, slope: torch.Tensor) -> torch.T
     where = (size.abs() / weights).flatten(1).argmax(dim=1)
     chosen = torch.nn.functional.one_hot(where, size[0].numel()).reshape(size.shape)
     return (chosen * slope / size.abs() / weights).nan_to_num()  # a class has no slope towards itself
+
+
+def test_the_loop_that_is_asked_for_reaches_what_its_judge_wants() -> None:
+    """Under any key and for any student: else who does as told loses points by a draw."""
+    tasks = load("02_pgd").tasks
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        kind = tasks.FOR_STUDENTS[seed % 2]
+        ball = tasks.a_set(kind, 1 + torch.rand((1, 4, 4) if kind == "pixels" else tasks.SHAPE, generator=generator))
+        optimum, box = tasks._in_the_set(seed, ball)
+        model, x, _, eps, steps, step_size = optimum.arguments
+        slope = (model[1].weight[0] - model[1].weight[1]).detach().double().reshape(1, *x.shape[1:])
+        # A convex bound for steps along the unit slope: short by at most |δ*|² / 2αk, and no weight is below one.
+        best = eps * float(ball.dual(slope / slope.norm()))
+        assert eps**2 / (2 * step_size * steps) <= 0.02 * best, seed
+        # In single precision the cross-entropy is in steps of 6e-8: no corner of the box may be far on either side.
+        for net in (model, box.arguments[0]):
+            slope = (net[1].weight[0] - net[1].weight[1]).detach()
+            furthest = max(float(slope.clamp(min=0).sum()), float(-slope.clamp(max=0).sum()))
+            assert math.exp(-furthest) > 1e-5, seed
