@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -85,6 +86,18 @@ def below(name: str, value: float, high: float) -> None:
     """Raises ValueError unless ``value`` is below ``high``."""
     if not value < high:
         raise ValueError(f"{name}: want below {high}, got {value}")
+
+
+def takes(name: str, function: Callable[..., object], wanted: str, *args: object, **named: object) -> None:
+    """Raises unless the caller's ``function`` can be called so; of ``wanted`` the error says how it will be called."""
+    try:
+        taken = inspect.signature(getattr(function, "forward", function))  # a module's own call takes anything
+    except (TypeError, ValueError):  # compiled code does not always say what it takes
+        return
+    try:
+        taken.bind(*args, **named)
+    except TypeError:
+        raise TypeError(f"{name}: want a function of {wanted}, got one of {taken}") from None
 
 
 def one_of(name: str, value: object, wanted: Collection[object]) -> None:
@@ -286,8 +299,10 @@ def end_beside(end: float | Tensor, x: Tensor) -> float | Tensor:
         end.expand(x.shape[1:])
     except RuntimeError:
         shapes = tuple(end.shape), tuple(x.shape[1:])
+        each = end.numel() == x.shape[1] and x.dim() == 4
+        advice = f"; for one per channel say end.reshape({x.shape[1]}, 1, 1)" if each else ""
         raise ValueError(
-            f"bounds: want ends that broadcast with a sample of shape {shapes[1]}, got {shapes[0]}"
+            f"bounds: want ends that broadcast with a sample of shape {shapes[1]}, got {shapes[0]}{advice}"
         ) from None
     return end.to(x)
 

@@ -12,6 +12,9 @@ An attacker MINIMIZES g. With logits z, label y, target t and confidence κ:
 where z_(1) ≥ z_(2) ≥ … are the sorted logits. The label is masked with −∞ in every maximum, so that adding a constant
 to all logits changes nothing.
 
+A function of your own, ``loss(logits, y, target, kappa)``, gives one number per sample, the smaller the better for the
+attacker: cross-entropy is maximized as ``-F.cross_entropy(logits, y, reduction="none")``.
+
 Source: Chen and Liu (2022), section 2.2; Carlini and Wagner (2017b), section V; Croce and Hein (2020), "Reliable
 evaluation of adversarial robustness", equations (6) and (7), for DLR.
 """
@@ -26,6 +29,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from robustlab import checks
 
 LossName = Literal["ce", "margin", "logprob", "prob", "dlr"]
 LossFunction = Callable[..., Tensor]
@@ -173,10 +178,29 @@ def attacker_loss(loss: LossName | LossFunction) -> AttackerLoss:
     if isinstance(loss, AttackerLoss):
         return loss
     if callable(loss):
-        return AttackerLoss(getattr(loss, "__name__", "custom"), loss)
+        return AttackerLoss(getattr(loss, "__name__", "custom"), _own(loss))
     if loss not in ATTACKER_LOSSES:
         raise ValueError(f"loss: want one of {sorted(ATTACKER_LOSSES)} or a function, got {loss!r}")
     return ATTACKER_LOSSES[loss]
+
+
+def _own(loss: LossFunction) -> LossFunction:
+    """The caller's function; raises unless it takes what an attack passes, and gives one number per sample.
+
+    A mean over the batch would have the right gradient, and yet keep each sample's points by what others did.
+    """
+    checks.takes("loss", loss, "(logits, y, target, kappa), which the attack minimizes", None, None, None, 0.0)
+
+    def checked(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+        value = loss(logits, y, target, kappa)
+        if isinstance(logits, Tensor) and (not isinstance(value, Tensor) or value.shape != logits.shape[:1]):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f'loss: want one number per sample, shape ({len(logits)},), got {got}; say reduction="none"'
+            )
+        return value
+
+    return checked
 
 
 def classification_loss(logits: Tensor, y: Tensor) -> Tensor:

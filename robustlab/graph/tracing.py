@@ -107,7 +107,8 @@ def trace(model: nn.Module | Graph, sample: Tensor | Sequence[int]) -> Graph:
             values[node] = Symbol(0) if not values else _default(node)
         elif node.op == "output":
             if not isinstance(args[0], Symbol):
-                raise ValueError(f"model: want one tensor as output, got {type(args[0]).__name__}")
+                given = type(args[0]).__name__.removeprefix("immutable_")  # of torch.fx
+                raise ValueError(f"model: want one tensor as output, got {given}; wrap it in a module of its logits")
             graph = reader.builder.finish(args[0].index)
             if isinstance(sample, Tensor):
                 _compare(model, graph, sample[:8])

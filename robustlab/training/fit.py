@@ -175,7 +175,7 @@ def fit(
         raise RuntimeError("fit: want a call outside torch.inference_mode(), which forbids gradients, got one inside")
     x, y = read_pair(data)
     place = _check(model, x, y, objective, epochs, batch_size, lr, schedule, weight_decay, device)
-    _check_extras(averaging, validate, patience)
+    _check_extras(averaging, on_epoch, validate, patience)
     precision = precision_for(model, place, amp)
     told = (epochs, batch_size, lr, name_of(schedule), name_of(optimizer), weight_decay, averaging, seed)
     file = None if resume is None else ResumeFile(Path(resume), identity(model, x, y, objective, told))
@@ -255,6 +255,7 @@ def _check(
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
     if not callable(objective):
         raise TypeError(f"objective: want a callable (model, x, y, *, ids, seed), got {type(objective).__name__}")
+    checks.takes("objective", objective, "(model, x, y, *, ids, seed)", model, x, y, ids=x, seed=0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model: want parameters that require gradients, got none")
@@ -279,11 +280,16 @@ def _check(
     return place
 
 
-def _check_extras(averaging: Any, validate: Any, patience: Any) -> None:
+def _check_extras(averaging: Any, on_epoch: Any, validate: Any, patience: Any) -> None:
     checks.not_negative("averaging", averaging)
     checks.below("averaging", averaging, 1)
-    if validate is not None and not callable(validate):
-        raise TypeError(f"validate: want a function of the model, got {type(validate).__name__}")
+    for name, function, args in (("on_epoch", on_epoch, (0, None)), ("validate", validate, (None,))):
+        if function is None:
+            continue
+        wanted = "(epoch, model)" if len(args) == 2 else "(model)"
+        if not callable(function):
+            raise TypeError(f"{name}: want a function of {wanted}, got {type(function).__name__}")
+        checks.takes(name, function, wanted, *args)
     if patience is not None:
         checks.at_least("patience", patience, 1, integer=True)
         if validate is None:

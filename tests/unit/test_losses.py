@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustlab.attacker.losses import (
     ATTACKER_LOSSES,
+    LossFunction,
     attacker_loss,
     best_other,
     classification_loss,
@@ -21,6 +22,7 @@ from robustlab.attacker.losses import (
     margin,
     rivals,
 )
+from robustlab.attacks import pgd, square
 
 NAMES = tuple(ATTACKER_LOSSES)
 
@@ -149,6 +151,29 @@ def test_lookup() -> None:
     with pytest.raises(ValueError, match=r"loss: want one of .*'dlr'.* got 'hinge'"):
         attacker_loss("hinge")
     assert (ATTACKER_LOSSES["dlr"].min_classes, ATTACKER_LOSSES["dlr"].min_classes_targeted) == (3, 4)
+
+
+def test_own_loss_is_one_number_per_sample() -> None:
+    """A mean would be each sample's loss: its gradient is right, and which of its points is kept is not."""
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(5, 1, 2, 2), torch.arange(5) % 3
+
+    def mean(z: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+        return -nn.functional.cross_entropy(z, y)
+
+    def column(z: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
+        return -nn.functional.cross_entropy(z, y, reduction="none")[:, None]
+
+    for attack in (pgd, square):
+        with pytest.raises(ValueError, match=r"loss: want one number per sample, shape \(\d,\), got shape \(\)"):
+            attack(model, x, y, eps=0.01, loss=mean)
+        with pytest.raises(ValueError, match=r"loss: want one number per sample, shape \(\d,\), got shape \(\d, 1\)"):
+            attack(model, x, y, eps=0.01, loss=column)
+
+
+@pytest.mark.parametrize("loss", [lambda z, y: z[:, 0], nn.CrossEntropyLoss(reduction="none")])
+def test_own_loss_takes_four_arguments(loss: LossFunction) -> None:
+    with pytest.raises(TypeError, match=r"loss: want a function of \(logits, y, target, kappa\), .* got one of \("):
+        attacker_loss(loss)
 
 
 def test_logit_size_is_of_what_counts() -> None:

@@ -275,3 +275,12 @@ def test_who_judges_scores_is_not_warned_of_them() -> None:
     assert not [one for one in told if one.startswith("model")]
     step = Then(model, lambda z: nn.functional.one_hot(z.argmax(1), 3).double() + 0 * z)
     assert not warned(lambda: square(step, x, y, eps=0.1, queries=4))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3, 1, 1)])
+def test_an_end_per_channel_in_another_shape_is_told_its_own(shape: tuple[int, ...]) -> None:
+    x, ends = torch.rand(2, 3, 5, 5), (torch.zeros(shape), torch.ones(shape))
+    with pytest.raises(ValueError, match=r"^bounds: want .* got .*; for one per channel say end\.reshape\(3, 1, 1\)$"):
+        pgd(Victim(mlp((3, 5, 5), 3, torch.float32), bounds=ends), x, eps=0.1)
+    with pytest.raises(ValueError, match=r"^bounds: want ends that broadcast .*, got \(4,\)$"):
+        pgd(Victim(mlp((3, 5, 5), 3, torch.float32), bounds=(torch.zeros(4), torch.ones(4))), x, eps=0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,6 +78,17 @@ REFUSED = {
     "look at the batch": (lambda m, z: z / z.shape[0], {}, "differs from its own answers"),
     "an unknown module": (lambda m, z: m.act(z), {"act": nn.Softsign()}, "do not know"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [dict, tuple, list])
+def test_other_outputs_are_named_and_what_to_do(kind: type) -> None:
+    class Telling(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            logits = super().forward(x)
+            return {"logits": logits} if kind is dict else kind([logits])
+
+    with pytest.raises(ValueError, match=rf"^model: want one tensor as output, got {kind.__name__}; wrap it"):
+        certify(Telling(4, 3), torch.rand(2, 4), eps=0.1)
 
 
 @pytest.mark.parametrize("case", REFUSED)
