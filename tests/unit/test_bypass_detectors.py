@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustlab import zoo
 from robustlab.attacker.victim import Victim
-from robustlab.attacks import bypass_detectors, cw, pgd, square
+from robustlab.attacks import bypass_detectors, cw, nes, pgd, square
 from robustlab.attacks.whitebox.bypass_detectors import Joint
 from robustlab.attacks.whitebox.pgd import pgd_maximize
 from robustlab.data import load
@@ -190,6 +190,11 @@ def test_wrong_detectors_are_named() -> None:
         bypass_detectors(wide, x, y, detector=lambda t: t[:, 0], eps=1.0, scale=0.0)
     with pytest.raises(ValueError, match=r"^detector: want one score per sample"):
         bypass_detectors(wide, x, y, detector=lambda t: t, eps=1.0)
+    with pytest.raises(TypeError, match=r"^detector: want scores, .* got flags"):
+        bypass_detectors(wide, x, y, detector=lambda t: t[:, 0] > 0, eps=1.0)
+    soft = Victim(net, bounds=(-50, 50), access="soft", budget=300)
+    found = bypass_detectors(soft, x, y, detector=lambda t: (t[:, 0] > 50).float(), attack=nes, eps=1.0)
+    assert torch.equal(found.success, net(found.x_adv).argmax(1) != y)  # the advice works
 
 
 def test_a_detector_is_held_still_though_the_victim_s_mode_is_its_own() -> None:

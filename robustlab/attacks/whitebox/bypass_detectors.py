@@ -66,6 +66,11 @@ class Joint(nn.Module):
         score = self.detector(x)
         if score.numel() != x.shape[0]:
             raise ValueError(f"detector: want one score per sample, ({x.shape[0]},), got shape {tuple(score.shape)}")
+        if score.dtype == torch.bool:
+            raise TypeError(
+                "detector: want scores, above the threshold where it fires, got flags, which have no slope; "
+                'say flags.float() and ask a Victim(model, access="soft")'
+            )
         return score.reshape(-1, 1) - self.threshold
 
     def fires(self, x: Tensor) -> Tensor:
