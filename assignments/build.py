@@ -56,8 +56,9 @@ def build(
     if found:
         raise ValueError(f"{assignment.name}: " + "; ".join(found))
     drawn = {number: assignment.draw(key, number) for number in (handout.INSTRUCTOR, *NUMBERS)}
-    _student(assignment, source, drawn, _fresh(out / "student" / assignment.name))
+    # The worked copy first: it alone may fail, and what students and the grader have must be of one key.
     _instructor(assignment, source, drawn, _fresh(out / "instructor" / assignment.name), execute)
+    _student(assignment, source, drawn, _fresh(out / "student" / assignment.name))
     _autograder(assignment, key, drawn, _fresh(out / "autograder" / assignment.name), wheel)
 
 

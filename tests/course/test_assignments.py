@@ -492,3 +492,20 @@ def test_a_short_key_is_refused() -> None:
         build.build(load("02_pgd"), "short")
     with pytest.raises(ValueError, match="name: want one of"):
         load("99_none")
+
+
+def test_a_solution_that_fails_leaves_the_copies_that_belong_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Students must not get the variants of one key while the grader has those of another."""
+
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("the worked solution has a mistake")
+
+    build.build(load("01_first_attack"), KEY, tmp_path, execute=False)
+    before = {path: path.read_bytes() for part in ("student", "autograder") for path in (tmp_path / part).rglob("*.*")}
+    monkeypatch.setattr(build, "_instructor", fails)
+    with pytest.raises(RuntimeError, match="mistake"):
+        build.build(load("01_first_attack"), OTHER, tmp_path)
+    after = {path: path.read_bytes() for part in ("student", "autograder") for path in (tmp_path / part).rglob("*.*")}
+    assert len(before) > 20 and after == before
