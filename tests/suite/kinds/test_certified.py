@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 from scipy.stats import binom
 from torch import Tensor, nn
@@ -161,6 +162,7 @@ def test_certified_manners(case: Case, device: torch.device) -> None:
     check_certified_manners(case, device)
 
 
+@pytest.mark.slow
 @over([case for case in TRAINED if case.takes("y")])
 def test_one_label_is_certified(case: Case, device: torch.device) -> None:
     check_one_label_is_certified(case, device)
