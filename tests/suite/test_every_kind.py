@@ -13,19 +13,21 @@ import tests.suite.cases as attacks
 import tests.suite.training.cases as training
 import tests.suite.verification.cases as verification
 from robustlab.teaching.catalogue import KINDS, rows
-from tests.suite import test_graphs, test_together, test_tokens
+from tests.suite import test_graphs, test_pretend, test_together, test_tokens
 from tests.suite.kinds import (
     test_aggregators,
     test_applications,
     test_certified,
     test_evaluation,
     test_physical,
+    test_pretend_kinds,
     test_repair,
     test_solvers,
     test_trainers,
     test_universal,
 )
 from tests.suite.training.test_poisons import MAKERS
+from tests.suite.training.test_pretend_training import METHODS, TRAINERS
 from tests.suite.verification.test_estimates import ESTIMATES
 from tests.suite.verification.test_semantic import VERIFIERS as SEMANTIC
 
@@ -61,6 +63,17 @@ def test_every_finished_method_is_under_it(kind: str) -> None:
     under = {getattr(case, "row", case).key for case in SUITES[kind]}
     done = {row.key for row in rows(kind, done=True)} - DISCRETE
     assert done <= under, f"in no suite: {sorted(done - under)}"
+
+
+def test_every_finished_method_has_a_twin_on_the_pretend_device() -> None:
+    cases: list[Any] = [
+        *test_pretend.FIRST, *test_together.CASES, *test_graphs.CASES, *test_tokens.CASES,
+        *METHODS, *TRAINERS, *(case for _, case in test_pretend_kinds.CASES),
+        *verification.CASES, *SEMANTIC, *ESTIMATES,
+    ]  # fmt: skip
+    there = {getattr(case, "row", case).key for case in cases} | {*test_pretend.EVALUATIONS}
+    done = {row.key for kind in SUITES for row in rows(kind, done=True)} - DISCRETE
+    assert done <= there, f"have no twin there: {sorted(done - there)}"
 
 
 def test_makers_of_poisons_are_found_by_what_they_return() -> None:

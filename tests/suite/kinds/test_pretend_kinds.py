@@ -62,22 +62,18 @@ def painted(case: physical.Case) -> Run:
     return run
 
 
-RUNS: dict[str, Run] = {
-    f"{case}": make(case)
-    for make, cases in (
-        (aggregated, aggregators.CASES),
-        (certificate, certified.CASES),
-        (one_for_all, universal.CASES),
-        (painted, physical.CASES),
-    )
-    for case in cases
-}
+CASES: list[tuple[Callable[..., Run], Any]] = [
+    *((aggregated, case) for case in aggregators.CASES),
+    *((certificate, case) for case in certified.CASES),
+    *((one_for_all, case) for case in universal.CASES),
+    *((painted, case) for case in physical.CASES),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_twin(name: str) -> None:
-    twins(RUNS[name], rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize(("make", "case"), [pytest.param(make, case, id=str(case)) for make, case in CASES])
+def test_twin(make: Callable[..., Run], case: Any) -> None:
+    twins(make(case), rtol=1e-9, atol=1e-9)
 
 
 # The check, seen to fail ---------------------------------------------------------------------------------------------
