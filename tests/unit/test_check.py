@@ -72,6 +72,10 @@ PGD_MUTANTS = {
     ),
     "a step too few, or the last point is not looked at": ("        if k == steps:", "        if k == steps - 1:"),
     "a step too many": ("    delta = START", "    steps += 1\n    delta = START"),
+    "a number per sample is spread over dimensions that x does not have": (
+        "        delta = delta.clamp(-eps, eps)\n",
+        "        delta = delta.clamp(-eps, eps) * (loss < 99)[:, None, None, None]\n",
+    ),
     "nothing moved": ("        point = (x + delta).clamp(0, 1)\n    return best", "    return best"),
     "the ball of ℓ2 instead of ℓ∞": (
         "delta.clamp(-eps, eps)",
@@ -123,6 +127,20 @@ def test_each_mutant_of_pgd_is_named(name: str) -> None:
 def test_a_step_down_is_named_where_the_best_point_is_x() -> None:
     down = function(PGD, ("step_size * grad", "-step_size * grad"), ("START", STARTS[0]))
     assert cause_of(check.pgd, down) == "sign lost: the loss goes down"
+
+
+def test_a_random_start_outside_of_the_box_is_not_called_batch_dependent() -> None:
+    """Whether it is the best point, and so is returned, is chance, in a batch and alone."""
+    start = ("    point = (x + delta).clamp(0, 1)\n    for", "    point = x + delta\n    for")
+    outside = function(PGD, start, ("START", STARTS[1]))
+    causes = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        try:
+            check.pgd(outside, seed=seed)
+        except check.Wrong as wrong:
+            causes.append(wrong.cause)
+    assert len(causes) > 5 and set(causes) == {"no clamp to [0, 1]"}
 
 
 def test_other_right_ways_pass() -> None:

@@ -124,15 +124,23 @@ def corner_case(
 
 
 class Watched(nn.Module):
-    """A model that notes where it was asked, and in which mode."""
+    """A model that notes where it was asked, and in which mode; inputs have as many elements as ``like``, if given."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, like: Tensor | None = None) -> None:
         super().__init__()
         self.model, self.points, self.trained = model, list[Tensor](), False
+        self.like = like
         self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits."""
+        if self.like is not None and x.shape[1:].numel() != self.like.shape[1:].numel():
+            raise Wrong(
+                f"the model was asked about points of shape {tuple(x.shape)}, and x has shape {tuple(self.like.shape)}",
+                "a number per sample is spread over dimensions that x does not have",
+                "Inputs may have one, two or three dimensions per sample.",
+                "mask.reshape(-1, *[1] * (x.dim() - 1)) in place of mask[:, None, None, None].",
+            )
         self.points.append(x.detach().clone())
         self.trained |= self.training
         logits: Tensor = self.model(x)
@@ -151,7 +159,7 @@ class Watched(nn.Module):
 
 def _ask(attack: Attack, case: Case, steps: int, alpha: float = ALPHA, eps: float = EPS) -> tuple[Tensor, Watched]:
     """The answer on copies of the case, if what was handed over is as it was."""
-    watched, x, y = Watched(case.model).eval(), case.x.clone(), case.y.clone()
+    watched, x, y = Watched(case.model, case.x).eval(), case.x.clone(), case.y.clone()
     out = require_answer(attack(watched, x, y, eps, steps, alpha), case.x)
     require_unchanged(x, case.x)
     watched.require_eval()
@@ -164,12 +172,12 @@ def _corner(attack: Attack, case: Case, steps: int) -> None:
     out, watched = _ask(attack, case, steps, alpha)
     if torch.allclose(out, case.expected, atol=ROUNDING, rtol=0):
         return
+    delta = out - case.x
+    for explain in (_units, _outside_the_ball, _outside_the_box):  # first: a start may leave the box by chance
+        explain(delta, out, case, alpha)
     one_by_one = torch.cat([_ask(attack, _row(case, i), steps, alpha)[0] for i in range(len(case.x))])
     if torch.allclose(one_by_one, case.expected, atol=ROUNDING, rtol=0):
         raise _of_the_batch()
-    delta = out - case.x
-    for explain in (_units, _outside_the_ball, _outside_the_box):
-        explain(delta, out, case, alpha)
     short = float((EPS - lengths(delta, "linf")).amax())
     if short > ROUNDING and len(watched.points) < steps:
         raise Wrong(
@@ -321,6 +329,8 @@ def _alone(attack: Attack, case: Case) -> None:
     mixed = Case(case.model, case.x[order], case.y[order], case.uphill[order], case.expected[order])
     together = _ask(attack, mixed, steps)[0]
     one_by_one = torch.cat([_ask(attack, _row(mixed, i), steps)[0] for i in range(len(order))])
+    for out in (together, one_by_one):
+        _outside_the_box(out - mixed.x, out, mixed, ALPHA)
     if not torch.allclose(together, one_by_one, atol=ROUNDING, rtol=0):
         raise _of_the_batch()
 
