@@ -125,7 +125,9 @@ def simulate(
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work: a client without data, clients that are all
-            malicious, a schedule that names rounds or clients that do not exist. For an update with NaN, in its round.
+            malicious, a schedule that names rounds or clients that do not exist. In its round, for an update with NaN,
+            or that is no Delta, and for a client that changes the model it is handed. An error of a client's own has a
+            note that says whose.
 
     Source:
         McMahan et al. (2017), algorithm 1.
@@ -139,7 +141,7 @@ def simulate(
             continue
         turns = server.turns(number)
         updates = [clients[turn.client].attack or honest for turn in turns]
-        server.take([f(server.model, server.data[t.client], t) for f, t in zip(updates, turns, strict=True)])
+        server.take([answer(f, server.model, server.data[t.client], t) for f, t in zip(updates, turns, strict=True)])
     return server.outcome()
 
 
@@ -166,7 +168,7 @@ class Server(Generic[Seen]):
         schedule: Mapping[int, Sequence[int]] | None, on_round: Callable[[int, nn.Module], Seen] | None, seed: int,
         resume: str | os.PathLike[str] | None,
     ) -> None:  # fmt: skip
-        self.data = _check(model, clients, rounds, selected, honest, on_round, schedule)
+        self.data = _check(model, clients, rounds, selected, honest, on_round, rule, schedule)
         checks.one_of("statistics", statistics, STATISTICS)
         self.n, self.total = len(clients) if selected is None else selected, len(clients)
         self.bad = [i for i, client in enumerate(clients) if client.attack is not None]
@@ -226,6 +228,30 @@ class Server(Generic[Seen]):
         )  # fmt: skip
 
 
+def answer(update: ClientUpdate, model: nn.Module, data: Pair, turn: Turn) -> Delta:
+    """What a client sends. The model that it is handed is the others' as well: what it did to it would never be merged.
+
+    Raises:
+        TypeError, ValueError: for an answer that is no Delta, or a model that the client has changed; its own errors,
+            with a note that says whose they are.
+    """
+    before = copy_of(model)
+    try:
+        delta: object = update(model, data, turn)
+    except Exception as error:
+        error.add_note(f"This is of client number {turn.client} in round {turn.round}.")
+        raise
+    if not isinstance(delta, Delta):
+        raise TypeError(f"clients: want a Delta, got {type(delta).__name__} from number {turn.client}")
+    for name, value in model.state_dict().items():
+        if not bool(((value == before[name]) | value.isnan()).all()):
+            raise ValueError(
+                f"clients: want the model left as it is, so train a copy.deepcopy of it; got another {name!r} from "
+                f"number {turn.client}"
+            )
+    return delta
+
+
 def _seeded(rule: Rule | None, seed: int) -> Rule | None:
     """The rule of one round: one that draws has a seed of its own there."""
     if rule is None:
@@ -270,12 +296,12 @@ def _drawn(
 
 def _check(
     model: object, clients: Sequence[Client], rounds: int, selected: int | None, honest: object, on_round: object,
-    schedule: Mapping[int, Sequence[int]] | None,
+    rule: object, schedule: Mapping[int, Sequence[int]] | None,
 ) -> list[Pair]:  # fmt: skip
     """All checks before any work; returns the clients' data."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
-    for name, function in (("honest", honest), ("on_round", on_round)):
+    for name, function in (("honest", honest), ("on_round", on_round), ("rule", rule)):
         if function is not None and not callable(function):
             raise TypeError(f"{name}: want a callable, got {type(function).__name__}")
     checks.at_least("rounds", rounds, 1, integer=True)

@@ -35,7 +35,7 @@ from robustlab import checks
 from robustlab.progress import bar
 from robustlab.training.averaging import put
 from robustlab.training.clients import Client, ClientUpdate, LocalTraining, Pair, Turn
-from robustlab.training.federated import Federation, Server
+from robustlab.training.federated import Federation, Server, answer
 from robustlab.training.updates import Delta, Divide, Rule, Statistics
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _answer(content: RecordDict, template: nn.Module, update: ClientUpdate, data
     put(model, tensors_of(records["arrays"]))
     facts = cast(dict[str, Any], dict(content.config_records["config"]))
     previous = _unpacked(records["previous"]) if "previous" in records else None
-    delta = update(model, data, Turn(**facts, previous=previous))
+    delta = answer(update, model, data, Turn(**facts, previous=previous))
     return RecordDict({"delta": _packed(delta), "metrics": MetricRecord({"num-examples": len(data[1])})})
 
 

@@ -150,7 +150,7 @@ def aggregate(
 
     Raises:
         ValueError, TypeError: for no deltas, deltas of different models, or wrong weights; NaN and infinity in a delta
-            name the client.
+            name the client. For a rule that gives anything else than one finite vector.
 
     Source:
         McMahan et al. (2017), algorithm 1.
@@ -166,9 +166,7 @@ def aggregate(
     broken = (~stacked.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if broken:
         raise ValueError(f"deltas: want finite updates, got NaN or infinity from {broken[:10]}")
-    merged = w @ stacked if rule is None else w.sum() * rule(stacked)
-    if merged.shape != stacked.shape[1:]:
-        raise ValueError(f"rule: want a vector {tuple(stacked.shape[1:])}, got shape {tuple(merged.shape)}")
+    merged = w @ stacked if rule is None else w.sum() * _ruled(rule, stacked)
     first = deltas[0]
     if statistics == "keep":
         merged = torch.cat([merged, *(torch.zeros_like(t).flatten() for t in first.statistics.values())])
@@ -212,6 +210,18 @@ def server_weights(
             raise ValueError('total: want the number of all clients beside divide="total", got None')
         checks.at_least("total", total, len(sizes), integer=True)
     return (eta / (total if divide == "total" and total else len(sizes)),) * len(sizes)
+
+
+def _ruled(rule: Rule, stacked: Tensor) -> Tensor:
+    """What a rule makes of vectors (n, d); in their dtype, to which it may not have kept: models are rounded to it."""
+    merged: object = rule(stacked)
+    if not isinstance(merged, Tensor):
+        raise TypeError(f"rule: want a tensor {tuple(stacked.shape[1:])}, got {type(merged).__name__}")
+    if merged.shape != stacked.shape[1:]:
+        raise ValueError(f"rule: want a vector {tuple(stacked.shape[1:])}, got shape {tuple(merged.shape)}")
+    if not bool(merged.isfinite().all()):
+        raise ValueError("rule: want a finite vector, got NaN or infinity from finite updates")
+    return merged.to(stacked)
 
 
 def _weights(weights: Sequence[float] | Tensor, n: int, like: Delta) -> Tensor:

@@ -107,6 +107,23 @@ def test_a_class_without_spread_is_not_split(dtype: torch.dtype) -> None:
     assert torch.equal(found.flagged[y != 0], alone.flagged[y != 0])
 
 
+def test_rounding_is_no_component() -> None:
+    """Features of three dimensions in a layer of 32 numbers: in float32 the rest is rounding, which is not split."""
+    _, x, y, is_poison = planted()
+    layers = nn.Linear(3, 32), nn.Dropout(0.5), nn.Linear(32, 2)
+    model = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        layers[0].weight.copy_(cloud(32, 2, dim=3))
+        layers[0].bias.copy_(3 * cloud(32, 3, dim=1)[:, 0])
+    for scale in (1.0, 0.01):
+        found = [
+            activation_clustering(model.to(dtype), (scale * x[:, :3].to(dtype), y), layer="0")
+            for dtype in (torch.float64, torch.float32)
+        ]
+        assert all(torch.equal(each.flagged, is_poison) for each in found)
+        torch.testing.assert_close(found[1].details["silhouette"], found[0].details["silhouette"], rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("change", [{"components": 0}, {"restarts": 0}, {"largest": 0.6}, {"silhouette": -2.0}])
 def test_bad_arguments(change: dict[str, float]) -> None:
     model, x, y, _ = planted()

@@ -242,6 +242,53 @@ def test_a_rule_takes_the_place_of_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        (lambda updates: updates[0] * torch.nan, "rule: want a finite vector"),
+        (lambda updates: updates.median(dim=0), "rule: want a tensor .* got median"),
+        (lambda updates: updates, "rule: want a vector"),
+    ],
+)
+def test_a_rule_gives_one_finite_vector(rule: Any, named: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=named):
+        simulate(net(0), clients(), rounds=1, honest=nothing, rule=rule)
+
+
+def test_the_dtype_of_a_rule_rounds_no_model() -> None:
+    """Whole numbers, half of the precision: the model is moved by them and keeps its own digits."""
+    before = net(0).double()
+    data = [Client((x.double(), y)) for x, y in parts()]
+    for dtype in (torch.int64, torch.float32):
+        one = torch.ones((), dtype=dtype)
+        told: dict[str, Any] = {"rule": lambda updates, one=one: one.expand(updates.shape[1])}
+        after = simulate(before, data, rounds=1, honest=nothing, **told).model
+        for new, old in zip(after.parameters(), before.parameters(), strict=True):
+            torch.testing.assert_close(new - old, torch.ones_like(old), rtol=0, atol=1e-12)
+
+
+def test_a_client_that_does_not_do_as_agreed_is_named() -> None:
+    def careless(model: nn.Module, data: tuple[Tensor, Tensor], turn: Turn) -> Delta:
+        before = copy.deepcopy(model)
+        with torch.no_grad():
+            next(model.parameters()).add_(1.0)
+        return difference(model, before)
+
+    def whole(model: nn.Module, data: tuple[Tensor, Tensor], turn: Turn) -> Any:
+        return model
+
+    for attack, named in (
+        (careless, "model left as it is, .* from number 2"),
+        (whole, "want a Delta, got .* number 2"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=named):
+            simulate(net(0), clients(4, c2=attack), rounds=1, honest=nothing)
+    x, y = parts()[0]
+    with pytest.raises(ValueError, match="labels in") as caught:
+        simulate(net(0), [*clients(), Client((x, y + 50))], rounds=1)
+    assert caught.value.__notes__ == ["This is of client number 4 in round 0."]
+
+
+@pytest.mark.parametrize(
     ("wrong", "named"),
     [
         ({"clients": [Client(parts()[0], nothing), Client(parts()[1], nothing)]}, "clients: .*all malicious"),
@@ -257,6 +304,7 @@ def test_a_rule_takes_the_place_of_the_mean() -> None:
         ({"schedule": {0: [11]}}, "schedule"),
         ({"schedule": {0: [0, 1, 2]}, "selected": 2}, "schedule"),
         ({"honest": 3}, "honest"),
+        ({"rule": "median"}, "rule: want a callable, got str"),
         ({"model": "net"}, "model"),
     ],
 )

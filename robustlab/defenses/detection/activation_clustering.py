@@ -90,7 +90,7 @@ def activation_clustering(
         rows = (y == c).nonzero().flatten()
         if len(rows) < 3 or not spread_out(features[rows], torch.finfo(dtype).eps):
             continue  # nothing to split
-        reduced = whitened(features[rows], components)
+        reduced = whitened(features[rows], components, torch.finfo(dtype).eps)
         small = two_means(reduced, restarts, seed)
         cluster[rows] = small
         share[c], apart[c] = small.double().mean(), mean_silhouette(reduced, small)
@@ -107,10 +107,15 @@ def spread_out(rows: Tensor, rounding: float) -> bool:
     return bool((rows - rows.mean(dim=0)).norm() > 32 * rounding * rows.norm())
 
 
-def whitened(rows: Tensor, components: int) -> Tensor:
-    """Principal components of rows (n, d), each with variance 1, as many as asked for and as there are."""
+def whitened(rows: Tensor, components: int, rounding: float | None = None) -> Tensor:
+    """Principal components of rows (n, d), each with variance 1, as many as asked for and as exceed rounding.
+
+    Those of rounding alone, as of a layer behind a narrower one, would drown the others once they have variance 1.
+    Rounding is relative, by default that of the rows' own dtype.
+    """
+    rounding = torch.finfo(rows.dtype).eps if rounding is None else rounding
     left, values, _ = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
-    there = int((values > 1e-7 * values[0]).sum())
+    there = int((values > 32 * rounding * rows.norm()).sum())
     return left[:, : max(1, min(components, there))] * math.sqrt(len(rows))
 
 
