@@ -42,6 +42,9 @@ def _shown(value: Any) -> str:
         inside = ", ".join(_shown(part) for part in value[:4])
         return f"({inside}{', …' if len(value) > 4 else ''})"
     text = repr(value)
+    if isinstance(value, Result):  # within another one: in one line
+        known = ((f.name, getattr(value, f.name)) for f in fields(value))
+        text = f"{type(value).__name__}({', '.join(f'{name}: {_shown(part)}' for name, part in known)})"
     return text if len(text) <= 80 else text[:79] + "…"
 
 

@@ -66,6 +66,15 @@ def test_a_direction_without_variance_counts_for_nothing() -> None:
     assert gaussian_classes(net[:2](known).detach(), y)[1].shape == (D, D - 1)
 
 
+def test_rounding_is_no_direction() -> None:
+    """Three dimensions in a layer of 32 numbers far from 0: in float32 the rest varies by rounding, and is left out."""
+    draw = torch.Generator().manual_seed(0)
+    wide, high = torch.randn(3, 32, generator=draw).double(), 3 * torch.randn(32, generator=draw).double()
+    known = 0.01 * torch.randn(400, 3, generator=draw).double() @ wide + high
+    for dtype in (torch.float32, torch.float64):
+        assert gaussian_classes(known.to(dtype), torch.arange(400) % 2)[1].shape == (32, 3)
+
+
 def test_the_score_is_differentiable_and_the_model_is_left_alone() -> None:
     net, (known, y) = model().train(), data()
     score = mahalanobis(net, known[:5], (known, y), known).details.score
@@ -86,6 +95,8 @@ def test_bad_input() -> None:
     net, (known, y) = model(), data()
     with pytest.raises(ValueError, match=r"^y: want"):
         mahalanobis(net, known, (known, y + 1), known)
+    with pytest.raises(ValueError, match=r"^data: want a class of samples whose features differ"):
+        mahalanobis(net, known, (known[:2], torch.arange(2)), known)
     with pytest.raises(ValueError, match=r"^clean: want at least 1 input"):
         mahalanobis(net, known, (known, y), known[:0])
     with pytest.raises(ValueError, match=r"^layer: want a module"):

@@ -10,9 +10,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from robustlab.attacker.results import AttackResult, Certificate, Detection, PhysicalResult, UniversalResult
+from robustlab.defenses.detection.by_score import Scored
+from robustlab.defenses.detection.neural_cleanse import Patches
+from robustlab.defenses.purification.fine_pruning import Pruning
 from robustlab.geometry.norms import measure
+
+PATCHES = Patches(torch.rand(9, 1, 8, 8), torch.rand(9, 1, 8, 8), *torch.rand(3, 9), torch.rand(9) > 0.5)
 
 
 def result(n: int = 3, won: tuple[bool, ...] = (True, False, True), steps: int = 2) -> AttackResult:
@@ -122,6 +128,10 @@ def test_a_certificate_says_one_thing_of_each_sample() -> None:
         result(100, (True,) * 100),
         certificate([True] * 1000, [False] * 1000),
         Detection(torch.rand(1000), torch.rand(1000) > 0.5, 0.5, {"tau": torch.rand(1000)}),
+        Detection(torch.rand(9), torch.rand(9) > 0.5, 0.5, PATCHES),
+        PATCHES,
+        Pruning("pool", torch.rand(900), torch.rand(900) > 0.5, torch.arange(900), torch.rand(900)),
+        Scored(nn.Flatten(), torch.rand(900)),
         UniversalResult(torch.rand(3, 32, 32), torch.ones(9) > 0, {}, torch.ones(9), torch.ones(9)),
         PhysicalResult(
             torch.rand(3, 32, 32), torch.ones(1, 32, 32) > 0, torch.ones(9, 4) > 0, torch.ones(9), torch.ones(9)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.results import Detection
+from robustlab.attacker.results import Detection, Result
 from robustlab.data.pairs import Pairs, read_inputs, read_labeled
 from robustlab.models.modes import evaluating
 from robustlab.models.probing import Layer, count_outputs, read_features
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scored(Result):
     """What a detector by score has besides its verdicts.
 
     Attributes:

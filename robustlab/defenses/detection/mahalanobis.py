@@ -79,19 +79,23 @@ def mahalanobis(
 
     Source:
         Lee et al. (2018), equations (1) and (2). Departures: see the module. Directions in which the training features
-        do not vary at all count for nothing (the pseudo-inverse of Σ).
+        do not vary, or by no more than their dtype's rounding, count for nothing (the pseudo-inverse of Σ).
     """
     x, clean = read_x_and_clean(model, x, clean, rejection_rate, batch_size)
     features, y, taken = training_features(model, data, batch_size, layer)
     means, whitening = gaussian_classes(features, y)
+    if not whitening.shape[1]:
+        raise ValueError("data: want a class of samples whose features differ, to tell far from near, got none")
     return judged(NearestClass(model, layer, means, whitening), x, clean, rejection_rate, batch_size, taken)
 
 
 def gaussian_classes(features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The means (C, d) of the classes in y, and W (d, r) with W·Wᵀ the pseudo-inverse of their covariance; float64."""
+    rounding = 32 * torch.finfo(features.dtype).eps
     features, classes = features.double(), y.unique()
     means = torch.stack([features[y == c].mean(dim=0) for c in classes.tolist()])
     apart = features - means[torch.searchsorted(classes, y)]
     values, directions = torch.linalg.eigh(apart.mT @ apart / len(apart))
-    kept = values > values.amax() * len(values) * torch.finfo(values.dtype).eps * 10
+    product = values.amax() * len(values) * torch.finfo(values.dtype).eps * 10  # rounding of Σ, and of the features
+    kept = values > torch.maximum(product, (rounding * features.norm()) ** 2 / len(features))
     return means, directions[:, kept] * values[kept].rsqrt()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from robustlab import checks
 from robustlab.attacker.few_channels import FewChannels
-from robustlab.attacker.results import Detection
+from robustlab.attacker.results import Detection, Result
 from robustlab.data.pairs import Pairs, read_inputs
 from robustlab.geometry.keyed import Noise
 from robustlab.models.probing import Probe
@@ -36,8 +36,8 @@ __all__ = ["Patches", "neural_cleanse"]
 WORKS = 0.99  # share of inputs that a patch must turn
 
 
-@dataclass(frozen=True, eq=False)
-class Patches:
+@dataclass(frozen=True, eq=False, repr=False)
+class Patches(Result):
     """What was found for each of T classes; the smallest patches that work, the last ones where none did.
 
     Attributes:

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from robustlab import checks
-from robustlab.attacker.results import Repair
+from robustlab.attacker.results import Repair, Result
 from robustlab.attacker.victim import accuracy
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.defenses.purification.fine_tuning import fine_tuning
 from robustlab.models.probing import Call, Layer, Probe, find_layer, refuse_post_layer, weighted
 
 
-@dataclass(frozen=True, eq=False)
-class Pruning:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pruning(Result):
     """What was pruned of a layer with C channels.
 
     Attributes:

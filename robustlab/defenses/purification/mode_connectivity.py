@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from robustlab import checks
-from robustlab.attacker.results import Repair
+from robustlab.attacker.results import Repair, Result
 from robustlab.attacker.victim import accuracy
 from robustlab.data.pairs import Pairs, read_labeled
 from robustlab.defenses.purification.batch_statistics import estimate_again
@@ -81,8 +81,8 @@ class BezierCurve(nn.Module):
         return model.eval()
 
 
-@dataclass(frozen=True, eq=False)
-class Connection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Connection(Result):
     """A curve between two models and what was measured on it.
 
     Attributes:
