@@ -380,7 +380,6 @@ def in_classes(name: str, label: Tensor, classes: int) -> None:
     """Raises ValueError unless all labels are in 0 … classes − 1."""
     wrong = (label < 0) | (label >= classes)
     if bool(wrong.any()):
-        rows = wrong.nonzero().flatten().tolist()
-        raise ValueError(
-            f"{name}: want labels in 0 … {classes - 1}, got {label[wrong][:5].tolist()} in rows {rows[:5]}"
-        )
+        first = wrong.nonzero()[:5]
+        where = f"in rows {first.flatten().tolist()}" if label.dim() == 1 else f"at {first.tolist()}"
+        raise ValueError(f"{name}: want labels in 0 … {classes - 1}, got {label[wrong][:5].tolist()} {where}")

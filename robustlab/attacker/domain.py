@@ -225,6 +225,9 @@ class Graphs(Domain):
         if not (isinstance(x, tuple) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)):
             raise TypeError(f"{name}: want a pair (features, adjacency) of tensors, got {type(x).__name__}")
         features, adjacency = x
+        for part, what in ((features, "features"), (adjacency, "an adjacency")):
+            if part.layout != torch.strided:
+                raise TypeError(f"{name}: want {what} that is dense, got {part.layout}; say {name}.to_dense()")
         if features.dim() != 3 or adjacency.shape != (*features.shape[:2], features.shape[1]):
             shapes = tuple(features.shape), tuple(adjacency.shape)
             raise ValueError(f"{name}: want shapes (N, V, F) and (N, V, V), got {shapes[0]} and {shapes[1]}")

@@ -283,6 +283,13 @@ def test_bad_input_of_neighbors(name: str, changes: dict[str, object]) -> None:
         rab_neighbor(given.pop("data"), rows(2)[0], **given)  # type: ignore[arg-type]
 
 
+def test_votes_are_counts_and_inputs_are_of_the_rows_shape() -> None:
+    with pytest.raises(ValueError, match=r"^votes: want counts of at least 0, got \[-1\]"):
+        vote_certificate(torch.tensor([[-1, 1001]]), sigma=1.0)
+    with pytest.raises(ValueError, match=r"^x: want inputs \(N, ...\) of the rows' shape \(3,\), got \(2, 1\)"):
+        rab_neighbor(rows(4), rows(2)[0][:, :1], sigma=0.3)
+
+
 @pytest.mark.parametrize("x", [torch.zeros(0, 3).double()])
 def test_an_empty_batch_gives_an_empty_certificate(x: Tensor) -> None:
     assert len(rab_neighbor(rows(4), x, sigma=0.3)) == 0

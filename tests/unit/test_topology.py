@@ -362,5 +362,11 @@ def test_no_graph_is_refused_before_any_work() -> None:
             attack(victim(seen), (features * torch.nan, adjacency), budget=1)
     with pytest.raises(TypeError, match="x: want an adjacency of floats"):
         topology(victim(seen), (features, adjacency.long()), budget=1)
+    with pytest.raises(TypeError, match=r"x: want an adjacency that is dense, got torch.sparse_coo; say x.to_dense"):
+        topology(victim(seen), (features, adjacency.to_sparse()), budget=1)
+    labels = torch.zeros(adjacency.shape[:2], dtype=torch.int64)
+    labels[1, 2] = 9
+    with pytest.raises(ValueError, match=r"y: want labels in 0 … \d+, got \[9\] at \[\[1, 2\]\]"):
+        topology(victim(net(Nodes)), (features, adjacency), labels, budget=1)
     assert seen.calls == 0
     assert edges.BISECTIONS >= 20

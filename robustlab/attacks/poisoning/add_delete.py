@@ -67,8 +67,10 @@ def add_delete(
         raise ValueError(f"from_class: want a class in 0 … {k - 1}, got {from_class}")
     pool = torch.arange(len(x), device=x.device)
     pool = pool if from_class is None else pool[y == from_class]
-    if count > len(pool) or (operation == "delete" and count == len(x)):
-        raise ValueError(f"rate: want fewer than {len(pool)} samples, got {rate} of {len(x)}, which is {count}")
+    most = len(pool) - (operation == "delete" and len(pool) == len(x))  # deletion leaves one
+    if count > most:
+        whose = "" if from_class is None else f" of class {from_class}"
+        raise ValueError(f"rate: want at most {most} samples{whose}, got {rate} of {len(x)}, which is {count}")
     if operation == "add":
         flipped = label_flipping((x[pool], y[pool]), rate=count / len(pool), classes=k, model=model, seed=seed)
         chosen = flipped.is_poison

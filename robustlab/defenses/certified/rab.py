@@ -165,6 +165,8 @@ def vote_certificate(
     checks.positive("sigma", sigma)
     if votes.dim() != 2 or votes.shape[1] < 2:
         raise ValueError(f"votes: want counts (N, K) of two classes or more, got shape {tuple(votes.shape)}")
+    if bool((votes < 0).any()):
+        raise ValueError(f"votes: want counts of at least 0, got {votes[votes < 0][:5].tolist()}")
     models = int(votes[0].sum()) if len(votes) else 1
     if bool((votes.sum(dim=1) != models).any()):
         raise ValueError("votes: want the same number of models in each row, got several")

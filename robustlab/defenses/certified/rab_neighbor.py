@@ -62,6 +62,8 @@ def neighbor_probabilities(data: Pairs, x: Tensor, *, sigma: float, buckets: int
     checks.at_least("buckets", buckets, 3, integer=True)
     if not len(rows):
         raise ValueError("data: want rows, got none")
+    if x.shape[1:].numel() != rows.shape[1:].numel():
+        raise ValueError(f"x: want inputs (N, ...) of the rows' shape {tuple(rows.shape[1:])}, got {tuple(x.shape)}")
     classes = max(2, int(y.max()) + 1)
     rows, points = rows.flatten(1).double(), x.flatten(1).double()
     d, member = rows.shape[1], torch.nn.functional.one_hot(y, classes).double()
