@@ -185,6 +185,16 @@ def test_evaluation_takes_small_integers() -> None:
     assert reports[0] == reports[1] == reports[2]
 
 
+def test_what_may_not_be_poisoned_is_named() -> None:
+    x, y = images(30)
+    for asked, named in (
+        ({"source": 9}, "samples of other classes and source 9"),
+        ({"clean_label": True, "target": 3}, "samples of the target's class"),
+    ):
+        with pytest.raises(ValueError, match=f"^data: want {named}, which may be poisoned, got none of 30$"):
+            badnets((x, y), **{"target": 0, **asked})
+
+
 def test_a_target_is_one_of_the_known_classes() -> None:
     x, y = images(30)
     with pytest.raises(ValueError, match="target: want labels in 0 … 2, got"):

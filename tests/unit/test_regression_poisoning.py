@@ -131,6 +131,12 @@ def test_statistical_poisons_are_corners_on_the_far_side_of_the_model() -> None:
     assert bool((bad.mean(dim=0)[sure].round() == x.mean(dim=0)[sure].round()).all())
 
 
+def test_a_model_that_answers_in_columns_is_refused() -> None:
+    x, y = DATA.x_train, DATA.y_train
+    with pytest.raises(ValueError, match=r"^model: want responses \(p,\), here \(12,\), got shape \(12, 1\)$"):
+        statistical_poisoning((x, y), model=lambda rows: rows[:, :1], rate=0.1)
+
+
 def test_starts() -> None:
     x, y = DATA.x_train, DATA.y_train
     inv, own = starting_rows(x, y, 50, "inv_flip", 1)

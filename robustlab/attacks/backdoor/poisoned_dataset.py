@@ -97,6 +97,10 @@ class PoisonedDataset(Poisoned):
             eligible = wanted != y
         if source is not None:
             eligible &= torch.isin(y, torch.as_tensor(source, device=y.device))
+        if not bool(eligible.any()):
+            which = "the target's class" if clean_label else "any class" if include_target else "other classes"
+            named = "" if source is None else f" and source {source}"
+            raise ValueError(f"data: want samples of {which}{named}, which may be poisoned, got none of {len(x)}")
         count = round(rate * (len(x) if rate_of == "data" else int(eligible.sum())))
         if not 1 <= count <= int(eligible.sum()):
             raise ValueError(

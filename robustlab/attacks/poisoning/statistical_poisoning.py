@@ -61,5 +61,8 @@ def statistical_poisoning(
     for group in one_hot:  # the draw itself decides: rounded columns of a group may tie
         corners[:, list(group)] = round_one_hot(drawn[:, list(group)], (tuple(range(len(group))),))
     with torch.no_grad(), evaluating(model, device=x.device):
-        response = (model(corners) < 0.5).to(y.dtype)
+        heard = model(corners)
+    if heard.shape != (p,):
+        raise ValueError(f"model: want responses (p,), here ({p},), got shape {tuple(heard.shape)}")
+    response = (heard < 0.5).to(y.dtype)
     return mix_in(x, y, corners, response, original_y=response, seed=seed)
