@@ -14,6 +14,14 @@ import torch
 from torch import Tensor
 
 
+def _apart(*values: object, most: int = 40) -> tuple[str, ...]:
+    """What is said of two values, cut to where they differ."""
+    said = [str(value) for value in values]
+    alike = next((i for i, letters in enumerate(zip(*said, strict=False)) if len(set(letters)) > 1), 0)
+    start = 0 if alike < most - 10 else alike - 10
+    return tuple(("…" if start else "") + text[start : start + most] for text in said)
+
+
 def require_writable(path: Path, argument: str = "out") -> None:
     """Raise a ValueError now, rather than after an hour of training, where a file could not be written to ``path``."""
     part = _part(path)
@@ -95,7 +103,7 @@ class RunFiles:
             raise self.unlike(path, "without a run")
         other = [name for name, value in self.run.items() if known.get(name) != value]
         if other:
-            told = ", ".join(f"{name} ({str(known.get(name))[:40]}, here {str(self.run[name])[:40]})" for name in other)
+            told = ", ".join(f"{name} ({', here '.join(_apart(known.get(name), self.run[name]))})" for name in other)
             raise ValueError(f"{self.argument}: want that of this run, got {path}, of another {told}")
         return tensors, facts
 

@@ -118,7 +118,8 @@ def simulate(
         progress: show a bar in a terminal.
         resume: a folder, made where it is missing, that gets one file per round, whole or not at all. If rounds of the
             same simulation are there already, it goes on after them, to the outcome of one that was never interrupted;
-            what ``on_round`` returns must then be such as JSON holds.
+            what ``on_round`` returns must then be such as JSON holds. Of a rule it knows the name and what
+            `functools.partial` binds, of attacks only which clients have one.
 
     Returns:
         Federation.
@@ -272,7 +273,7 @@ def _identity(
     model: nn.Module, data: list[Pair], bad: list[int], schedule: Mapping[int, Sequence[int]] | None,
     rule: Rule | None, honest: ClientUpdate,
 ) -> dict[str, Any]:  # fmt: skip
-    """What tells one simulation from another; of attacks, rules and other functions only who they are."""
+    """What tells one simulation from another; of a rule its name and what is bound to it, of attacks only whose."""
     parts = {f"{i}{name}": part for i, pair in enumerate(data) for name, part in zip("xy", pair, strict=True)}
     return {
         "model": digest(copy_of(model))[:12],

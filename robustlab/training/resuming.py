@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,5 +161,15 @@ def identity(model: nn.Module, x: Tensor, y: Tensor, objective: Any, told: tuple
 
 
 def name_of(given: Any) -> str:
-    """A word as it is; of a function its name, of an object its class's."""
+    """A word as it is; of a function its name, with what `functools.partial` binds; of an object its class's."""
+    if isinstance(given, partial):
+        bound = [*map(_bound, given.args), *(f"{name}={_bound(value)}" for name, value in given.keywords.items())]
+        return f"{name_of(given.func)}({', '.join(bound)})"
     return given if isinstance(given, str) else getattr(given, "__qualname__", type(given).__qualname__)
+
+
+def _bound(value: Any) -> str:
+    """A number, a word or a few of them as they are; of all else who it is, since its ``repr`` may have an address."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_bound, value))}]"
+    return repr(value) if isinstance(value, str | int | float | None) else name_of(value)

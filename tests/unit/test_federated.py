@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlab.defenses import coordinate_median, norm_clipping
+from robustlab.defenses import coordinate_median, krum, norm_clipping, trimmed_mean
 from robustlab.geometry.keyed import derive_seed
 from robustlab.training.clients import Client, LocalTraining, Turn, local_update
 from robustlab.training.federated import simulate
@@ -213,6 +213,20 @@ def test_a_kill_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "run" / "round_00001.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="resume: want a file that simulate"):
         run(on_round=watch, resume=tmp_path / "run")
+
+
+def test_what_a_rule_is_bound_to_tells_one_run_from_another(tmp_path: Path) -> None:
+    run = partial(simulate, net(0), clients(5), rounds=1, honest=QUICK, resume=tmp_path)
+    first = run(rule=partial(trimmed_mean, f=1))
+    assert equal(run(rule=partial(trimmed_mean, f=1)).model, first.model)
+    for rule, named in (
+        (partial(trimmed_mean, f=2), r"rule \(trimmed_mean\(f=1\), here trimmed_mean\(f=2\)\)"),
+        (partial(krum, f=1), r"here krum\(f=1\)"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            run(rule=rule)
+    with pytest.raises(ValueError, match=r"another honest \(….*lr=0.05, .*, here ….*lr=0.5, "):
+        run(rule=partial(trimmed_mean, f=1), honest=LocalTraining(epochs=1, batch_size=8, lr=0.5))
 
 
 def test_noise_of_a_rule_is_new_in_each_round() -> None:
