@@ -215,16 +215,15 @@ def test_urls(url: Any) -> None:
 def test_our_own_server() -> None:
     """It limits its rate, tells a wrong question from an answer, and leaves no thread behind."""
     before, net = threading.active_count(), mlp((2,), 3).float()
-    with serving(net, rate=20) as url:
-        start, remote = time.monotonic(), RemoteModel(url)
+    with serving(net, rate=4) as url:  # a busy machine may take a tenth of a second for an answer
+        remote = RemoteModel(url)
         remote(X)
         with pytest.raises(RemoteError, match="answered 429"):
             remote(X)
-        while time.monotonic() < start + 0.06:
-            time.sleep(0.005)
+        time.sleep(0.26)
         assert remote(X).shape == (2, 3)
+        time.sleep(0.26)
         with pytest.raises(RemoteError, match="answered 400"):
-            time.sleep(0.06)
             remote(torch.rand(2, 5))
     for _ in range(100):
         if threading.active_count() <= before:
