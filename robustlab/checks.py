@@ -223,7 +223,15 @@ def _outside(
         raise ValueError(f"{name}: want numbers, got NaN in rows {rows[:10]}")
     text = ", ".join("one per channel" if isinstance(end, Tensor) else f"{end:g}" for end in ends)
     hints = []
-    if span[0] >= 0 and 1 < span[1] <= 255:
+    low, high = ends
+    if (
+        not isinstance(low, Tensor)
+        and not isinstance(high, Tensor)
+        and max(low - span[0], span[1] - high) < (high - low) / 10
+    ):
+        hints.append(f"if resizing or rounding has overshot, say {name}.clamp({low:g}, {high:g})")
+        likely_box = "(low, high)"
+    elif span[0] >= 0 and 1 < span[1] <= 255:
         hints.append(f"if these are bytes, say {name} / 255")
         likely_box = "(0, 255)"
     else:

@@ -124,11 +124,19 @@ def test_a_result_is_inside_its_own_box() -> None:
     ("change", "message"),
     [
         (lambda x: 255 * x, r"want values in \[0, 1\], got values in \[0.0, 255.0\]; if these are bytes, say x / 255"),
+        (
+            lambda x: 1.001 * x / x.max(),
+            r"want values in \[0, 1\], .*; if resizing or rounding has overshot, say x.clamp\(0, 1\);",
+        ),
+        (
+            lambda x: x / x.max() - 0.02,
+            r"want values in \[0, 1\], .*; if resizing or rounding has overshot, say x.clamp",
+        ),
         (lambda x: 2 * x - 1, r"want values in \[0, 1\], .*; Victim\(model, bounds=\(-1, 1\)\) takes them as they are"),
         (lambda x: (x - 0.1307) / 0.3081, r"want values in \[0, 1\], .* Victim\(model, bounds=\(low, high\)\) takes"),
         (lambda x: x.index_fill(0, torch.tensor([1, 2]), torch.nan), r"want numbers, got NaN in rows \[1, 2\]"),
     ],
-    ids=["bytes", "around 0", "normalized", "NaN"],
+    ids=["bytes", "above", "below", "around 0", "normalized", "NaN"],
 )
 def test_inputs_outside_the_box(change: Callable[[Tensor], Tensor], message: str) -> None:
     model, x, _ = problem()
