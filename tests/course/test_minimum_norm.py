@@ -57,3 +57,19 @@ def test_the_maze_is_the_maximum_of_its_faces_and_hides_the_nearest() -> None:
         (slope,) = torch.autograd.grad((z[:, 1] - z[:, 0]).sum(), here)
         seen = (z[:, 0] - z[:, 1]).detach() / ball.dual(slope)
         assert float((seen > 1.5 * exact).double().mean()) > 0.5
+
+
+@pytest.mark.parametrize("cells", [1000, 3000])
+def test_a_scan_in_even_steps_is_as_right_as_a_bisection(cells: int) -> None:
+    """No crossing is where such a scan stops: there the order of sums would decide."""
+    tasks = load("03_minimum_norm").tasks
+    for seed in range(5):
+        across = tasks._bisect(seed)[0]
+        model, x, y, direction, far = across.arguments
+        crossing = tasks.crossing_case(tasks.SHAPE, seed=seed)[4]
+        t = far * torch.arange(cells + 1, dtype=x.dtype) / cells
+        assert (t - crossing[1:3, None]).abs().min() > 1e-6 * far, "the two that are near the ends"
+        wrong = torch.stack([model(x + step * direction).argmax(dim=1) != y for step in t], dim=1)
+        first = wrong.double().argmax(dim=1)
+        moved = (wrong.any(dim=1) & ~wrong[:, 0]).reshape(-1, 1, 1, 1)
+        across.judge(torch.where(moved, x + t[first].reshape(-1, 1, 1, 1) * direction, x))
