@@ -256,6 +256,7 @@ def test_no_poison_inside_the_radius_turns_the_neighbors_vote_nor_passes_the_the
         ("epochs", {"epochs": 0}), ("batch_size", {"batch_size": 0}), ("lr", {"lr": 0.0}),
         ("momentum", {"momentum": -1.0}), ("chunk", {"chunk": 0}), ("y", {"y": torch.zeros(3).long()}),
         ("x", {"x": torch.full((2, 3), torch.nan).double()}),
+        ("x", {"x": rows(2)[0][:, :1]}), ("data", {"data": (rows(4)[0], torch.arange(4))}),
         ("data", {"data": (torch.rand(4, 3), torch.arange(4) % 2)}),
         ("data", {"data": (torch.full((4, 3), torch.inf).double(), torch.arange(4) % 2)}),
     ],

@@ -43,6 +43,7 @@ class NoisyModels(Result):
 
     def votes(self, x: Tensor, *, chunk: int = 100) -> Tensor:
         """(N, K): how many models choose each class of each input (N, ...); ties go to the first class."""
+        same_shape_as_rows(x, self.test_noise.shape[1:])
         call = _caller(self.network)
         total: Tensor | None = None
         with torch.no_grad(), evaluating(self.network):
@@ -54,6 +55,12 @@ class NoisyModels(Result):
                 total = ballots if total is None else total + ballots
         assert total is not None
         return total
+
+
+def same_shape_as_rows(x: Tensor, shape: torch.Size) -> None:
+    """Raises ValueError unless inputs (N, ...) are of the rows' shape: the noise would spread others to it."""
+    if x.shape[1:] != shape:
+        raise ValueError(f"x: want inputs (N, ...) of the rows' shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
 def train_noisy(

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.data.pairs import Pairs, read_labeled
-from robustlab.defenses.certified.noisy_models import NoisyModels, train_noisy
+from robustlab.defenses.certified.noisy_models import NoisyModels, same_shape_as_rows, train_noisy
+from robustlab.models.probing import count_outputs
 
 __all__ = ["noisy_models", "rab", "vote_certificate"]
 
@@ -97,8 +98,10 @@ def rab(
     checks.finite("x", x)
     label = None if y is None else checks.labels("y", y, x)
     _enough(models, alpha, 2)
+    rows, of_rows = read_labeled(data)
+    same_shape_as_rows(x, rows.shape[1:])
     found = noisy_models(
-        data, network=network, sigma=sigma, models=models, epochs=epochs, batch_size=batch_size, lr=lr,
+        (rows, of_rows), network=network, sigma=sigma, models=models, epochs=epochs, batch_size=batch_size, lr=lr,
         momentum=momentum, seed=seed, test_noise=test_noise, chunk=chunk, progress=progress, resume=resume,
     )  # fmt: skip
     return vote_certificate(found.votes(x, chunk=chunk), label, sigma=sigma, alpha=alpha, dtype=x.dtype)
@@ -138,6 +141,7 @@ def noisy_models(
     checks.positive("lr", lr)
     checks.not_negative("momentum", momentum)
     checks.at_home(network, x, "data")
+    checks.in_classes("data", y, count_outputs(network, x))
     return train_noisy(
         network, x, y, models=models, sigma=sigma, epochs=epochs, batch_size=size, lr=lr, momentum=momentum, seed=seed,
         test_noise=test_noise, chunk=chunk, progress=progress, resume=None if resume is None else Path(resume),
