@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from scipy.optimize import approx_fprime
 from scipy.stats import norm as normal
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -66,7 +67,7 @@ def test_gain_is_the_expectation_of_what_is_gained(v: float) -> None:
     # ∫ t φ(v − t) dt = φ(v) ∫ t e^{vt − t²/2} dt
     exponent = v * t - t * t / 2
     top = exponent.max()
-    want = normal.logpdf(v) + top + math.log(np.trapezoid(t * np.exp(exponent - top), t))
+    want = normal.logpdf(v) + top + math.log(trapezoid(t * np.exp(exponent - top), t))
     gain, slope = (float(part) for part in _log_gain(np.array(v)))
     assert gain == pytest.approx(want, abs=2e-7, rel=1e-7)
     h = 1e-5 * max(1.0, abs(v))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from scipy.sparse import coo_array
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from torch import Tensor
 
@@ -17,9 +18,9 @@ from robustlab.training.fit import fit
 SIZES = {"cora": (2708, 5278, 1433, 140, 7), "citeseer": (3327, 4552, 3703, 120, 6)}
 
 
-def matrix(graph: Citations) -> coo_array:
+def matrix(graph: Citations) -> csr_matrix:
     i, j = graph.edges.T.numpy()
-    return coo_array((torch.ones(len(i)).numpy(), (i, j)), shape=(len(graph), len(graph)))
+    return csr_matrix((torch.ones(len(i)).numpy(), (i, j)), shape=(len(graph), len(graph)))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -42,7 +43,7 @@ def test_the_graphs_are_what_they_say(name: str) -> None:
 def test_a_part_is_connected_and_the_nearest_to_its_start() -> None:
     graph = citations("cora")
     _, label = connected_components(matrix(graph), directed=False)
-    largest = torch.from_numpy(label).bincount().max()
+    largest = np.unique(label, return_counts=True)[1].max()
     seen = set()
     for seed in range(3):
         part = graph.connected_part(500, seed=seed)
