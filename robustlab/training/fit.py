@@ -52,7 +52,7 @@ class Objective(Protocol[Trained_contra]):
     ``check_labels(y, classes)`` where it has one (unlabeled rows, say). One that does not take every model has a method
     ``check_model(model, x)``, which is given one sample before any work and raises. One that remembers something from
     batch to batch gives it by ``state_dict()`` as tensors, and takes it by ``load_state_dict``, for trainings that are
-    resumed.
+    resumed; one that has a dict ``arguments``, of names and what it was made with, is told by them from another then.
     """
 
     def __call__(self, model: Trained_contra, x: Tensor, y: Tensor, /, *, ids: Tensor, seed: int) -> Tensor:
@@ -157,7 +157,8 @@ def fit(
         patience: end the training once so many epochs in turn have not been better than the best; None never does.
         resume: a file that is written after each epoch, whole or not at all. If it is there already, the training goes
             on from it, and the outcome is that of one that was never interrupted; what `on_epoch` returns must then be
-            such as JSON holds. Of the objective only its kind is compared with the file's, not its arguments.
+            such as JSON holds. An objective of this library is compared with the file's by its arguments, too; of your
+            own only the name is, unless it says its ``arguments`` (:class:`Objective`).
 
     Raises:
         ValueError, TypeError: for a wrong argument, before any work, such as a file of another model, data set,

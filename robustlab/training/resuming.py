@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from robustlab.files import RunFiles, digest, require_writable
 from robustlab.training.averaging import Average, put
 
 LISTS = ("loss", "lr", "monitor", "validation")
+P = ParamSpec("P")
+Made = TypeVar("Made")
+
 ARGUMENTS = ("epochs", "batch_size", "lr", "schedule", "optimizer", "weight_decay", "averaging", "seed")
 
 
@@ -160,12 +165,35 @@ def identity(model: nn.Module, x: Tensor, y: Tensor, objective: Any, told: tuple
     return {**digests, "objective": name_of(objective), **dict(zip(ARGUMENTS, told, strict=True))}
 
 
+def with_arguments(factory: Callable[P, Made]) -> Callable[P, Made]:
+    """Let the objective that a function makes say of which ``arguments`` it is, by name."""
+    signature = inspect.signature(factory)
+
+    @wraps(factory)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Made:
+        made = factory(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        vars(made)["arguments"] = dict(given.arguments)
+        return made
+
+    return make
+
+
 def name_of(given: Any) -> str:
-    """A word as it is; of a function its name, with what `functools.partial` binds; of an object its class's."""
+    """A word as it is; the name of a function, with what `functools.partial` binds, or that of an object's class.
+
+    ``arguments`` of an object, where it says them, stand behind its name.
+    """
     if isinstance(given, partial):
-        bound = [*map(_bound, given.args), *(f"{name}={_bound(value)}" for name, value in given.keywords.items())]
-        return f"{name_of(given.func)}({', '.join(bound)})"
+        return f"{name_of(given.func)}({_listed(*given.args, **given.keywords)})"
+    if isinstance(arguments := getattr(given, "arguments", None), dict):
+        return f"{type(given).__qualname__}({_listed(**arguments)})"
     return given if isinstance(given, str) else getattr(given, "__qualname__", type(given).__qualname__)
+
+
+def _listed(*args: Any, **kwargs: Any) -> str:
+    return ", ".join([*map(_bound, args), *(f"{name}={_bound(value)}" for name, value in kwargs.items())])
 
 
 def _bound(value: Any) -> str:

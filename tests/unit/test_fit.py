@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlab import data, models
+from robustlab.defenses import adversarial_training
 from robustlab.geometry.keyed import Noise
 from robustlab.training.fit import History, cross_entropy, fit
 from robustlab.training.schedules import schedule_factor
@@ -513,6 +514,17 @@ def test_each_optimizer_resumes(optimizer, tmp_path: Path) -> None:
         fit(model, _toy(), epochs=3, optimizer=optimizer, resume=file)
         ends.append(_weights(model))
     assert torch.equal(*ends)
+
+
+def test_a_file_of_another_radius_is_refused(tmp_path: Path) -> None:
+    file, made = tmp_path / "training.safetensors", lambda eps: adversarial_training(eps=eps, steps=1)
+    data = torch.rand(8, 5), torch.arange(8) % 3
+    first, again = nn.Linear(5, 3), nn.Linear(5, 3)
+    fit(first, data, objective=made(0.1), epochs=1, resume=file)
+    with pytest.raises(ValueError, match=r"objective \(.*eps=0\.1.*, here .*eps=0\.2"):
+        fit(nn.Linear(5, 3), data, objective=made(0.2), epochs=1, resume=file)
+    fit(again, data, objective=made(0.1), epochs=1, resume=file)
+    assert torch.equal(_weights(first), _weights(again))
 
 
 def test_a_file_of_another_training_is_refused_by_what_is_other_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from robustlab.defenses.training.crafting import Ball, CraftMode, InBall, at_wor
 from robustlab.geometry.keyed import derive_seed
 from robustlab.geometry.norms import ProperNorm
 from robustlab.models.modes import evaluating
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["OverfittingCheck", "adversarial_training", "robust_validation"]
 
@@ -102,6 +103,7 @@ class AdversarialTraining(InBall):
         self.checks.append(seen)
 
 
+@with_arguments
 def adversarial_training(
     *,
     norm: ProperNorm = "linf",

@@ -30,6 +30,7 @@ from robustlab.defenses.training.crafting import Ball, CraftMode, InBall
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import ProperNorm
 from robustlab.models.probing import count_outputs
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["cat"]
 
@@ -91,6 +92,7 @@ def soft_labels(y: Tensor, weight: Tensor, noise: Noise, draw: int, classes: int
     return torch.lerp(F.one_hot(y, classes).to(weight), uniform, weight[:, None])
 
 
+@with_arguments
 def cat(
     *,
     norm: ProperNorm = "linf",

@@ -33,6 +33,7 @@ from robustlab.geometry.keyed import Noise
 from robustlab.graph.hinge import Elementwise, Lines
 from robustlab.graph.interval import Bounds
 from robustlab.graph.node import Graph
+from robustlab.training.resuming import with_arguments
 from robustlab.verification.propagation.backward import backward
 from robustlab.verification.propagation.region import Region
 from robustlab.verification.propagation.specification import as_forms
@@ -114,6 +115,7 @@ def _with(columns: Tensor, count: int) -> Tensor:
     return torch.cat([columns, columns.new_zeros(columns.shape[0], missing, *columns.shape[2:])], dim=1)
 
 
+@with_arguments
 def convex_adversarial_training(
     *,
     eps: float,

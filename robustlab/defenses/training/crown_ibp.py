@@ -21,6 +21,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.defenses.training.worst_case import Growth, WorstCase
 from robustlab.graph.node import Graph
+from robustlab.training.resuming import with_arguments
 from robustlab.verification.propagation.backward import backward, interval_bound
 from robustlab.verification.propagation.bound_options import BoundOptions
 from robustlab.verification.propagation.layers import interval_layers
@@ -57,6 +58,7 @@ class CrownIbp(WorstCase):
         return value.reshape(len(region), -1)
 
 
+@with_arguments
 def crown_ibp(
     *,
     eps: float,

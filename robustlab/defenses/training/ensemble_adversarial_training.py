@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.defenses.training.crafting import Ball, InBall
 from robustlab.geometry.keyed import Noise, derive_seed
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["ensemble_adversarial_training"]
 
@@ -57,6 +58,7 @@ class EnsembleAdversarialTraining(InBall):
         return (start.detach() + (eps - alpha) * grad.sign()).clamp(*self.ball.bounds)
 
 
+@with_arguments
 def ensemble_adversarial_training(
     *,
     surrogates: Sequence[nn.Module],

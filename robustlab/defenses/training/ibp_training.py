@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robustlab.defenses.training.worst_case import Growth, WorstCase
 from robustlab.graph.node import Graph
+from robustlab.training.resuming import with_arguments
 from robustlab.verification.propagation.backward import interval_bound
 from robustlab.verification.propagation.layers import interval_layers
 from robustlab.verification.propagation.region import Region
@@ -35,6 +36,7 @@ class IbpTraining(WorstCase):
         return interval_bound(graph, layers, as_forms(C, len(region)), rounding=False).reshape(len(region), -1)
 
 
+@with_arguments
 def ibp_training(
     *,
     eps: float,

@@ -27,6 +27,7 @@ from robustlab.defenses.training.crafting import Ball, CraftMode, InBall, diverg
 from robustlab.defenses.training.pseudo import PseudoLabels
 from robustlab.defenses.training.trades import most_divergent
 from robustlab.geometry.norms import ProperNorm
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["pseudo_label", "robust_self_training"]
 
@@ -68,6 +69,7 @@ def pseudo_label(teacher: nn.Module, data: Pairs) -> Tensor:
     return torch.where(y == UNLABELED, predict(teacher, x).to(y.device), y)
 
 
+@with_arguments
 def robust_self_training(
     *,
     pseudo_labels: Tensor | None = None,

@@ -28,6 +28,7 @@ from robustlab.geometry.adam import Adam
 from robustlab.graph.arithmetic import full_precision
 from robustlab.graph.tracing import trace
 from robustlab.models.modes import evaluating
+from robustlab.training.resuming import with_arguments
 from robustlab.verification.duals.eigenvalues import first_guess, lanczos
 from robustlab.verification.duals.one_hidden import Parts, parts_of
 
@@ -120,6 +121,7 @@ def _product(pq: tuple[Tensor, Tensor, Tensor], u: Tensor) -> Tensor:
     return torch.cat([torch.linalg.vecdot(p, t)[:, None], p * one + (v * s) @ W, v * (t @ W.T)], dim=1)
 
 
+@with_arguments
 def sdp_training(*, weight: float = 0.002, iterations: int = 30, lr: float = 0.01) -> SdpTraining:
     """An objective for :func:`robustlab.training.fit.fit`: cross-entropy and the certificate's dual, for all radii.
 

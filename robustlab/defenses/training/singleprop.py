@@ -43,6 +43,7 @@ from robustlab.graph.node import Graph, Node
 from robustlab.graph.operators import Affine, Rule
 from robustlab.graph.tracing import trace
 from robustlab.models.normalize import Normalize
+from robustlab.training.resuming import with_arguments
 from robustlab.verification.propagation.region import Ball, Region
 
 __all__ = ["singleprop"]
@@ -109,6 +110,7 @@ def half_span(lines: Lines, box: Bounds) -> Tensor:
     return (above - (below if lines.lower_bias is None else below + lines.lower_bias)) / 2
 
 
+@with_arguments
 def singleprop(
     *,
     eps: float,

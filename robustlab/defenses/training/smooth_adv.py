@@ -22,6 +22,7 @@ from robustlab.attacker.losses import log_mean_probabilities
 from robustlab.defenses.training.crafting import Ball, CraftMode, InBall
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import ProperNorm
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["smooth_adv"]
 
@@ -58,6 +59,7 @@ def around(x: Tensor, noise: Tensor) -> Tensor:
     return (x[:, None] + noise).flatten(0, 1)
 
 
+@with_arguments
 def smooth_adv(
     *,
     sigma: float,

@@ -28,6 +28,7 @@ from robustlab.attacker.domain import Box
 from robustlab.defenses.training.dirichlet import dirichlet
 from robustlab.geometry.keyed import Noise, derive_seed
 from robustlab.models.modes import evaluating
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["sprout"]
 
@@ -90,6 +91,7 @@ def drawn_labels(y: Tensor, u: Tensor, noise: Noise, draw: int) -> Tensor:
     return dirichlet(CERTAINTY * F.one_hot(y, len(u)) + u, noise, draw)
 
 
+@with_arguments
 def sprout(
     *, sigma: float = 0.1, mixup: float = 0.2, rate: float = 0.1, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Sprout:

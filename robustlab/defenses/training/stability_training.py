@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robustlab import checks
 from robustlab.data import gaussian_noise
 from robustlab.defenses.training.crafting import divergence
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["stability_training"]
 
@@ -38,6 +39,7 @@ class StabilityTraining:
         )
 
 
+@with_arguments
 def stability_training(*, sigma: float, beta: float = 6.0) -> StabilityTraining:
     """An objective for :func:`robustlab.training.fit.fit`: natural loss, and how much noise changes the answer.
 

@@ -28,6 +28,7 @@ from robustlab.attacks.discrete.graph_task import PER_NODE
 from robustlab.geometry.keyed import Noise
 from robustlab.models.graphs import OnGraph
 from robustlab.models.modes import evaluating
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["TopologyTraining", "topology_training"]
 
@@ -82,6 +83,7 @@ class TopologyTraining:
         return self._seen[1], self._seen[2], self._seen[3]
 
 
+@with_arguments
 def topology_training(
     *, share: float = 0.05, steps: int = 20, step_size: float | None = None, pairs: Tensor | None = None
 ) -> TopologyTraining:

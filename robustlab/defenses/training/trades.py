@@ -23,6 +23,7 @@ from robustlab import checks
 from robustlab.defenses.training.crafting import Ball, CraftMode, Forward, InBall, at_worst_weights, divergence
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import ProperNorm
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["trades"]
 
@@ -61,6 +62,7 @@ def most_divergent(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, *, ids: T
         return ball.maximize(model, x, y, ids=ids, seed=seed, loss=minus_divergence, init=start)
 
 
+@with_arguments
 def trades(
     *,
     norm: ProperNorm = "linf",

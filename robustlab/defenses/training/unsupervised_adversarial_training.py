@@ -29,6 +29,7 @@ from robustlab.defenses.training.crafting import Ball, CraftMode, InBall, diverg
 from robustlab.defenses.training.pseudo import PseudoLabels
 from robustlab.geometry.keyed import derive_seed
 from robustlab.geometry.norms import ProperNorm
+from robustlab.training.resuming import with_arguments
 
 __all__ = ["unsupervised_adversarial_training"]
 
@@ -81,6 +82,7 @@ def _mean(values: Tensor, over: Tensor) -> Tensor:
     return torch.where(over, values, 0.0).sum() / over.sum().clamp_min(1)
 
 
+@with_arguments
 def unsupervised_adversarial_training(
     *,
     targets: Targets = "online",

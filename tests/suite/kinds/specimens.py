@@ -20,6 +20,7 @@ from robustlab.data.pairs import read_labeled
 from robustlab.geometry.keyed import Noise
 from robustlab.geometry.norms import get_norm, measure
 from robustlab.models.modes import evaluating
+from robustlab.training.resuming import with_arguments
 
 
 class Asked:
@@ -150,6 +151,7 @@ def coordinate_descent(
     return Solved(point, 3 * steps)
 
 
+@with_arguments
 def gaussian_noise(*, sigma: float = 0.1) -> Callable[..., Tensor]:
     """Cross-entropy at x + σ·noise, the noise drawn for each sample's id."""
     checks.positive("sigma", sigma)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -46,7 +47,7 @@ def given(function: Method, **changes: Callable[[Any], Any]) -> Method:
 
     @like(function)
     def broken(*args: Any, **kw: Any) -> Any:
-        names = list(good.__dict__[function.__name__].__code__.co_varnames)
+        names = list(inspect.unwrap(good.__dict__[function.__name__]).__code__.co_varnames)
         whole = dict(zip(names, args, strict=False)) | kw
         whole |= {name: change(whole.get(name)) for name, change in changes.items()}
         positional = [whole.pop(name) for name in names[: len(args)]]
@@ -270,6 +271,13 @@ def labels_unseen(*, sigma: float = 0.1) -> Callable[..., Tensor]:
     return lambda model, x, y, *, ids, seed: whole(model, x, y.remainder(3), ids=ids, seed=seed)
 
 
+def silent(*, sigma: float = 0.1) -> Callable[..., Tensor]:
+    """With the arguments of another one."""
+    made = good.gaussian_noise(sigma=0.1)
+    made.arguments = {"sigma": 0.1}  # type: ignore[attr-defined]
+    return made
+
+
 def seedless(*, sigma: float = 0.1) -> Callable[..., Tensor]:
     whole = good.gaussian_noise(sigma=sigma)
 
@@ -289,6 +297,7 @@ TRAINERS = [
     (losing(lambda loss, model, x, *_: loss + 0 * torch.rand(())), trainer.check_objective_manners),
     (seedless, trainer.check_same_seed_same_weights),
     (labels_unseen, trainer.check_training_bad_data),
+    (silent, trainer.check_arguments_are_told),
 ]
 
 

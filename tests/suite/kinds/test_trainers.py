@@ -8,6 +8,7 @@ dimension "graph" is given a net on one graph, and nodes in place of images.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from importlib import import_module
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from robustlab.models import OnGraph, build
 from robustlab.training.fit import fit
+from robustlab.training.resuming import name_of
 from tests.suite.kinds.cases import normed_net, of_kind, over, refused
 from tests.suite.kinds.specimens import gaussian_noise
 from tests.suite.models import seeded
@@ -171,6 +173,16 @@ def check_training_bad_data(case: Case, device: torch.device) -> None:
         assert_unchanged(before, model)
 
 
+def check_arguments_are_told(case: Case, device: torch.device) -> None:
+    """By them a training is told from another when it is to be resumed."""
+    first, again = objective(case), objective(case)
+    assert list(first.arguments) == list(case.parameters) and name_of(first) == name_of(again)
+    numbers = {name: value for name, value in first.arguments.items() if isinstance(value, float) and value}
+    for name, value in numbers.items():
+        with contextlib.suppress(ValueError):  # a number that others bind
+            assert name_of(objective(case, **{name: 0.9 * value})) != name_of(first), name
+
+
 def check_mixed_precision(case: Case, device: torch.device) -> None:
     """Convolutions and products in bfloat16: near the loss in full precision, which stays the precision of losses."""
     model, x, y, ids = problem(case, device)
@@ -187,6 +199,11 @@ def check_mixed_precision(case: Case, device: torch.device) -> None:
 @over(CASES)
 def test_loss_is_the_formula(case: Case, device: torch.device) -> None:
     check_loss_is_the_formula(case, device)
+
+
+@over(CASES)
+def test_arguments_are_told(case: Case, device: torch.device) -> None:
+    check_arguments_are_told(case, device)
 
 
 @over(CASES)
