@@ -182,7 +182,7 @@ def test_printed_colors_are_those_of_the_palette_and_of_the_wearer(shirts: dict[
 
         def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
             boxes, scores = self.inner(x)
-            return [{"boxes": b[s > 0.01], "scores": s[s > 0.01]} for b, s in zip(boxes, scores, strict=True)]
+            return [{"boxes": b[s > 1e-6], "scores": s[s > 1e-6]} for b, s in zip(boxes, scores, strict=True)]
 
     net, palette = shirts["nets"]["person_anchor"], printable_colors()
     args = {"scenes": shirts["scenes"], "held_out": shirts["held_out"][:2], "steps": 2, "draws": 4, "colors": palette}
