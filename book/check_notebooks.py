@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     # A copied chapter has the claims of the one it was copied from, which need not be among the arguments.
     book = {*paths, *chapter_paths()}
     problems += [f"claim {name!r} occurs more than once in the book" for name in repeated_claims(book)]
-    print("\n".join(problems) or f"{len(paths)} chapters keep the rules")
+    print("\n".join(problems) or f"chapters that keep the rules: {len(paths)}")
     return 1 if problems else 0
 
 
