@@ -36,6 +36,7 @@ ALIASES = (
     "Draw",
     "Eps",
     "LossFunction",
+    "Made",
     "Model",
     "Numbers",
     "Reply",
