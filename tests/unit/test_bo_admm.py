@@ -149,6 +149,7 @@ def test_rounds_go_down_the_augmented_lagrangian() -> None:
         torch.testing.assert_close(asked[known], x[0] + scale * z, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
 def test_what_is_returned_is_feasible_and_fools(norm: str) -> None:
     net, x = mlp((D,), 3), noise_box(6, (D,), torch.float64)
@@ -162,6 +163,7 @@ def test_what_is_returned_is_feasible_and_fools(norm: str) -> None:
     assert torch.equal(result.x_adv[~result.success], x[~result.success])
 
 
+@pytest.mark.slow
 def test_near_the_optimum_of_an_affine_model() -> None:
     """Never below it; in four dimensions near it after 30 rounds, and nearer than the best of as many random points."""
     model, x, y = affine_problem(2, 8, 4, CPU, spread=1.0)
@@ -177,6 +179,7 @@ def test_near_the_optimum_of_an_affine_model() -> None:
     assert float(ratio.median()) < float(rival.median())
 
 
+@pytest.mark.slow
 def test_proposals_are_worth_more_than_chance() -> None:
     """The first success on a net comes in fewer queries than from as many random points of the same cube."""
     net, x = mlp((D,), 3), 0.3 + 0.4 * noise_box(12, (D,), torch.float64)

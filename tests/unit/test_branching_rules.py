@@ -113,6 +113,7 @@ CROWNS: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_between_crown_and_exact(seed: int) -> None:
     """CROWN ≤ joint ≤ the least of one linear program for each pattern of ReLUs; about α-CROWN or better."""
@@ -299,6 +300,7 @@ def test_the_first_in_rank_is_split(rule: Any) -> None:
         domains[f"sign:{before}"][0, wanted] = 1
 
 
+@pytest.mark.slow
 @over_options
 @pytest.mark.parametrize("seed", range(3))
 def test_both_sides_of_the_exact_minimum(seed: int, options: dict[str, Any]) -> None:
@@ -320,6 +322,7 @@ def test_both_sides_of_the_exact_minimum(seed: int, options: dict[str, Any]) -> 
             assert search.solve(trace(net, (3,)), [moved], replay, Clock(60.0), **options).status == wanted
 
 
+@pytest.mark.slow
 @over_options
 def test_answers_are_those_of_milp(options: dict[str, Any]) -> None:
     """Convolutions and a residual sum, several labels; rules take different ways to the same answers."""
@@ -331,6 +334,7 @@ def test_answers_are_those_of_milp(options: dict[str, Any]) -> None:
         assert found.status == exact.status
 
 
+@pytest.mark.slow
 def test_rules_take_different_ways() -> None:
     """Not the same domains under another name."""
     net = tiny((6, 10, 10, 2), 2)

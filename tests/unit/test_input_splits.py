@@ -189,6 +189,7 @@ def test_clipping_keeps_every_point_that_counts(seed: int) -> None:
     assert float((to - at).clamp_min(0).prod(1).mean() / (high - low).prod(1).mean()) < 0.8, "and cuts off others"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 def test_bounds_that_are_no_numbers_close_no_box(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither as coefficients nor as constants: an unsafe box stays open until the time is over."""
@@ -304,6 +305,7 @@ def test_cases_that_share_a_box_share_its_bounds() -> None:
             torch.testing.assert_close(moved[[i]], effects(graph, alone, weights[[i]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_dear_bounds_are_shared_to_the_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where passes for hidden layers are dear, cases keep one box: fewer boxes are bounded, and no answer changes."""

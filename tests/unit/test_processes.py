@@ -236,6 +236,7 @@ def cmdline(pid: int) -> str:
         return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
 def test_nothing_outlives_the_caller(how: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "script.py"

@@ -135,6 +135,7 @@ def test_parts_hold_every_row_once(most: int) -> None:
             assert only is None or bool((sample[some] == only).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_batch_is_its_samples(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the rows of a sample are too many for a part; and terms that are known are those that are found."""
