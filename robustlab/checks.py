@@ -90,6 +90,8 @@ def below(name: str, value: float, high: float) -> None:
 
 def takes(name: str, function: Callable[..., object], wanted: str, *args: object, **named: object) -> None:
     """Raises unless the caller's ``function`` can be called so; of ``wanted`` the error says how it will be called."""
+    if not callable(function):
+        raise TypeError(f"{name}: want a function of {wanted}, got {type(function).__name__}")
     try:
         taken = inspect.signature(getattr(function, "forward", function))  # a module's own call takes anything
     except (TypeError, ValueError):  # compiled code does not always say what it takes
@@ -224,11 +226,8 @@ def _outside(
     text = ", ".join("one per channel" if isinstance(end, Tensor) else f"{end:g}" for end in ends)
     hints = []
     low, high = ends
-    if (
-        not isinstance(low, Tensor)
-        and not isinstance(high, Tensor)
-        and max(low - span[0], span[1] - high) < (high - low) / 10
-    ):
+    numbers_alone = not isinstance(low, Tensor) and not isinstance(high, Tensor)
+    if numbers_alone and max(low - span[0], span[1] - high) < (high - low) / 10:
         hints.append(f"if resizing or rounding has overshot, say {name}.clamp({low:g}, {high:g})")
         likely_box = "(low, high)"
     elif span[0] >= 0 and 1 < span[1] <= 255:

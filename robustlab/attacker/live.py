@@ -64,8 +64,11 @@ class Live:
     def __len__(self) -> int:
         return self.rows.shape[0]
 
-    def note(self, met: Tensor | int) -> None:
-        """A question of ``met`` (n,), or one for each column of (n, m), or so many of which no goal is looked at."""
+    def note(self, met: Tensor | int) -> int:
+        """A question of ``met`` (n,), or one for each column of (n, m), or so many of which no goal is looked at.
+
+        Returns how many these are for each sample.
+        """
         m = met if isinstance(met, int) else 1 if met.dim() == 1 else met.shape[1]
         if self._asked + m > len(self._met):
             more = self._met.new_empty(max(64, len(self._met), m), len(self))
@@ -76,6 +79,7 @@ class Live:
             self._met[self._asked : self._asked + m] = False if isinstance(met, int) else met.T
         self._judged |= not isinstance(met, int)
         self._asked += m
+        return m
 
     if TYPE_CHECKING:  # what an attack keeps here is its own business
 

@@ -33,6 +33,7 @@ Goal = Callable[[Reply, Tensor], Tensor]
 it, by the model's answer for them."""
 Found = TypeVar("Found")
 _NEVER = torch.iinfo(torch.int64).max
+_AIM = 1.01  # times what is spared for rounding: a threshold is approached forever
 _CUT_OFF = "an output that is differentiable in its input, got one that is cut off from it"
 _NO_GRADIENT = {  # what PyTorch says of a model without a gradient, and we
     "used in the graph": _CUT_OFF,
@@ -394,11 +395,11 @@ class Session:
     def lead(self, logits: Tensor, live: Live) -> Lead:
         """:meth:`goal_margin`, :meth:`secure`, and κ + :meth:`beyond`, for who wants several of them."""
         margin, spared = self._lead(logits, live)
-        return Lead(margin, self._is_secure(margin, spared), self.kappa + 1.01 * spared)
+        return Lead(margin, self._is_secure(margin, spared), self.kappa + _AIM * spared)
 
     def beyond(self, logits: Tensor, live: Live) -> Tensor:
         """The margin at which to aim, (n,): 1 % more than is spared, since a threshold is approached forever."""
-        return 1.01 * self._lead(logits, live)[1]
+        return _AIM * self._lead(logits, live)[1]
 
     def _lead(self, logits: Tensor, live: Live) -> tuple[Tensor, Tensor]:
         """The goal margin, and how much of it is spared for rounding, without a gradient."""
@@ -420,7 +421,7 @@ class Session:
 
         def loss(logits: Tensor, y: Tensor, target: Tensor | None = None, kappa: float = 0.0) -> Tensor:
             lead, spared = self._lead(logits, live)
-            return kappa + 1.01 * spared - lead
+            return kappa + _AIM * spared - lead
 
         return loss
 
@@ -504,8 +505,7 @@ class Session:
         """Note a query of ``met`` (n,), or one for each column of (n, m), or so many of which no goal is looked at."""
         if self._asking is not live:  # what was asked about others comes first, since samples may be among both
             self._settled()._asking = live
-        self._most += met if isinstance(met, int) else 1 if met.dim() == 1 else met.shape[1]
-        live.note(met)
+        self._most += live.note(met)
 
     # Means -----------------------------------------------------------------------------------------------------
 

@@ -254,8 +254,6 @@ def _check(
     """All checks that can be made before any work; returns the device to train on."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}")
-    if not callable(objective):
-        raise TypeError(f"objective: want a callable (model, x, y, *, ids, seed), got {type(objective).__name__}")
     checks.takes("objective", objective, "(model, x, y, *, ids, seed)", model, x, y, ids=x, seed=0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -284,13 +282,10 @@ def _check(
 def _check_extras(averaging: Any, on_epoch: Any, validate: Any, patience: Any) -> None:
     checks.not_negative("averaging", averaging)
     checks.below("averaging", averaging, 1)
-    for name, function, args in (("on_epoch", on_epoch, (0, None)), ("validate", validate, (None,))):
-        if function is None:
-            continue
-        wanted = "(epoch, model)" if len(args) == 2 else "(model)"
-        if not callable(function):
-            raise TypeError(f"{name}: want a function of {wanted}, got {type(function).__name__}")
-        checks.takes(name, function, wanted, *args)
+    if on_epoch is not None:
+        checks.takes("on_epoch", on_epoch, "(epoch, model)", 0, None)
+    if validate is not None:
+        checks.takes("validate", validate, "(model)", None)
     if patience is not None:
         checks.at_least("patience", patience, 1, integer=True)
         if validate is None:

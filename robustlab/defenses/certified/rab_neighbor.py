@@ -20,6 +20,7 @@ from torch import Tensor
 from robustlab import checks
 from robustlab.attacker.results import Certificate
 from robustlab.data.pairs import Pairs, read_labeled
+from robustlab.defenses.certified.noisy_models import same_shape_as_rows
 
 __all__ = ["neighbor_probabilities", "rab_neighbor"]
 
@@ -62,8 +63,7 @@ def neighbor_probabilities(data: Pairs, x: Tensor, *, sigma: float, buckets: int
     checks.at_least("buckets", buckets, 3, integer=True)
     if not len(rows):
         raise ValueError("data: want rows, got none")
-    if x.shape[1:].numel() != rows.shape[1:].numel():
-        raise ValueError(f"x: want inputs (N, ...) of the rows' shape {tuple(rows.shape[1:])}, got {tuple(x.shape)}")
+    same_shape_as_rows(x, rows.shape[1:])
     classes = max(2, int(y.max()) + 1)
     rows, points = rows.flatten(1).double(), x.flatten(1).double()
     d, member = rows.shape[1], torch.nn.functional.one_hot(y, classes).double()

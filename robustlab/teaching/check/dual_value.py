@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, blame, require_shape
+from robustlab.teaching.check.finding import Wrong, blame, of_the_batch, require_shape
 from robustlab.teaching.check.linear_bounds import SLACK, Layers, bounds_case, reference, sampled, values
 
 Price = Callable[[int, Tensor], Tensor]
@@ -142,10 +142,10 @@ def _at_prices(function: Value, sizes: Sequence[int], seed: int) -> None:
     some = [slice(k, k + 1) for k in range(ROWS)]
     alone = torch.cat([_asked(function, layers, ends, a[k], [mu[k] for mu in prices], low, high) for k in some])
     if not torch.allclose(alone, out, atol=SLACK):
-        raise Wrong(
-            "a row gets another value in company than alone",
-            "batch-dependent: rows share something that each should have alone",
+        raise of_the_batch(
             "Every row has its own prices and its own minimum.",
+            who="rows",
+            seen="a row gets another value in company than alone",
         )
 
 

@@ -113,6 +113,13 @@ def blame(seen: str, slips: Iterable[tuple[Any, ...]], matches: Callable[[Any], 
             raise Wrong(seen, cause, *hints)
 
 
+def of_the_batch(
+    *hints: str, who: str = "samples", seen: str = "a sample gets another result in a batch than alone"
+) -> Wrong:
+    """The finding that the rows of a batch are not on their own."""
+    return Wrong(seen, f"batch-dependent: {who} share something that each should have alone", *hints)
+
+
 def require_in_box(out: Tensor, slack: float, hint: str) -> None:
     """Raises :class:`Wrong` if a result leaves [0, 1] by more than ``slack``."""
     low, high = float(out.min()), float(out.max())

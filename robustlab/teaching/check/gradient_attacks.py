@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box, require_unchanged
+from robustlab.teaching.check.finding import (
+    Wrong,
+    lengths,
+    of_the_batch,
+    require_answer,
+    require_in_box,
+    require_unchanged,
+)
 from robustlab.teaching.handout import linear_network, peak_network
 
 Attack = Callable[[nn.Module, Tensor, Tensor, float, int, float], Tensor]
@@ -312,9 +319,7 @@ def _not_the_sign(delta: Tensor, out: Tensor, case: Case, alpha: float) -> None:
 
 
 def _of_the_batch() -> Wrong:
-    return Wrong(
-        "a sample gets another result in a batch than alone",
-        "batch-dependent: samples share something that each should have alone",
+    return of_the_batch(
         "Look for max(), mean(), norm(), all() or any() over the whole batch.",
         "Best losses, lengths and stops are vectors of one number per sample: "
         'cross_entropy(..., reduction="none"), x.flatten(1).norm(dim=1).',

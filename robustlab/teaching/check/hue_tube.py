@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, blame, require_unchanged
+from robustlab.teaching.check.finding import Wrong, blame, of_the_batch, require_unchanged
 
 Tube = Callable[[Tensor, float, float], Any]
 """(x (N, 3, H, W), low, high) → slope, below, above, each like x."""
@@ -215,9 +215,9 @@ def _alone(function: Tube, x: Tensor) -> None:
     each = [_asked(function, x[i : i + 1], *PARTS[0]) for i in range(len(x))]
     alone = [torch.cat(parts) for parts in zip(*each, strict=True)]
     if not _same(together, alone):
-        raise Wrong(
-            "an image gets other lines in a batch than alone",
-            "batch-dependent: images share something that each should have alone",
+        raise of_the_batch(
             "Every pixel has its own slope and its own offsets.",
             "amin(0) over the places, not over the images.",
+            who="images",
+            seen="an image gets other lines in a batch than alone",
         )

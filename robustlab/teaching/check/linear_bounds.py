@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, require_shape
+from robustlab.teaching.check.finding import Wrong, of_the_batch, require_shape
 
 Layers = Sequence[Sequence[Tensor]]
 """[(W, b), ...] of the affine layers."""
@@ -230,9 +230,7 @@ def _require_same_alone(ask: Callable[[slice], list[Tensor]]) -> None:
     together = ask(slice(None))
     alone = [ask(slice(i, i + 1)) for i in range(len(together[0]))]
     if not all(torch.allclose(a, torch.cat(parts), atol=SLACK) for a, *parts in zip(together, *alone, strict=True)):
-        raise Wrong(
-            "a sample gets another result in a batch than alone",
-            "batch-dependent: samples share something that each should have alone",
+        raise of_the_batch(
             "Every sample has its own bounds, its own lines and its own coefficients.",
             "Look for max(), mean() or any() over dimension 0, and for lower[0].",
         )

@@ -17,7 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_in_box, require_unchanged
+from robustlab.teaching.check.finding import (
+    Wrong,
+    lengths,
+    of_the_batch,
+    require_answer,
+    require_in_box,
+    require_unchanged,
+)
 from robustlab.teaching.check.gradient_attacks import Watched
 from robustlab.teaching.check.onto_sets import BALLS, ConvexSet
 from robustlab.teaching.handout import linear_network, relu_network
@@ -410,9 +417,7 @@ def _crossed(
 
 
 def _of_the_batch() -> Wrong:
-    return Wrong(
-        "a sample gets another result in a batch than alone",
-        "batch-dependent: samples share something that each should have alone",
+    return of_the_batch(
         "Look for min(), any(), all() over the whole batch, and for samples that go on after they are misclassified.",
         "Stops, steps and the nearest class are one per sample: freeze a sample once it is misclassified.",
     )

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, lengths, require_answer, require_unchanged
+from robustlab.teaching.check.finding import Wrong, lengths, of_the_batch, require_answer, require_unchanged
 
 Project = Callable[[Tensor, Tensor], Tensor]
 """(delta (N, ...), eps (N,)) → the nearest points of the sets."""
@@ -139,9 +139,7 @@ def _inside_was_moved(project: Project, ball: ConvexSet, delta: Tensor, out: Ten
 
 
 def _of_the_batch() -> Wrong:
-    return Wrong(
-        "a sample gets another result in a batch than alone",
-        "batch-dependent: samples share something that each should have alone",
+    return of_the_batch(
         "Look for max(), sum(), norm() over the whole batch.",
         "Reduce over delta.flatten(1), dim=1, and keep one number per sample.",
     )

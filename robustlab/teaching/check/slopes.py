@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, require_answer, require_unchanged
+from robustlab.teaching.check.finding import Wrong, of_the_batch, require_answer, require_unchanged
 
 Values = Callable[[Tensor], Tensor]
 """g: points (N, q, C, H, W) → one value each, (N, q)."""
@@ -137,9 +137,8 @@ def _explain(out: Tensor, expected: Tensor, u: Tensor, slopes: Tensor, g: Asked,
 
 
 def _of_the_batch() -> Wrong:
-    return Wrong(
-        "all samples of a batch get the same result",
-        "batch-dependent: samples share something that each should have alone",
+    return of_the_batch(
         "Each input has slopes and directions of its own.",
         "Take the mean over dimension 1 only.",
+        seen="all samples of a batch get the same result",
     )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, require_pair
+from robustlab.teaching.check.finding import Wrong, blame, require_pair
 from robustlab.teaching.metered import Metered, Refused
 
 Kind = Literal["gaussian", "laplace", "uniform"]
@@ -87,8 +87,6 @@ def lower_bound(function: Callable[[Tensor, int, float], Tensor], *, hints: int 
     Raises:
         Wrong: with what was seen, the likely cause and hints.
     """
-    from scipy.stats import beta
-
     k, n, alpha = torch.arange(0, 41), 40, 0.05
     try:
         out = function(k, n, alpha)
@@ -96,15 +94,17 @@ def lower_bound(function: Callable[[Tensor, int, float], Tensor], *, hints: int 
             raise Wrong(
                 "want one bound per number of votes", "wrong shape", "k is a tensor (M,), and so is the result."
             )
-        out = out.double()
-        upper = torch.from_numpy(beta.ppf(1 - alpha, k.clamp(max=n - 1).numpy() + 1, n - k.clamp(max=n - 1).numpy()))
-        if torch.allclose(out[:-1], upper[:-1], atol=1e-4):
-            raise Wrong(
-                "the result is above the share of the votes",
-                "the upper end of the interval, not the lower",
-                "The certificate must hold if the class has been lucky, so the bound is below the share.",
-                "The α-quantile of Beta(k, n − k + 1), not the (1 − α)-quantile of Beta(k + 1, n − k).",
-            )
+        out, right = out.double(), _quantile(alpha, k, n).nan_to_num(0.0)
+        if torch.allclose(out, right, atol=1e-4):
+            print("lower_bound: holds, for all numbers of votes out of 40")
+            return
+        seen = f"the bound is off by up to {float((out - right).abs().nan_to_num(torch.inf).max()):.2g}"
+
+        def matches(slip: Tensor) -> bool:
+            told = ~slip.isnan()
+            return torch.allclose(out[told], slip[told], atol=1e-4)
+
+        blame(seen, _slips_of_bound(k, n, alpha), matches)
         if not bool(out.isfinite().all()) or abs(float(out[0])) > 1e-6:
             raise Wrong(
                 f"without a vote the bound is {float(out[0]):.3g}, want 0",
@@ -112,52 +112,57 @@ def lower_bound(function: Callable[[Tensor, int, float], Tensor], *, hints: int 
                 "Beta(0, n + 1) is no distribution.",
                 "torch.where(k == 0, 0, ...), or scipy's nan replaced by 0.",
             )
-
-        def exact(level: float) -> Tensor:
-            found = beta.ppf(level, k.clamp(min=1).numpy(), n - k.clamp(min=1).numpy() + 1)
-            return torch.where(k == 0, 0.0, torch.from_numpy(found))
-
-        if torch.allclose(out, exact(alpha), atol=1e-4):
-            print("lower_bound: holds, for all numbers of votes out of 40")
-            return
-        if torch.allclose(out, exact(alpha / 2), atol=1e-4):
-            raise Wrong(
-                "the bound is that of α/2",
-                "a two-sided interval",
-                "Only one side matters: nobody is harmed by more votes than you think.",
-                "All of α goes to the lower end.",
-            )
-        if torch.allclose(out[1:], exact(1 - alpha)[1:], atol=1e-4):
-            raise Wrong(
-                "the bound is that of 1 − α",
-                "confidence and error mixed up",
-                "α is the probability with which the bound may be too high.",
-                "The α-quantile of Beta(k, n − k + 1), with α small.",
-            )
-        if torch.allclose(out[2:], exact(alpha)[1:-1], atol=1e-4) or torch.allclose(
-            out[1:-1], exact(alpha)[2:], atol=1e-4
-        ):
-            raise Wrong(
-                "the bound of k votes is that of one vote fewer or more",
-                "off by one vote",
-                "At the bound, k or more votes have the probability α: k itself counts.",
-                "1 − cdf(k − 1), which is sf(k − 1), is the probability of k or more.",
-            )
-        if torch.allclose(out, k.double() / n, atol=1e-4):
-            raise Wrong(
-                "the result is the share of the votes itself",
-                "no confidence bound",
-                "Another draw of the noise gives another share, half of the time a smaller one.",
-                "Clopper and Pearson: the α-quantile of Beta(k, n − k + 1).",
-            )
         raise Wrong(
-            f"the bound is off by up to {float((out - exact(alpha)).abs().max()):.2g}",
+            seen,
             "another bound than that of Clopper and Pearson",
             "At the bound p, k or more votes of n have the probability α.",
             "It is the α-quantile of Beta(k, n − k + 1); k = n gives α^(1/n).",
         )
     except Wrong as wrong:
         raise wrong.shown_as("lower_bound", hints) from None
+
+
+def _quantile(level: float, k: Tensor, n: int) -> Tensor:
+    """The quantile of Beta(k, n − k + 1), (M,) float64; NaN where that is no distribution."""
+    from scipy.stats import beta
+
+    return torch.from_numpy(beta.ppf(level, k.numpy(), (n - k + 1).numpy()))
+
+
+def _slips_of_bound(k: Tensor, n: int, alpha: float) -> list[tuple[Any, ...]]:
+    """What likely slips give in the place of the lower bound, NaN where they say nothing; their causes and hints."""
+    right = _quantile(alpha, k, n)
+    nothing = right.new_full((1,), torch.nan)
+    votes = "At the bound, k or more votes have the probability α: k itself counts."
+    off = "off by one vote", votes, "1 − cdf(k − 1), which is sf(k − 1), is the probability of k or more."
+    return [
+        (
+            _quantile(1 - alpha, k + 1, n),
+            "the upper end of the interval, not the lower",
+            "The certificate must hold if the class has been lucky, so the bound is below the share.",
+            "The α-quantile of Beta(k, n − k + 1), not the (1 − α)-quantile of Beta(k + 1, n − k).",
+        ),
+        (
+            _quantile(alpha / 2, k, n).nan_to_num(0.0),
+            "a two-sided interval",
+            "Only one side matters: nobody is harmed by more votes than you think.",
+            "All of α goes to the lower end.",
+        ),
+        (
+            _quantile(1 - alpha, k, n),
+            "confidence and error mixed up",
+            "α is the probability with which the bound may be too high.",
+            "The α-quantile of Beta(k, n − k + 1), with α small.",
+        ),
+        (torch.cat([nothing, right[:-1]]), *off),
+        (torch.cat([nothing, right[2:], nothing]), *off),
+        (
+            k.double() / n,
+            "no confidence bound",
+            "Another draw of the noise gives another share, half of the time a smaller one.",
+            "Clopper and Pearson: the α-quantile of Beta(k, n − k + 1).",
+        ),
+    ]
 
 
 def certify(

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustlab.teaching.check.finding import Wrong, require_shape
+from robustlab.teaching.check.finding import Wrong, of_the_batch, require_shape
 from robustlab.teaching.check.linear_bounds import SLACK, Layers, bent, bounds_case, reference, sampled, values
 
 Margins = Callable[[Layers, Tensor, Tensor, float], Tensor]
@@ -147,8 +147,6 @@ def _asked(function: Margins, layers: Layers, x: Tensor, y: Tensor, eps: float) 
 def _alone(function: Margins, layers: Layers, x: Tensor, y: Tensor, eps: float, together: Tensor) -> None:
     alone = torch.cat([_asked(function, layers, x[i : i + 1], y[i : i + 1], eps) for i in range(len(x))])
     if not torch.allclose(alone, together, atol=SLACK):
-        raise Wrong(
-            "a sample gets another result in a batch than alone",
-            "batch-dependent: samples share something that each should have alone",
+        raise of_the_batch(
             "Every sample has its own bounds, its own lines and its own coefficients.",
         )
